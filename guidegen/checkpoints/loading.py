@@ -1,0 +1,70 @@
+"""Reading weights: the only place that opens them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidegen.checkpoints import Checkpoint, ClassifierInfo, weight_files
+from guidegen.errors import CheckpointError
+
+
+def load_unet(checkpoint: Checkpoint, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
+    """The checkpoint's `UNet2DModel` with fp32 weights, in eval mode, on `device`."""
+    from diffusers import UNet2DModel
+
+    return _load(UNet2DModel, checkpoint.unet_folder, device, allow_pickle)
+
+
+def load_classifier(classifier: ClassifierInfo, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
+    """The `NoisyClassifier` with fp32 weights, in eval mode, on `device`."""
+    from guidegen.checkpoints.noisy_classifier import NoisyClassifier
+
+    return _load(NoisyClassifier, classifier.folder, device, allow_pickle)
+
+
+def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool) -> nn.Module:
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    safe = all(_is_whole(path) for path in weight_files(folder, allow_pickle))
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            use_safetensors=safe,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers raises whatever its readers raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: the weights do not load: {first}") from error
+    wrong = [*info["missing_keys"], *info.get("mismatched_keys", [])]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json: {len(wrong)} tensors missing, first {wrong[0]}."
+        )
+    network: nn.Module = model.to(device).eval().requires_grad_(False)
+    return network
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether `path` is safetensors (False: a pickle that was asked for).
+
+    Raises:
+        CheckpointError: it is safetensors, but cut short or damaged.
+    """
+    if path.suffix != ".safetensors":
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {error}. Download it again.") from error

@@ -1,0 +1,165 @@
+"""Where results go: a run directory, one file, or standard output."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guidegen.errors import UsageError
+from guidegen.run import parameters_line, png_text
+
+if TYPE_CHECKING:
+    from guidegen.run import Row
+
+_IMAGES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `-o` asked for.
+
+    Attributes:
+        path: the run directory or the file; `-` for standard output.
+        folder: where images are kept while the run is drawn; None for a temporary one.
+        is_file: one file is the result.
+        to_stdout: PNG bytes on standard output are.
+        default: nothing was asked for.
+    """
+
+    path: Path
+    folder: Path | None
+    is_file: bool = False
+    to_stdout: bool = False
+    default: bool = False
+
+    @property
+    def one_image(self) -> bool:
+        """Whether it can hold one picture only."""
+        return self.to_stdout or self.path.suffix.lower() in _IMAGES
+
+    def named(self, name: str) -> Output:
+        """The default directory gets its name from the settings, so that the same command finds it again."""
+        if not self.default:
+            return self
+        folder = self.path / name
+        return replace(self, path=folder, folder=folder)
+
+
+def parse_output(out: str | None) -> Output:
+    """Reads `-o`. Files are drawn through a run directory beside them, which a restart finds.
+
+    Raises:
+        UsageError: a file of a kind that cannot be written.
+    """
+    if out is None:
+        return Output(Path("guidegen-runs"), None, default=True)
+    if out == "-":
+        return Output(Path("-"), None, to_stdout=True)
+    path = Path(out).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir() or out.endswith(os.sep):
+        return Output(path, path)
+    if suffix in (*_IMAGES, ".npz"):
+        return Output(path, path.with_name(f"{path.name}.partial"), is_file=True)
+    if suffix in (".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".tar"):
+        raise UsageError(f"-o {out}: cannot write {suffix}. Use a directory, .png, .webp, .jpg or .npz.")
+    return Output(path, path)
+
+
+def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the file holds just this plan.
+
+    Raises:
+        UsageError: it is there, holds something else, and may not be overwritten.
+    """
+    if overwrite or not output.path.exists():
+        return False
+    if _read_plan(output.path) == json.loads(json.dumps(plan)):
+        return True
+    raise UsageError(f"{output.path} is there and holds something else. Name another -o, or --overwrite it.")
+
+
+def export(folder: Path, rows: Sequence[Row], picture: Path, plan: dict[str, Any], output: Output) -> None:
+    """Makes the one file from the run in `folder`; `picture` is its image or grid."""
+    if output.to_stdout:
+        sys.stdout.buffer.write(picture.read_bytes())
+        sys.stdout.buffer.flush()
+        return
+    temporary = output.path.with_name(f".{output.path.name}.{os.getpid()}.part")
+    try:
+        if output.path.suffix == ".npz":
+            _write_npz(temporary, folder, rows, plan)
+        else:
+            temporary.write_bytes(_encode(picture, rows, plan, output.path.suffix.lower()))
+        temporary.replace(output.path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: str) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(picture) as image:
+        line = None
+        if len(rows) == 1:
+            facts = {"settings": plan["settings"], "cell": plan["cells"][0], "label_name": rows[0]["label_name"]}
+            line = parameters_line(facts, *image.size)
+        if suffix == ".png":
+            image.save(buffer, "PNG", pnginfo=png_text(plan, line))
+        else:
+            exif = Image.Exif()
+            text = json.dumps(plan, sort_keys=True)
+            exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+            image.convert("RGB").save(buffer, _IMAGES[suffix], exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+def _write_npz(path: Path, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> None:
+    """uint8 NHWC `arr_0` and labels `arr_1`, as OpenAI's evaluator reads them, streamed image by image."""
+    import zipfile
+
+    import numpy as np
+    from numpy.lib import format as npy
+    from PIL import Image
+
+    good = [row for row in rows if row["status"] == "ok"]
+    if not good:
+        raise UsageError("No image came out finite; there is nothing to write.")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        shape = (len(good), *good[0]["shape"])
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for row in good:
+                with Image.open(folder / row["file"]) as image:
+                    file.write(np.asarray(image).reshape(shape[1:]).tobytes())
+        labels = np.array([-1 if row["label"] is None else row["label"] for row in good], dtype=np.int64)
+        for name, array in (("arr_1", labels), ("guidegen", np.array(json.dumps(plan, sort_keys=True)))):
+            with archive.open(f"{name}.npy", "w") as file:
+                npy.write_array(file, array)
+
+
+def _read_plan(path: Path) -> Any:
+    """The plan that a file of ours carries, or None."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as data:
+                return json.loads(str(data["guidegen"]))
+        with Image.open(path) as image:
+            if path.suffix.lower() == ".png":
+                return json.loads(image.text["guidegen"])  # type: ignore[attr-defined]
+            comment = image.getexif().get_ifd(_EXIF_IFD)[_USER_COMMENT]
+            return json.loads(bytes(comment[8:]).decode("utf-16-be"))
+    except (OSError, KeyError, ValueError, TypeError, AttributeError):
+        return None

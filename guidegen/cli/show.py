@@ -1,0 +1,153 @@
+"""`guidegen inspect`, `guidegen labels` and `guidegen grid`: nothing here runs a network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guidegen import grid
+from guidegen.checkpoints import MODES, Checkpoint, weight_files
+from guidegen.cli import console, options
+from guidegen.cli.draw import draw_grid
+from guidegen.errors import UsageError
+from guidegen.run import read_rows, read_run
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the three commands."""
+    app.command("inspect", help="Say what a checkpoint is and which modes it can serve.")(_inspect)
+    app.command("labels", help="List the labels of a checkpoint, or search them.")(_labels)
+    app.command("grid", help="Draw the grid of a run again from its files, with other axes or another size.")(_grid)
+
+
+def _inspect(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", envvar="GUIDEGEN_MODEL", help="Folder or hub id. Default: bundled.")
+    ] = None,
+    classifier: options.ClassifierRef = None,
+    null_label: options.NullLabel = None,
+    offline: options.Offline = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    checkpoint = options.find_checkpoint(model, null_label, offline, allow_pickle, weights=True)
+    judge = options.find_classifier(classifier, checkpoint, offline, allow_pickle, weights=True)
+    weights = weight_files(checkpoint.unet_folder, allow_pickle)
+    refusals = {mode: checkpoint.refusal(mode, judge is not None) for mode in MODES}
+    facts: dict[str, Any] = {
+        "checkpoint": checkpoint.ref,
+        "revision": checkpoint.revision,
+        "kind": _kind(checkpoint),
+        "resolution": "{2}x{1}, {0} channels".format(*checkpoint.shape),
+        "parameters": sum(_parameters(path) for path in weights) or None,
+        "labels": len(checkpoint.labels),
+        "null label": checkpoint.null_label,
+        "prediction type": checkpoint.prediction_type,
+        "scheduler": checkpoint.scheduler_config.get("_class_name"),
+        "default steps": checkpoint.steps,
+        "learned variance": checkpoint.learned_variance,
+        "classifier": judge and f"{judge.folder} ({len(judge.labels)} labels)",
+        "modes": [mode for mode, reason in refusals.items() if reason is None],
+        "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
+        "missing": checkpoint.missing,
+    }
+    if as_json:
+        console.result(json.dumps(facts, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        if value not in (None, [], {}):
+            table.add_row(key, _text(value))
+    out = Console(file=sys.stdout, highlight=False, markup=False)
+    out.print(table) if out.is_terminal else console.result("\n".join(f"{k}: {_text(v)}" for k, v in facts.items()))
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    if not checkpoint.class_conditional:
+        return "pixel UNet, unconditional"
+    null = "with" if checkpoint.null_label is not None else "without"
+    return f"pixel UNet, class-conditional {null} a null label"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{mode}: {reason}" for mode, reason in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+
+
+def _parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header alone; 0 for other kinds."""
+    if path.suffix != ".safetensors":
+        return 0
+    from math import prod
+
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(size, 1 << 26)))
+        except ValueError:
+            return 0
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _labels(
+    query: Annotated[str, typer.Argument(metavar="[QUERY]", help="A name or a part of one; close ones are found.")] = "",
+    model: options.Model = None,
+    classifier: options.ClassifierRef = None,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    checkpoint = options.find_checkpoint(model, None, offline)
+    labels = checkpoint.labels
+    if not checkpoint.class_conditional:
+        judge = options.find_classifier(classifier, checkpoint, offline)
+        if judge is None:
+            raise UsageError(
+                f"{checkpoint.ref} is unconditional: it has no labels. Name a classifier that has: --classifier."
+            )
+        labels = judge.labels
+    found = labels.search(query)
+    if not found:
+        raise UsageError(
+            f"No label like {query!r} among the {len(labels)} of {checkpoint.ref}. `guidegen labels` lists all."
+        )
+    for label in found:
+        name = labels.names[label]
+        console.result(json.dumps({"label": label, "name": name}, ensure_ascii=False) if as_json else f"{label}\t{name}")
+
+
+def _grid(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    columns: Annotated[str, typer.Option("--columns", help="The axis across: w, label, seed or w_classifier.")] = "w",
+    scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
+    debug: options.Debug = False,
+) -> None:
+    about = read_run(run)
+    rows = read_rows(run)
+    shape = next((row["shape"] for row in rows if row["shape"]), None)
+    if shape is None:
+        raise UsageError(f"{run} holds no finished images yet.")
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: a grid is written as .png.")
+    title = grid.title_of(about["settings"])
+    plan = grid.layout(rows, shape[:2], columns, scale, title)
+    if out is not None and len(plan.pages) > 1:
+        raise UsageError(f"The grid needs {len(plan.pages)} pages; leave out -o to write them into the run.")
+    for path in draw_grid(run, rows, plan, title, {"settings": about["settings"]}, out):
+        console.result(str(path))

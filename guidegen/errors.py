@@ -1,0 +1,39 @@
+"""Errors that are for people. Each carries the exit code of the command-line contract."""
+
+
+class GuidegenError(Exception):
+    """What was wrong, what was found, what to do: one or two lines."""
+
+    code = 1
+
+
+class UsageError(GuidegenError):
+    """A bad flag or label, or a mode that this checkpoint cannot serve; nothing was written."""
+
+    code = 2
+
+
+class CheckpointError(GuidegenError):
+    """A checkpoint that is missing, incomplete, unreachable or of an unknown kind."""
+
+    code = 4
+
+
+class UnsafeError(GuidegenError):
+    """A checkpoint refused because opening it could run somebody's code."""
+
+    code = 5
+
+
+class OutputError(GuidegenError):
+    """A disk or I/O failure; what was finished before it is intact."""
+
+    code = 74
+
+
+class StoppedError(GuidegenError):
+    """Stopped by a signal, after the finished images are on disk."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.code = 128 + signal_number

@@ -1,0 +1,167 @@
+"""The list of images to draw: a pure function of the flags."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeVar
+
+from guidegen.errors import UsageError
+
+_T = TypeVar("_T")
+_MAX_LIST = 1_000_000
+_SEED_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image to draw; the key of everything on disk.
+
+    Attributes:
+        label: class id; None where no label is given.
+        seed: of the sample's own generator.
+        w: guidance weight, 0 unconditional, 1 conditional.
+        w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
+    """
+
+    label: int | None
+    seed: int
+    w: float
+    w_classifier: float | None = None
+
+    @property
+    def file(self) -> str:
+        """Where the image stands in the run directory."""
+        both = "" if self.w_classifier is None else f"_c{self.w_classifier}"
+        label = "nolabel" if self.label is None else f"label{self.label:04d}"
+        return f"images/w{self.w}{both}/{label}/{self.seed:06d}.png"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the cell that decides what a sample looks like.
+
+    Attributes:
+        mode: cfg, classifier, both or none.
+        model: name of the checkpoint.
+        model_sha256: of its weights.
+        scheduler: diffusers class name.
+        steps: steps of the scheduler.
+        eta: DDIM's eta; None for the scheduler's default.
+        dtype: fp32, fp16 or bf16 autocast.
+        null_label: the id for "no label".
+        classifier: name of the classifier; None in modes without one.
+        classifier_sha256: of its weights.
+    """
+
+    mode: str
+    model: str
+    model_sha256: str
+    scheduler: str
+    steps: int
+    eta: float | None
+    dtype: str
+    null_label: int | None
+    classifier: str | None = None
+    classifier_sha256: str | None = None
+
+
+def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
+    """(weight of the label's own score, weight of the classifier's gradient) of a cell."""
+    if mode == "classifier":
+        return 0.0, cell.w
+    return cell.w, cell.w_classifier or 0.0
+
+
+def make_cells(
+    labels: Sequence[int | None],
+    seeds: Sequence[int],
+    weights: Sequence[float],
+    classifier_weights: Sequence[float | None] = (None,),
+) -> list[Cell]:
+    """The product, weights innermost: the weights of one (label, seed) share a batch."""
+    return [Cell(*row) for row in itertools.product(labels, seeds, weights, classifier_weights)]
+
+
+def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    """Consecutive slices of at most `size`."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def parse_weight(text: str, flag: str = "--w") -> float:
+    """One finite number.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{flag} takes a finite number, found {text!r}.")
+    return value + 0.0  # -0.0 is 0.0
+
+
+def parse_weights(text: str, flag: str = "--w") -> list[float]:
+    """`0,1,2.5` and `START:STOP:STEP`, both ends included, counted in exact decimals.
+
+    Raises:
+        UsageError: not a list of finite numbers, or a range that never ends.
+    """
+    values: list[float] = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        if ":" in word:
+            values += _range(word, flag)
+        else:
+            values.append(parse_weight(word, flag))
+    if not values:
+        raise UsageError(f"{flag} is empty: give numbers such as 0,1,2.5 or START:STOP:STEP.")
+    return list(dict.fromkeys(values))
+
+
+def _range(word: str, flag: str) -> list[float]:
+    try:
+        start, stop, step = (Decimal(part) for part in word.split(":"))
+        count = (stop - start) / step
+    except (ValueError, ArithmeticError, InvalidOperation):
+        raise UsageError(f"{flag} {word}: a range is START:STOP:STEP with a step that is not zero.") from None
+    if not count.is_finite() or not 0 <= count < _MAX_LIST:
+        raise UsageError(f"{flag} {word}: the range is empty or endless; check the sign of its step.")
+    return [float(start + i * step) + 0.0 for i in range(int(count) + 1)]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-63,100`: seeds and ranges of seeds, both ends included.
+
+    Raises:
+        UsageError: anything else.
+    """
+    seeds: list[int] = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        match = _SEED_RANGE.fullmatch(word)
+        first, last = (int(match[1]), int(match[2])) if match else (_seed(word), _seed(word))
+        if not 0 <= last - first < 10 * _MAX_LIST:
+            raise UsageError(f"--seeds {word}: the range is empty or too long.")
+        seeds += range(first, last + 1)
+    if not seeds or max(seeds) >= 2**63:
+        raise UsageError(f"--seeds {text!r}: give seeds from 0 to 2^63-1, such as 0-63,100.")
+    return list(dict.fromkeys(seeds))
+
+
+def _seed(word: str) -> int:
+    if not word.isdecimal():
+        raise UsageError(f"--seeds: {word!r} is not a seed. Give whole numbers and ranges, such as 0-63,100.")
+    return int(word)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Eight hex digits that name a plan: the same flags give the same ones."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]

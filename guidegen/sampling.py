@@ -1,0 +1,139 @@
+"""The loop: a guide walks a diffusers scheduler from noise to images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidegen.checkpoints import is_flow
+from guidegen.errors import UsageError
+from guidegen.scores.diffusion import Level
+from guidegen.scores.guidance import Guide
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
+
+
+def scheduler_class(name: str, flow: bool = False) -> str:
+    """The diffusers class behind a short name; a class name stays as it is."""
+    return (SCHEDULERS | FLOW_SCHEDULERS if flow else SCHEDULERS).get(name.lower(), name)
+
+
+def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
+    """A diffusers scheduler on the checkpoint's noise schedule.
+
+    Args:
+        config: the checkpoint's `scheduler_config.json`.
+        name: a short name of `SCHEDULERS` or a diffusers class name; None takes the checkpoint's own.
+
+    Raises:
+        UsageError: no such scheduler, or one that cannot walk this schedule.
+    """
+    import diffusers
+
+    flow = is_flow(config)
+    cls_name = scheduler_class(name or config.get("_class_name", "DDPMScheduler"), flow)
+    cls = getattr(diffusers, cls_name, None)
+    if cls is None or not cls_name.endswith("Scheduler"):
+        raise UsageError(f"--scheduler {name!r}: no such scheduler. Use {', '.join(SCHEDULERS)}, or a diffusers class.")
+    settings = dict(config)
+    if "variance_type" in settings and settings["variance_type"] in ("learned", "learned_range"):
+        settings["variance_type"] = "fixed_small"  # guidance sees the mean only
+    if flow and not cls_name.startswith("FlowMatch"):
+        if "use_flow_sigmas" not in inspect.signature(cls.__init__).parameters:
+            raise UsageError(f"--scheduler {name}: cannot walk a flow-matching model. Use euler, heun, dpm++ or unipc.")
+        settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        settings.setdefault("flow_shift", settings.get("shift", 1.0))
+    if not flow and cls_name.startswith("FlowMatch"):
+        raise UsageError(f"--scheduler {name}: is for flow-matching models; this checkpoint is not one.")
+    settings.pop("_class_name", None)
+    return cls.from_config(settings)
+
+
+def noise_levels(scheduler: Any) -> list[Level]:
+    """alpha and sigma of the network's input at each step, after `set_timesteps`.
+
+    Schedulers that keep `sigmas` hold sigma/alpha there (sigma itself for flow matching);
+    those that scale their input (Euler, Heun) still show the network a variance preserving x_t.
+    """
+    if is_flow({"_class_name": type(scheduler).__name__, **scheduler.config}):
+        return [Level(1 - s, s) for s in scheduler.sigmas.tolist()[: len(scheduler.timesteps)]]
+    if hasattr(scheduler, "sigmas"):
+        ratios = scheduler.sigmas.double()[: len(scheduler.timesteps)]
+        return [Level(1 / (1 + r * r) ** 0.5, r / (1 + r * r) ** 0.5) for r in ratios.tolist()]
+    kept = scheduler.alphas_cumprod.double()[scheduler.timesteps.long()]
+    return [Level(a**0.5, (1 - a) ** 0.5) for a in kept.tolist()]
+
+
+def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+    """Unit Gaussian noise (B, *shape) fp32 on the CPU and the generators that drew it, one a seed.
+
+    The same numbers as diffusers' `randn_tensor` given that list of CPU generators.
+    """
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return torch.cat([torch.randn((1, *shape), generator=g) for g in generators]), generators
+
+
+@torch.no_grad()
+def sample(
+    guide: Guide,
+    scheduler: Any,
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    steps: int,
+    eta: float | None = None,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """Draws one image for each seed.
+
+    Args:
+        guide: the guided prediction of this batch.
+        scheduler: a diffusers scheduler; its timesteps are set anew.
+        seeds: B seeds; each sample's noise comes from a generator of its own.
+        shape: (C, H, W).
+        steps: steps of the scheduler.
+        eta: DDIM's eta (Song et al. 2021, arXiv 2010.02502, eq. 16); None leaves the default.
+        device: where the networks are.
+        on_step: called after each step; what it raises ends the loop.
+
+    Returns:
+        Images (B, C, H, W) fp32 in the network's range, usually [-1, 1].
+    """
+    scheduler.set_timesteps(steps)
+    levels = noise_levels(scheduler)
+    noise, generators = initial_noise(seeds, shape)
+    x = (noise * getattr(scheduler, "init_noise_sigma", 1.0)).to(device)
+    accepted = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
+    if eta is not None:
+        extra["eta"] = eta
+    scale_input = getattr(scheduler, "scale_model_input", None)
+    for t, level in zip(scheduler.timesteps, levels, strict=True):
+        x_t = scale_input(x, t) if scale_input else x
+        prediction = guide(x_t, t.to(device), level)
+        x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
+        if on_step:
+            on_step()
+    return x
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether the scheduler's step has DDIM's eta."""
+    return "eta" in inspect.signature(scheduler.step).parameters
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] (B, C, H, W) to uint8 (B, H, W, C) on the CPU, rounded as diffusers' pipelines do."""
+    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to("cpu", torch.uint8)

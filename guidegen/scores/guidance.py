@@ -1,0 +1,130 @@
+"""Guidance: several predictions and gradients become one prediction.
+
+By Bayes' rule grad log p(x|y) = grad log p(x) + grad log p(y|x). A weight w on the last term
+gives w = 0 unconditional, w = 1 conditional, w > 1 sharper; classifier-free guidance writes the
+same term as grad log p(x|y) - grad log p(x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from guidegen.scores.diffusion import Level, PredictionType, score_shift
+
+NULL = -1
+"""The condition "none": each denoiser maps it to its own null label."""
+
+
+class Denoiser(Protocol):
+    """One network call. `prediction_type` says what it predicts."""
+
+    prediction_type: PredictionType
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Prediction (B, C, H, W) fp32 from x_t (B, C, H, W) fp32, timestep t () and labels (B,)."""
+        ...
+
+
+class Classifier(Protocol):
+    """The gradient of a classifier."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """grad log p(label | x_t) (B, C, H, W) fp32 from x_t (B, C, H, W) fp32, t (), labels (B,)."""
+        ...
+
+
+def classifier_free(unconditional: Tensor, conditional: Tensor, w: Tensor) -> Tensor:
+    """u + w (c - u): Ho & Salimans 2022 (arXiv 2207.12598, eq. 6), their w being ours minus one.
+
+    The weights of u and c sum to one, so it holds in every prediction type. Equals the
+    `guidance_scale` of diffusers' pipelines.
+    """
+    return unconditional + w * (conditional - unconditional)
+
+
+def classifier_guided(prediction: Tensor, gradient: Tensor, w: Tensor, level: Level, kind: PredictionType) -> Tensor:
+    """score + w grad log p(y|x_t): Dhariwal & Nichol 2021 (arXiv 2105.05233, algorithm 2).
+
+    Our w over an unconditional model is their classifier scale s.
+    """
+    return prediction + w * score_shift(gradient, level, kind)
+
+
+def calls_per_step(w: float, w_classifier: float) -> int:
+    """Network calls of one sample at one step: null, label and gradient, less those of zero weight."""
+    return (w != 1) + (w != 0) + (w_classifier != 0)
+
+
+class Guide:
+    """Both kinds of guidance over one batch, with a weight for each sample.
+
+    score = s(x) + w (s(x|y) - s(x)) + w_classifier grad log p(y|x), which covers every mode:
+    classifier-free (w_classifier = 0), classifier (w = 0), both, and none. Calls of zero weight
+    are skipped: the conditional one at w = 0, the unconditional one at w = 1, the gradient at
+    w_classifier = 0. The rest go through the denoiser as one batch.
+
+    Args:
+        denoiser: the network.
+        labels: B labels; `NULL` for none.
+        w: B weights of the label's own score.
+        w_classifier: B weights of the classifier's gradient.
+        classifier: needed where any `w_classifier` is not zero.
+        device: where x_t lives.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        labels: Sequence[int],
+        w: Sequence[float],
+        w_classifier: Sequence[float] | None = None,
+        classifier: Classifier | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.denoiser, self.classifier = denoiser, classifier
+        w_classifier = w_classifier or [0.0] * len(labels)
+        if classifier is None and any(w_classifier):
+            raise ValueError("w_classifier is not zero, but there is no classifier")
+        null_rows = [i for i, weight in enumerate(w) if weight != 1]
+        label_rows = [i for i, weight in enumerate(w) if weight != 0]
+        gradient_rows = [i for i, weight in enumerate(w_classifier) if weight != 0]
+        place = {(NULL, i): n for n, i in enumerate(null_rows)}
+        place |= {(0, i): n + len(null_rows) for n, i in enumerate(label_rows)}
+
+        def index(rows: list[int]) -> Tensor:
+            return torch.tensor(rows, dtype=torch.long, device=device)
+
+        def weights(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]
+
+        self._rows = index(null_rows + label_rows)  # which sample each network row draws
+        self._row_labels = index([NULL] * len(null_rows) + [labels[i] for i in label_rows])
+        # A sample with one call only takes it for both terms, whose difference is then zero.
+        self._null_place = index([place.get((NULL, i), place.get((0, i), 0)) for i in range(len(labels))])
+        self._label_place = index([place.get((0, i), place.get((NULL, i), 0)) for i in range(len(labels))])
+        self._mixed = bool(set(null_rows) & set(label_rows))
+        self._w = weights(w)
+        self._gradient_rows = index(gradient_rows)
+        self._gradient_labels = index([labels[i] for i in gradient_rows])
+        self._gradient_w = weights([w_classifier[i] for i in gradient_rows])
+        self.calls = [calls_per_step(*pair) for pair in zip(w, w_classifier, strict=True)]
+        """Network calls of each sample at each step."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
+        """The guided prediction (B, C, H, W) fp32 at one step, in the denoiser's prediction type."""
+        rows = self.denoiser(x_t.index_select(0, self._rows), t, self._row_labels)
+        prediction = rows.index_select(0, self._null_place)
+        if self._mixed:
+            prediction = classifier_free(prediction, rows.index_select(0, self._label_place), self._w)
+        if len(self._gradient_rows) and self.classifier is not None:
+            some = self._gradient_rows
+            gradient = self.classifier(x_t.index_select(0, some), t, self._gradient_labels)
+            guided = classifier_guided(
+                prediction.index_select(0, some), gradient, self._gradient_w, level, self.denoiser.prediction_type
+            )
+            prediction = prediction.index_copy(0, some, guided)
+        return prediction
