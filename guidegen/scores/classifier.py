@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-_FIRST_SCALE = 2.0**10
+_LARGEST_AT_LOGITS = 2.0**10
 _SCALE_STEP = 2.0**5
 _SCALE_TRIES = 6
 
@@ -15,10 +15,11 @@ _SCALE_TRIES = 6
 def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor, columns: Tensor, scaled: bool) -> Tensor:
     """grad of log softmax(logits_of(x))[columns] with respect to x, in fp32.
 
-    Half precision underflows below 6e-8 and overflows above 65504 inside the network, so with
-    `scaled` the log-probability of each sample is multiplied by a power of two before backward
-    and its gradient divided by it after; a sample whose gradient overflows is done again with a
-    smaller one. Each sample has its own scale: the batch around it changes nothing.
+    Backward starts from the gradient at the logits, one-hot minus softmax, in fp32. Half precision
+    underflows below 6e-8 and overflows above 65504 inside the network, so with `scaled` each
+    sample starts from a power of two times that, at most 2^10 however sure the classifier is, and
+    its gradient is divided by it after; where it overflows, backward runs again from a smaller
+    one. Each sample has its own scale: the batch around it changes nothing.
 
     Args:
         logits_of: images (B, C, H, W) -> logits (B, K).
@@ -29,15 +30,21 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
     Returns:
         (B, C, H, W) fp32; not finite only where no scale makes it so.
     """
-    scale = torch.full((len(x),), _FIRST_SCALE if scaled else 1.0, device=x.device)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = logits_of(leaf)
+    # one-hot minus softmax; 1 - p as the sum of the others, which does not round to zero when p is near 1
+    others = logits.detach().float().softmax(dim=-1).scatter(1, columns[:, None], 0.0)
+    start = (-others).scatter(1, columns[:, None], others.sum(dim=1, keepdim=True))
+    if not scaled:
+        return torch.autograd.grad(logits, leaf, start.to(logits.dtype))[0].float()
+    largest = start.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = _LARGEST_AT_LOGITS / largest.log2().ceil().exp2()
     for attempt in range(_SCALE_TRIES):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            log_p = logits_of(leaf).float().log_softmax(dim=-1).gather(1, columns[:, None])[:, 0]
-            (gradient,) = torch.autograd.grad((log_p * scale).sum(), leaf)
-        gradient = gradient.float() / scale[:, None, None, None]
-        if not scaled or attempt == _SCALE_TRIES - 1:
-            break
+        scaled_start = (start * scale[:, None]).to(logits.dtype)
+        last = attempt == _SCALE_TRIES - 1
+        gradient = torch.autograd.grad(logits, leaf, scaled_start, retain_graph=not last)[0].float()
+        gradient = gradient / scale[:, None, None, None]
         overflow = ~gradient.flatten(1).isfinite().all(dim=1)
         if not overflow.any():
             break

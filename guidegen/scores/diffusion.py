@@ -74,7 +74,7 @@ def score_shift(gradient: Tensor, level: Level, kind: PredictionType) -> Tensor:
         kind: the prediction type of the network.
     """
     alpha, sigma = level
-    if alpha == 0:  # x_t is noise alone and says nothing of y: the exact gradient is zero
+    if alpha == 0:  # x_t is noise alone and says nothing of y: g = 0, and 0/0 has no limit to take
         return gradient * 0
     match kind:
         case "epsilon":
