@@ -159,8 +159,8 @@ def draw(
     batch_size: int,
     on_step: Callable[[int], None] | None = None,
     between: Callable[[], None] | None = None,
-) -> Iterator[Row]:
-    """Draws and saves the cells, yielding each row as soon as its image is on disk.
+) -> Iterator[tuple[Cell, Row]]:
+    """Draws and saves the cells, yielding each with its row as soon as its image is on disk.
 
     A batch that is out of memory is halved. A non-finite image becomes a row, never a file.
 
@@ -191,4 +191,4 @@ def draw(
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = to_uint8(images).numpy()
         for cell, image, good, nfe in zip(batch, pixels, finite, calls, strict=True):
-            yield run.write(cell, image if good else None, name_of(cell.label), nfe)
+            yield cell, run.write(cell, image if good else None, name_of(cell.label), nfe)

@@ -22,6 +22,8 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
 }
+_OTHER_INPUTS = ("EDM", "ScoreSde", "Karras", "CM", "VQ", "RePaint", "Amused", "TCD", "Cosine")
+"""Schedulers that show the network something other than alpha x_0 + sigma eps, by prefix."""
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
 
 
@@ -47,6 +49,8 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     cls = getattr(diffusers, cls_name, None)
     if cls is None or not cls_name.endswith("Scheduler"):
         raise UsageError(f"--scheduler {name!r}: no such scheduler. Use {', '.join(SCHEDULERS)}, or a diffusers class.")
+    if cls_name.startswith(_OTHER_INPUTS):
+        raise UsageError(f"{cls_name} does not walk x_t = alpha x_0 + sigma eps. Use {', '.join(SCHEDULERS)}.")
     settings = dict(config)
     if "variance_type" in settings and settings["variance_type"] in ("learned", "learned_range"):
         settings["variance_type"] = "fixed_small"  # guidance sees the mean only

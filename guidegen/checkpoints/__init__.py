@@ -174,6 +174,8 @@ def open_checkpoint(
         _refuse_class(config, unet_folder)
     config = {"in_channels": 3, "out_channels": 3} | config
     _size(config, unet_folder)
+    if config["in_channels"] not in (1, 3):
+        raise CheckpointError(f"{unet_folder} draws {config['in_channels']} channels; guidegen opens models of 1 or 3.")
     scheduler_config = _scheduler_config(folder)
     if scheduler_config is None:
         scheduler_config = {"_class_name": "DDPMScheduler"}
@@ -256,6 +258,12 @@ def _check_parts(index: Mapping[str, Any], folder: Path) -> None:
     for part, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and entry[0] not in (None, "diffusers", "transformers"):
             raise UnsafeError(f"{folder}: the part {part!r} comes from {entry[0]!r}; guidegen runs no remote code.")
+    known = ("unet", "scheduler")
+    extra = [p for p, entry in index.items() if isinstance(entry, list) and p not in known and any(entry)]
+    if extra:
+        raise CheckpointError(
+            f"{folder} is a {kind} with {', '.join(extra)}; guidegen opens pipelines of a UNet2DModel and a scheduler."
+        )
     unet = index.get("unet")
     if not isinstance(unet, list) or unet[1] not in _PARTS:
         found = unet[1] if isinstance(unet, list) else "none"

@@ -30,7 +30,7 @@ def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
-    safe = all(_is_whole(path) for path in weight_files(folder, allow_pickle))
+    safe = check_weights(folder, allow_pickle)
     try:
         model, info = cls.from_pretrained(
             folder,
@@ -50,6 +50,16 @@ def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool
         )
     network: nn.Module = model.to(device).eval().requires_grad_(False)
     return network
+
+
+def check_weights(folder: Path, allow_pickle: bool = False) -> bool:
+    """Whether the folder's weights are safetensors, all of them whole (False: pickles that were asked for).
+
+    Raises:
+        CheckpointError: none, cut short or damaged.
+        UnsafeError: pickles that were not asked for.
+    """
+    return all(_is_whole(path) for path in weight_files(folder, allow_pickle))
 
 
 def _is_whole(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -68,6 +69,7 @@ def main() -> None:
 def _leave(code: int, debug: bool) -> None:
     if debug:
         raise
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody reads standard output any more
+        sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code) if code in (130, 143) else sys.exit(code)
+    os._exit(code)  # at once: an interrupted torch can hang or complain on its way out

@@ -12,7 +12,7 @@ import typer
 from guidegen import grid
 from guidegen.checkpoints import MODES, Checkpoint, weight_files
 from guidegen.cli import console, options
-from guidegen.cli.draw import draw_grid
+from guidegen.cli.job import draw_grid
 from guidegen.errors import UsageError
 from guidegen.run import read_rows, read_run
 
@@ -35,9 +35,10 @@ def _inspect(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    checkpoint = options.find_checkpoint(model, null_label, offline, allow_pickle, weights=True)
-    judge = options.find_classifier(classifier, checkpoint, offline, allow_pickle, weights=True)
-    weights = weight_files(checkpoint.unet_folder, allow_pickle)
+    checkpoint = options.find_checkpoint(model, null_label, offline, allow_pickle)
+    judge = options.find_classifier(classifier, checkpoint, offline, allow_pickle)
+    # a hub checkpoint is looked at, not downloaded
+    weights = weight_files(checkpoint.unet_folder, allow_pickle) if checkpoint.revision is None else []
     refusals = {mode: checkpoint.refusal(mode, judge is not None) for mode in MODES}
     facts: dict[str, Any] = {
         "checkpoint": checkpoint.ref,
@@ -59,17 +60,19 @@ def _inspect(
     if as_json:
         console.result(json.dumps(facts, ensure_ascii=False))
         return
+    shown = {key: _text(value) for key, value in facts.items() if value not in (None, [], {})}
+    if not sys.stdout.isatty():
+        console.result("\n".join(f"{key}: {text}" for key, text in shown.items()))
+        return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in facts.items():
-        if value not in (None, [], {}):
-            table.add_row(key, _text(value))
-    out = Console(file=sys.stdout, highlight=False, markup=False)
-    out.print(table) if out.is_terminal else console.result("\n".join(f"{k}: {_text(v)}" for k, v in facts.items()))
+    for row in shown.items():
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
 
 
 def _kind(checkpoint: Checkpoint) -> str:

@@ -1,0 +1,418 @@
+"""What `sample` and `sweep` do: flags become a job, and the job is carried out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guidegen import __version__, grid
+from guidegen.checkpoints import Checkpoint, ClassifierInfo, weights_sha256
+from guidegen.checkpoints.labels import Labels
+from guidegen.cli import console, options
+from guidegen.cli.output import Output, already_there, export, parse_output
+from guidegen.errors import GuidegenError, StoppedError, UsageError
+from guidegen.plan import Cell, Settings, fingerprint, make_cells, parse_seeds, parse_weight, parse_weights
+from guidegen.run import Row, Run, png_text, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line as it was given; the names are those of the flags."""
+
+    sweep: bool
+    mode: str
+    w: str | None
+    w_classifier: str | None
+    label: list[str] | None
+    num: int | None
+    seed: int | None
+    seeds: str | None
+    model: str | None
+    classifier: str | None
+    null_label: int | None
+    offline: bool
+    allow_pickle: bool
+    steps: int | None
+    scheduler: str | None
+    eta: float | None
+    dtype: str
+    device: str
+    batch_size: str
+    compile_networks: bool
+    out: str | None
+    overwrite: bool
+    dry_run: bool
+    json_rows: bool
+    quiet: bool
+    verbose: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is known before any weights are read.
+
+    Attributes:
+        flags: as given.
+        checkpoint: what will be drawn from.
+        judge: the classifier that guides; None in modes without one.
+        name_of: label id -> name.
+        cells: what to draw.
+        scheduler: a diffusers scheduler with its timesteps set.
+        device: where to draw.
+        settings: all but the hashes of the weights.
+        pages: the grid of a sweep.
+        output: where it goes.
+    """
+
+    flags: Flags
+    checkpoint: Checkpoint
+    judge: ClassifierInfo | None
+    name_of: Callable[[int | None], str]
+    cells: list[Cell]
+    scheduler: Any
+    device: torch.device
+    settings: Settings
+    pages: grid.Layout | None
+    output: Output
+
+    @property
+    def title(self) -> str:
+        """The line at the top of the grid."""
+        return grid.title_of(asdict(self.settings))
+
+
+def plan_job(flags: Flags) -> Job:
+    """Checks the flags against the checkpoint and plans the cells, the grid and the output.
+
+    Raises:
+        UsageError: something that cannot be served; nothing was written.
+        CheckpointError: a checkpoint that cannot be opened.
+    """
+    ws = parse_weights(flags.w or "0,1,2,4,8") if flags.sweep else [parse_weight(flags.w or "3.0")]
+    wcs = _classifier_weights(flags)
+    seeds = _seeds(flags)
+    _check_numbers(flags)
+    output = parse_output(flags.out)
+    checkpoint, judge = _open(flags)
+    known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
+    labels = _labels(flags, checkpoint, judge, known)
+    if flags.mode == "none":
+        ws = [0.0 if labels == [None] else 1.0]
+    cells = make_cells(labels, seeds, ws, wcs)
+    if not flags.sweep and len(cells) > 1 and output.one_image:
+        raise UsageError(
+            f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
+        )
+    from guidegen import engine  # torch, from here on
+
+    steps = flags.steps or checkpoint.steps
+    scheduler = engine.plan_scheduler(checkpoint, flags.scheduler, steps, flags.eta)
+    device = engine.pick_device(flags.device)
+    settings = Settings(
+        mode=flags.mode,
+        model=checkpoint.name,
+        model_sha256="",
+        scheduler=type(scheduler).__name__,
+        steps=steps,
+        eta=flags.eta,
+        dtype=engine.pick_dtype(flags.dtype, device),
+        null_label=checkpoint.null_label,
+        classifier=judge.folder.resolve().name if judge else None,
+    )
+
+    def name_of(label: int | None) -> str:
+        return "" if label is None else known.name(label)
+
+    job = Job(flags, checkpoint, judge, name_of, cells, scheduler, device, settings, None, output)
+    facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in cells]
+    pages = grid.layout(facts, checkpoint.shape[1:], title=job.title) if flags.sweep else None
+    if pages and output.one_image and len(pages.pages) > 1:
+        raise UsageError(f"The grid needs {len(pages.pages)} pages; write it to a directory instead of {flags.out}.")
+    identity = fingerprint(asdict(settings), checkpoint.ref, checkpoint.revision, judge and judge.ref, facts)
+    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{identity}"
+    return replace(job, pages=pages, output=output.named(name))
+
+
+def say_what_it_takes(job: Job) -> None:
+    """`--dry-run`: cells, network calls, bytes and pixels, on standard output."""
+    from guidegen import engine
+
+    channels, height, width = job.checkpoint.shape
+    sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
+    count, nfe = len(job.cells), engine.cost(job.cells, job.flags.mode, job.scheduler)
+    facts = {
+        "cells": count,
+        "nfe": nfe,
+        "bytes": count * channels * height * width,
+        "grid_pixels": sum(w * h for w, h in sizes),
+        "grid_pages": len(sizes),
+        "out": str(job.output.path),
+    }
+    if job.flags.json_rows:
+        console.result(json.dumps(facts))
+        return
+    console.result(f"{count:,} images of {width}x{height}, {facts['bytes']:,} bytes of pixels before compression")
+    console.result(f"{nfe:,} network calls (NFE), {nfe / count:g} an image on average")
+    if sizes:
+        console.result(f"grid of {facts['grid_pixels']:,} pixels: {', '.join(f'{w}x{h}' for w, h in sizes)}")
+    console.result(f"into {job.output.path}")
+
+
+def carry_out(job: Job) -> None:
+    """Draws what is not there yet, makes the grid or the file, and prints the path.
+
+    Raises:
+        GuidegenError: as the exit codes say; what was finished is on disk.
+    """
+    job = _with_weights(job)
+    plan = {"settings": asdict(job.settings), "cells": [asdict(cell) for cell in job.cells]}
+    if job.output.is_file and already_there(job.output, plan, job.flags.overwrite):
+        console.result(str(job.output.path))
+        return
+    if job.output.to_stdout and sys.stdout.isatty():
+        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
+    if not job.flags.quiet:
+        for lack in job.checkpoint.missing:
+            console.note(f"note: {job.checkpoint.ref} has no {lack}")
+    folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
+    try:
+        with _Signals() as signals, Run(folder, job.settings, _about(job), job.flags.overwrite) as run:
+            rows = _draw(job, run, signals)
+            made = _finish(job, folder, rows, plan)
+    except StoppedError as stopped:
+        raise StoppedError(f"{stopped} To go on: {shlex.join(['guidegen', *sys.argv[1:]])}", stopped.code - 128) from None
+    finally:
+        if job.output.to_stdout:
+            shutil.rmtree(folder, ignore_errors=True)
+    if made and not job.flags.json_rows:
+        console.result(str(made))
+    _report_failures(rows)
+
+
+def _with_weights(job: Job) -> Job:
+    """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
+    from guidegen.checkpoints.loading import check_weights
+
+    flags, checkpoint, judge = job.flags, job.checkpoint, job.judge
+    if checkpoint.revision or (judge and judge.revision):
+        checkpoint, judge = _open(flags, weights=True)
+    for folder in (checkpoint.unet_folder, *([judge.folder] if judge else [])):
+        check_weights(folder, flags.allow_pickle)
+    settings = replace(
+        job.settings,
+        model_sha256=weights_sha256(checkpoint.unet_folder, flags.allow_pickle),
+        classifier_sha256=weights_sha256(judge.folder, flags.allow_pickle) if judge else None,
+    )
+    return replace(job, checkpoint=checkpoint, judge=judge, settings=settings)
+
+
+def _draw(job: Job, run: Run, signals: _Signals) -> list[Row]:
+    """Rows of all cells: those kept and those drawn now."""
+    from guidegen import engine
+
+    flags = job.flags
+    rows = run.finished(job.cells)
+    todo = [cell for cell in job.cells if cell not in rows]
+    show_rows = flags.json_rows and not job.output.to_stdout
+    for row in rows.values() if show_rows else ():
+        console.result(_line(row))
+    if flags.verbose:
+        console.note(
+            f"{len(rows)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
+        )
+    if todo:
+        painter = engine.open_painter(
+            job.checkpoint,
+            job.judge,
+            flags.mode,
+            job.scheduler,
+            job.settings.steps,
+            flags.eta,
+            job.settings.dtype,
+            job.device,
+            flags.allow_pickle,
+            flags.compile_networks,
+        )
+        size = engine.pick_batch_size(flags.batch_size, job.device)
+        with console.progress(len(todo) * len(job.scheduler.timesteps), len(todo), flags.quiet) as bar:
+
+            def on_step(cells: int) -> None:
+                bar.step(cells)
+                signals.check(signal.SIGINT)
+
+            for cell, row in engine.draw(painter, todo, run, job.name_of, size, on_step, signals.check):
+                bar.image()
+                rows[cell] = row
+                if show_rows:
+                    console.result(_line(row))
+    return [rows[cell] for cell in job.cells]
+
+
+def _finish(job: Job, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> Path | None:
+    """Draws the grid, makes the one file if one was asked for; returns the path to print."""
+    output = job.output
+    made = folder / rows[0]["file"] if len(rows) == 1 and rows[0]["status"] == "ok" else folder
+    if job.pages:
+        made = draw_grid(folder, rows, job.pages, job.title, plan)[0]
+    if not output.is_file and not output.to_stdout:
+        return made
+    exported = made != folder or output.path.suffix == ".npz"
+    if exported:
+        export(folder, rows, made, plan, output)
+    if output.is_file:
+        shutil.rmtree(folder)
+    return output.path if output.is_file and exported else None
+
+
+def draw_grid(
+    folder: Path, rows: Sequence[Row], pages: grid.Layout, title: str, plan: dict[str, Any], out: Path | None = None
+) -> list[Path]:
+    """Writes the pages of the grid into `folder`, or a single one to `out`; returns their paths."""
+    paths = [out] if out else [folder / name for name in grid.page_names(len(pages.pages))]
+    for page, path in enumerate(paths):
+        buffer = io.BytesIO()
+        grid.draw(folder, rows, pages, page, title).save(buffer, "PNG", pnginfo=png_text(plan))
+        write_atomically(path, buffer.getvalue())
+    return paths
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _open(flags: Flags, weights: bool = False) -> tuple[Checkpoint, ClassifierInfo | None]:
+    """The checkpoint and, in the modes that have one, the classifier; refuses a mode that cannot be served."""
+    common = {"offline": flags.offline, "allow_pickle": flags.allow_pickle, "weights": weights}
+    checkpoint = options.find_checkpoint(flags.model, flags.null_label, **common)
+    judge = None
+    if flags.mode in ("classifier", "both"):
+        judge = options.find_classifier(flags.classifier, checkpoint, **common)
+    elif flags.classifier is not None:
+        raise UsageError(f"--classifier is for the modes classifier and both, not {flags.mode}.")
+    if reason := checkpoint.refusal(flags.mode, judge is not None):
+        raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
+    return checkpoint, judge
+
+
+def _classifier_weights(flags: Flags) -> list[float] | list[None]:
+    text = flags.w_classifier
+    if flags.mode != "both":
+        if text is not None:
+            raise UsageError(f"--w-classifier is for --mode both; in mode {flags.mode} the weight is --w.")
+        return [None]
+    if flags.sweep:
+        return parse_weights(text or "1", "--w-classifier")
+    return [parse_weight(text or "1", "--w-classifier")]
+
+
+def _seeds(flags: Flags) -> list[int]:
+    if flags.seeds is not None:
+        if flags.num is not None or flags.seed is not None:
+            raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
+        return parse_seeds(flags.seeds)
+    num, first = 1 if flags.num is None else flags.num, flags.seed or 0
+    if num < 1:
+        raise UsageError(f"--num must be at least 1, found {num}.")
+    if not 0 <= first <= 2**63 - num:
+        raise UsageError(f"--seed must be from 0 to 2^63-1, found {first}.")
+    return list(range(first, first + num))
+
+
+def _check_numbers(flags: Flags) -> None:
+    if flags.steps is not None and flags.steps < 1:
+        raise UsageError(f"--steps must be at least 1, found {flags.steps}.")
+    if flags.batch_size != "auto" and not (flags.batch_size.isdecimal() and int(flags.batch_size)):
+        raise UsageError(f"--batch-size takes auto or a whole number from 1, found {flags.batch_size!r}.")
+    if flags.eta is not None and not 0 <= flags.eta <= 1:
+        raise UsageError(f"--eta is from 0 to 1, found {flags.eta}.")
+    if flags.mode == "none" and flags.w is not None:
+        raise UsageError("--w is for guided modes; --mode none draws the network as it is.")
+
+
+def _labels(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, known: Labels) -> list[int] | list[None]:
+    """Label ids that are asked for; [None] where none is needed."""
+    if not flags.label:
+        if flags.mode == "none" and (checkpoint.null_label is not None or not checkpoint.class_conditional):
+            return [None]
+        first = next(iter(known), 0)
+        example = f'"{known.name(first)}"' if len(known) and known.name(first) else first
+        raise UsageError(f"--mode {flags.mode} needs --label, such as --label {example}. `guidegen labels` lists them.")
+    if not len(known):
+        raise UsageError("--label: the model is unconditional, it takes none.")
+    ids = options.resolve_labels(flags.label, known)
+    missing = [i for i in ids if judge is not None and i not in judge.columns(known)]
+    if missing and judge is not None:
+        raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {judge.ref} does not know it.")
+    return ids
+
+
+def _about(job: Job) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    def identity(part: Checkpoint | ClassifierInfo) -> dict[str, Any]:
+        where = part.ref if part.revision else str(part.folder.resolve())
+        return {"path": where, "revision": part.revision}
+
+    return {
+        "guidegen": __version__,
+        "command": ["guidegen", *sys.argv[1:]],
+        "checkpoint": identity(job.checkpoint),
+        "classifier": identity(job.judge) if job.judge else None,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},
+    }
+
+
+def _report_failures(rows: Sequence[Row]) -> None:
+    failed = [row for row in rows if row["status"] != "ok"]
+    if failed:
+        listed = "\n".join(f"  w {row['w']}, label {row['label']}, seed {row['seed']}" for row in failed[:20])
+        more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
+        error = GuidegenError(
+            f"{len(failed)} of {len(rows)} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:\n"
+            f"{listed}{more}"
+        )
+        error.code = 3
+        raise error
+
+
+class _Signals:
+    """SIGTERM ends the drawing after the batch in flight, SIGINT after the step; a second one at once."""
+
+    def __init__(self) -> None:
+        self._caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _frame: object) -> None:
+        if self._caught is not None:
+            os._exit(128 + number)
+        self._caught = number
+
+    def check(self, *only: int) -> None:
+        """Raises StoppedError if a signal came, one of `only` if any are named."""
+        if self._caught is not None and (not only or self._caught in only):
+            name = signal.Signals(self._caught).name
+            raise StoppedError(f"StoppedError by {name}; the finished images are on disk.", self._caught)

@@ -1,0 +1,100 @@
+"""What the loop costs: time to draw and save a batch over the time of its network calls made bare.
+
+    python tests/benchmarks/loop_overhead.py [--pairs 5] [--batch 16] [--steps 20] [--model DIR]
+
+Both are timed in turn in one process; the ratio of each pair and their median are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidegen import open_checkpoint
+from guidegen.checkpoints import open_classifier
+from guidegen.engine import Painter, draw, open_painter, plan_scheduler
+from guidegen.plan import Cell, Settings
+from guidegen.run import Run
+from guidegen.zoo import BUNDLED
+
+
+def seconds(work: Callable[[], None]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], None]:
+    """The network calls of one batch at w = 3 with nothing around them."""
+    denoiser: Any = painter.denoiser
+    judge: Any = painter.classifier
+    x = torch.randn((batch, *painter.shape), device=painter.device)
+    y = torch.tensor(labels, device=painter.device)
+    null = torch.full((batch,), denoiser.null_label, device=painter.device)
+    joined = (torch.cat([x, x]), torch.cat([null, y])) if painter.mode == "cfg" else (x, null)
+    timesteps = painter.scheduler.timesteps
+
+    def gradient(t: torch.Tensor) -> None:
+        leaf = x.detach().requires_grad_()
+        log_p = judge.network(leaf, t.expand(batch)).log_softmax(-1)[:, 0].sum()
+        torch.autograd.grad(log_p, leaf)
+
+    def work() -> None:
+        for t in timesteps:
+            with torch.no_grad():
+                denoiser.unet(joined[0], t.to(painter.device), class_labels=joined[1])
+            if painter.mode == "classifier":
+                gradient(t.to(painter.device))
+
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--model", default=str(BUNDLED))
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = open_checkpoint(options.model)
+    judge = open_classifier(checkpoint.bundled_classifier or "")
+    labels = (list(checkpoint.labels) * options.batch)[: options.batch]
+    cells = [Cell(label, seed, 3.0) for seed, label in enumerate(labels)]
+    print(
+        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"batch {options.batch}, {options.steps} steps"
+    )
+    print("mode        total s   bare s   ratio (median of pairs, min-max)")
+    for mode in ("cfg", "classifier"):
+        scheduler = plan_scheduler(checkpoint, None, options.steps, None)
+        painter = open_painter(checkpoint, judge, mode, scheduler, options.steps, None, "fp32", device)
+        settings = Settings(mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, "fp32", checkpoint.null_label)
+        bare = bare_calls(painter, options.batch, labels)
+
+        def total(painter: Painter = painter, settings: Settings = settings) -> None:
+            with tempfile.TemporaryDirectory() as folder, Run(Path(folder), settings, {}) as run:
+                for _ in draw(painter, cells, run, lambda label: str(label), options.batch):
+                    pass
+
+        total(), bare()
+        pairs = [(seconds(total), seconds(bare)) for _ in range(options.pairs)]
+        ratios = [a / b for a, b in pairs]
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
+        print(f"{mode:<10} {ours:8.2f} {theirs:8.2f}   {statistics.median(ratios):.3f}  ({spread})")
+
+
+if __name__ == "__main__":
+    main()

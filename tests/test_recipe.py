@@ -1,0 +1,113 @@
+"""The recipe of the bundled checkpoint, on photographs made here."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+from PIL import Image
+from torch import nn
+
+from guidegen.zoo import train as recipe
+
+pa = pytest.importorskip("pyarrow")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Four labels, eight 64x64 JPEGs each, one greyscale."""
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    images, labels = [], []
+    for i in range(32):
+        mode = "L" if i == 5 else "RGB"
+        pixels = draw.integers(0, 255, (64, 64) if mode == "L" else (64, 64, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels, mode).save(buffer, "JPEG")
+        images.append(buffer.getvalue())
+        labels.append([1, 207, 281, 500][i % 4])
+    table = pa.table({"image": images, "label": pa.array(labels, pa.int32())})
+    pq.write_table(table, folder / "train-0.parquet")
+    (folder / "labels.json").write_text(json.dumps({"1": "goldfish", "207": "golden retriever", "281": "tabby", "500": "x"}))
+    return folder
+
+
+def test_images_are_decoded_once_and_only_of_the_classes(data: Path) -> None:
+    images, labels = recipe.load_images(data, "train", [1, 207], 32)
+    assert images.shape == (16, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert sorted(set(labels.tolist())) == [1, 207]
+    with pytest.raises(FileNotFoundError):
+        recipe.load_images(data, "train", [999], 32)
+
+
+def test_batches_are_a_function_of_seed_and_step(data: Path) -> None:
+    images, labels = recipe.load_images(data, "train", [1, 207, 281], 8)
+    first, again = (recipe.Batches(images, labels, 6, seed=3, device="cpu") for _ in range(2))
+    for a, b in zip(first(7), again(7), strict=True):
+        assert torch.equal(a, b)
+    x_t, t, x0, eps, _ = first(7)
+    alpha, sigma = (s[t][:, None, None, None] for s in recipe.alphas_sigmas())
+    torch.testing.assert_close(x_t, alpha * x0 + sigma * eps)
+    assert not torch.equal(first(8)[0], x_t)
+
+
+def test_noise_levels_cover_every_timestep() -> None:
+    alpha, sigma = recipe.alphas_sigmas()
+    t = recipe.draw_timesteps(20_000, (sigma / alpha).log(), torch.Generator().manual_seed(0))
+    assert t.min() >= 0
+    assert t.max() == 999
+    assert len(t.unique()) > 900
+
+
+def test_stopped_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    images, labels = recipe.load_images(data, "train", [1, 207, 281], 8)
+    loss_of = recipe.unet_loss(recipe.Batches(images, labels, 4, 0, "cpu"), dropout=0.5)
+
+    def train(state: str, loss: Any) -> nn.Module:
+        model = tiny_unet(num_class_embeds=1001)
+        return recipe.train(model, loss, tmp_path / state, 6, 4, 1e-3, 0.0, False, save_seconds=0.0)
+
+    def dies(model: nn.Module, step: int) -> torch.Tensor:
+        if step == 3:
+            raise KeyboardInterrupt
+        return loss_of(model, step)
+
+    whole = train("whole.state", loss_of)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut.state", dies)
+    resumed = train("cut.state", loss_of)
+    start = tiny_unet(num_class_embeds=1001)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+    assert not torch.equal(whole.state_dict()["conv_in.weight"], start.state_dict()["conv_in.weight"])
+
+
+def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guidegen.checkpoints import open_checkpoint, open_classifier
+
+    small = {"block_out_channels": (16, 32), "layers_per_block": 1}
+    monkeypatch.setattr(
+        recipe,
+        "UNET",
+        {**small, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2,
+         "norm_num_groups": 4, "num_class_embeds": 1001},
+    )  # fmt: skip
+    monkeypatch.setattr(recipe, "CLASSIFIER", {**small, "down_block_types": ("DownBlock2D",) * 2})
+    out = tmp_path / "out"
+    recipe.main(data, out, classes="1,207,281", size=8, images=8, classifier_images=8, batch=4)
+    checkpoint = open_checkpoint(str(out))
+    assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
+    assert checkpoint.labels.names == {1: "goldfish", 207: "golden retriever", 281: "tabby"}
+    judge = open_classifier(checkpoint.bundled_classifier or "")
+    assert judge.columns(checkpoint.labels) == {1: 0, 207: 1, 281: 2}
+    assert not checkpoint.refusal("both", classifier=True)
