@@ -72,6 +72,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise UsageError(f"--device {name}: choose auto, cuda, cuda:1, mps or cpu.")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -121,10 +121,15 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int, title: str)
             named.add(key)
             middle = corner[1] + plan.tile[1] // 2
             pen.text((plan.left - _MARGIN, middle), _row_name(plan.row_axes, row), _INK, font, anchor="rm")
-        if row["status"] == "ok" and (folder / row["file"]).is_file():
+        if row["status"] != "ok":
+            continue
+        try:
             with Image.open(folder / row["file"]) as image:
-                sheet.paste(image.convert("RGB").resize(plan.tile, Image.Resampling.NEAREST), corner)
-            empty.discard((x, y))
+                tile = image.convert("RGB").resize(plan.tile, Image.Resampling.NEAREST)
+        except OSError:  # gone or damaged: it stays crossed out
+            continue
+        sheet.paste(tile, corner)
+        empty.discard((x, y))
     for x, y in empty:
         box = (plan.left + x * step_x, plan.top + y * step_y)
         end = (box[0] + plan.tile[0] - 1, box[1] + plan.tile[1] - 1)

@@ -135,7 +135,7 @@ def _range(word: str, flag: str) -> list[float]:
         raise UsageError(f"{flag} {word}: a range is START:STOP:STEP with a step that is not zero.") from None
     if not count.is_finite() or not 0 <= count < _MAX_LIST:
         raise UsageError(f"{flag} {word}: the range is empty or endless; check the sign of its step.")
-    return [float(start + i * step) + 0.0 for i in range(int(count) + 1)]
+    return [parse_weight(str(start + i * step), flag) for i in range(int(count) + 1)]
 
 
 def parse_seeds(text: str) -> list[int]:

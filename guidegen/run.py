@@ -58,7 +58,7 @@ class Run:
                 text = json.dumps({**about, "settings": asdict(settings)}, indent=2, ensure_ascii=False)
                 write_atomically(folder / "run.json", text.encode())
             self._manifest = (folder / "manifest.jsonl").open("ab")
-            _cut_torn_row(folder / "manifest.jsonl")
+            _clear_leftovers(folder)
         except BaseException:
             self._lock.release()
             raise
@@ -71,10 +71,28 @@ class Run:
         self._lock.release()
 
     def finished(self, cells: Iterable[Cell]) -> dict[Cell, Row]:
-        """Rows of the cells whose image is on disk with the hash of its row."""
-        rows = {row["file"]: row for row in read_rows(self.folder) if row["status"] == "ok"}
-        kept = ((cell, rows.get(cell.file)) for cell in cells)
-        return {cell: row for cell, row in kept if row and _sha256(self.folder / cell.file) == row["sha256"]}
+        """Rows of the cells whose image is on disk with the hash of its row; the other cells' rows are dropped."""
+        rows = {row["file"]: row for row in read_rows(self.folder)}
+        kept = {}
+        for cell in cells:
+            row = rows.get(cell.file)
+            if row is None:
+                continue
+            if row["status"] == "ok" and _sha256(self.folder / cell.file) == row["sha256"]:
+                kept[cell] = row
+            else:
+                del rows[cell.file]
+        self._rewrite(list(rows.values()))
+        return kept
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        """Leaves just these rows in the manifest."""
+        lines = b"".join(map(_encode_row, rows))
+        path = self.folder / "manifest.jsonl"
+        if path.read_bytes() != lines:
+            self._manifest.close()
+            write_atomically(path, lines)
+            self._manifest = path.open("ab")
 
     def write(self, cell: Cell, image: NDArray[Any] | None, label_name: str, nfe: int) -> Row:
         """Saves one image, uint8 (H, W, C), or records a non-finite one as None; returns its row."""
@@ -97,7 +115,7 @@ class Run:
             data = encode_png(image, image_metadata(self.settings, cell, label_name))
             write_atomically(self.folder / cell.file, data)
             row |= {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(image.shape), "status": "ok"}
-        self._manifest.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._manifest.write(_encode_row(row))
         self._manifest.flush()
         os.fsync(self._manifest.fileno())
         return row
@@ -189,6 +207,10 @@ def png_text(metadata: Mapping[str, Any], parameters: str | None = None) -> Any:
     return info
 
 
+def _encode_row(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
 def _sha256(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -234,8 +256,11 @@ def _check_settings(folder: Path, settings: Settings) -> None:
         )
 
 
-def _cut_torn_row(manifest: Path) -> None:
-    """A process that died in the middle of a row leaves no newline: drop that part."""
+def _clear_leftovers(folder: Path) -> None:
+    """A process that died leaves a row without its newline and a temporary file: drop both."""
+    manifest = folder / "manifest.jsonl"
     data = manifest.read_bytes()
     if data and not data.endswith(b"\n"):
         os.truncate(manifest, data.rfind(b"\n") + 1)
+    for part in folder.rglob(".*.part"):
+        part.unlink()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guidegen.checkpoints import is_flow
-from guidegen.errors import UsageError
+from guidegen.errors import CheckpointError, UsageError
 from guidegen.scores.diffusion import Level
 from guidegen.scores.guidance import Guide
 
@@ -41,13 +41,18 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
 
     Raises:
         UsageError: no such scheduler, or one that cannot walk this schedule.
+        CheckpointError: the checkpoint names a scheduler that diffusers does not have.
     """
     import diffusers
 
     flow = is_flow(config)
     cls_name = scheduler_class(name or config.get("_class_name", "DDPMScheduler"), flow)
-    cls = getattr(diffusers, cls_name, None)
-    if cls is None or not cls_name.endswith("Scheduler"):
+    cls = getattr(diffusers, cls_name, None) if cls_name.endswith("Scheduler") else None
+    if cls is None and name is None:
+        raise CheckpointError(
+            f"The checkpoint's scheduler {cls_name} is not one of diffusers. Name another: --scheduler ddim."
+        )
+    if cls is None:
         raise UsageError(f"--scheduler {name!r}: no such scheduler. Use {', '.join(SCHEDULERS)}, or a diffusers class.")
     if cls_name.startswith(_OTHER_INPUTS):
         raise UsageError(f"{cls_name} does not walk x_t = alpha x_0 + sigma eps. Use {', '.join(SCHEDULERS)}.")
@@ -62,7 +67,10 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     if not flow and cls_name.startswith("FlowMatch"):
         raise UsageError(f"--scheduler {name}: is for flow-matching models; this checkpoint is not one.")
     settings.pop("_class_name", None)
-    return cls.from_config(settings)
+    try:
+        return cls.from_config(settings)
+    except ImportError as error:
+        raise UsageError(f"--scheduler {name}: {cls_name} needs a package: {str(error).strip().splitlines()[0]}") from error
 
 
 def noise_levels(scheduler: Any) -> list[Level]:

@@ -182,7 +182,9 @@ def open_checkpoint(
         missing.append("scheduler_config.json (DDPM's linear schedule and epsilon prediction are assumed)")
     said = config | index
     labels, null = _labels(said, config, unet_folder, null_label)
-    steps = int(said.get("default_steps", DEFAULT_STEPS))
+    steps = said.get("default_steps", DEFAULT_STEPS)
+    if not isinstance(steps, int) or steps < 1:
+        raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
     return Checkpoint(ref, folder, unet_folder, revision, config, scheduler_config, labels, null, steps, missing)
 
 
@@ -265,8 +267,8 @@ def _check_parts(index: Mapping[str, Any], folder: Path) -> None:
             f"{folder} is a {kind} with {', '.join(extra)}; guidegen opens pipelines of a UNet2DModel and a scheduler."
         )
     unet = index.get("unet")
-    if not isinstance(unet, list) or unet[1] not in _PARTS:
-        found = unet[1] if isinstance(unet, list) else "none"
+    if not isinstance(unet, list) or len(unet) != 2 or unet[1] not in _PARTS:
+        found = unet[-1] if isinstance(unet, list) and unet else "none"
         raise CheckpointError(f"{folder} is a {kind} with unet {found}; guidegen opens pipelines with a UNet2DModel.")
 
 
@@ -316,7 +318,9 @@ def _labels(
     null = asked if asked is not None else declared
     if null is None and names and len(names) == count - 1 and count - 1 not in names:
         null = count - 1
-    if null is not None and not 0 <= int(null) < count:
+    if null is not None and not isinstance(null, int):
+        raise CheckpointError(f"{folder}: null_label should be a whole number, found {null!r}.")
+    if null is not None and not 0 <= null < count:
         message = f"null label {null} is not a class of the model, which has {count} (0 to {count - 1})."
         raise (
             UsageError(f"--{message.replace(' ', '-', 1)}") if asked is not None else CheckpointError(f"{folder}: {message}")

@@ -90,7 +90,9 @@ class Labels:
         if len(ids) == 1:
             return ids
         if ids:
-            raise UsageError(f"--label {word!r} is ambiguous: {self._listing(ids)}. Give the id.")
+            raise UsageError(
+                f"--label {word!r} is ambiguous: {'; '.join(f'{i} {self._names[i]}' for i in ids)}. Give the id."
+            )
         raise UsageError(f"--label {word!r} is not a label of this checkpoint. {self._closest(word)}")
 
     def _known(self, label: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from contextlib import suppress
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def main() -> None:
 
 def _leave(code: int, debug: bool) -> None:
     if debug:
-        raise
+        traceback.print_exc()
     with suppress(OSError):  # nobody reads standard output any more
         sys.stdout.flush()
     sys.stderr.flush()

@@ -32,13 +32,18 @@ def note(message: str) -> None:
 
 
 def result(line: str) -> None:
-    """One line on standard output. A reader that has gone away (`| head -1`) is not an error."""
+    """One line on standard output."""
+    result_bytes(line.encode(sys.stdout.encoding or "utf-8", "replace") + b"\n")
+
+
+def result_bytes(data: bytes) -> None:
+    """Bytes on standard output. A reader that has gone away (`| head -1`) is not an error."""
     global _stdout_open
     if not _stdout_open:
         return
     try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
     except BrokenPipeError:
         _stdout_open = False
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

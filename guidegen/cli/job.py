@@ -101,7 +101,11 @@ def plan_job(flags: Flags) -> Job:
         UsageError: something that cannot be served; nothing was written.
         CheckpointError: a checkpoint that cannot be opened.
     """
-    ws = parse_weights(flags.w or "0,1,2,4,8") if flags.sweep else [parse_weight(flags.w or "3.0")]
+    ws = (
+        parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
+        if flags.sweep
+        else [parse_weight("3.0" if flags.w is None else flags.w)]
+    )
     wcs = _classifier_weights(flags)
     seeds = _seeds(flags)
     _check_numbers(flags)
@@ -139,8 +143,8 @@ def plan_job(flags: Flags) -> Job:
     job = Job(flags, checkpoint, judge, name_of, cells, scheduler, device, settings, None, output)
     facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in cells]
     pages = grid.layout(facts, checkpoint.shape[1:], title=job.title) if flags.sweep else None
-    if pages and output.one_image and len(pages.pages) > 1:
-        raise UsageError(f"The grid needs {len(pages.pages)} pages; write it to a directory instead of {flags.out}.")
+    if pages and output.one_image:
+        output.check_grid(len(pages.pages), pages.size(), len(cells))
     identity = fingerprint(asdict(settings), checkpoint.ref, checkpoint.revision, judge and judge.ref, facts)
     name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{identity}"
     return replace(job, pages=pages, output=output.named(name))
@@ -179,8 +183,10 @@ def carry_out(job: Job) -> None:
     """
     job = _with_weights(job)
     plan = {"settings": asdict(job.settings), "cells": [asdict(cell) for cell in job.cells]}
-    if job.output.is_file and already_there(job.output, plan, job.flags.overwrite):
-        console.result(str(job.output.path))
+    if job.output.is_file and (rows := already_there(job.output, plan, job.flags.overwrite)):
+        for line in map(_line, rows) if job.flags.json_rows else [str(job.output.path)]:
+            console.result(line)
+        _report_failures(rows)
         return
     if job.output.to_stdout and sys.stdout.isatty():
         raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
@@ -193,7 +199,9 @@ def carry_out(job: Job) -> None:
             rows = _draw(job, run, signals)
             made = _finish(job, folder, rows, plan)
     except StoppedError as stopped:
-        raise StoppedError(f"{stopped} To go on: {shlex.join(['guidegen', *sys.argv[1:]])}", stopped.code - 128) from None
+        again = shlex.join(["guidegen", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
+        raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
     finally:
         if job.output.to_stdout:
             shutil.rmtree(folder, ignore_errors=True)
@@ -269,7 +277,7 @@ def _finish(job: Job, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -
         made = draw_grid(folder, rows, job.pages, job.title, plan)[0]
     if not output.is_file and not output.to_stdout:
         return made
-    exported = made != folder or output.path.suffix == ".npz"
+    exported = any(row["status"] == "ok" for row in rows)
     if exported:
         export(folder, rows, made, plan, output)
     if output.is_file:
@@ -314,8 +322,8 @@ def _classifier_weights(flags: Flags) -> list[float] | list[None]:
             raise UsageError(f"--w-classifier is for --mode both; in mode {flags.mode} the weight is --w.")
         return [None]
     if flags.sweep:
-        return parse_weights(text or "1", "--w-classifier")
-    return [parse_weight(text or "1", "--w-classifier")]
+        return parse_weights("1" if text is None else text, "--w-classifier")
+    return [parse_weight("1" if text is None else text, "--w-classifier")]
 
 
 def _seeds(flags: Flags) -> list[int]:
@@ -399,7 +407,8 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._catch)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
+                self._before[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -415,4 +424,4 @@ class _Signals:
         """Raises StoppedError if a signal came, one of `only` if any are named."""
         if self._caught is not None and (not only or self._caught in only):
             name = signal.Signals(self._caught).name
-            raise StoppedError(f"StoppedError by {name}; the finished images are on disk.", self._caught)
+            raise StoppedError(f"Stopped by {name}", self._caught)

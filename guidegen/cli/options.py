@@ -109,6 +109,6 @@ def _lines(word: str) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--label {word}: cannot read that file: {error}") from None
     else:
-        return [word]
+        return word.splitlines()
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
-import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guidegen.cli import console
 from guidegen.errors import UsageError
 from guidegen.run import parameters_line, png_text
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from guidegen.run import Row
 
 _IMAGES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}
+_PACKED = b"guidegen:"
+_JPEG_CELLS = 500  # whose metadata surely fits into the 64 KiB of a JPEG segment
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 
 
@@ -40,9 +46,25 @@ class Output:
     default: bool = False
 
     @property
+    def suffix(self) -> str:
+        """The kind of file, in lower case."""
+        return self.path.suffix.lower()
+
+    @property
     def one_image(self) -> bool:
         """Whether it can hold one picture only."""
-        return self.to_stdout or self.path.suffix.lower() in _IMAGES
+        return self.to_stdout or (self.is_file and self.suffix in _IMAGES)
+
+    def check_grid(self, pages: int, size: tuple[int, int], cells: int) -> None:
+        """Raises UsageError if the file cannot hold a grid of so many pages, pixels and cells."""
+        if pages > 1:
+            raise UsageError(f"The grid needs {pages} pages; write it to a directory instead of {self.path}.")
+        if max(size) > _LONGEST_SIDE.get(self.suffix, max(size)):
+            raise UsageError(
+                f"A grid of {size[0]}x{size[1]} pixels does not fit into {self.suffix}; use .png or a directory."
+            )
+        if self.suffix in (".jpg", ".jpeg") and cells > _JPEG_CELLS:
+            raise UsageError(f"A {self.suffix} holds the metadata of {_JPEG_CELLS} images, and this is {cells}; use .png.")
 
     def named(self, name: str) -> Output:
         """The default directory gets its name from the settings, so that the same command finds it again."""
@@ -73,31 +95,32 @@ def parse_output(out: str | None) -> Output:
     return Output(path, path)
 
 
-def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the file holds just this plan.
+def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> list[Row] | None:
+    """The rows of the file if it holds just this plan; None if it has to be drawn.
 
     Raises:
         UsageError: it is there, holds something else, and may not be overwritten.
     """
     if overwrite or not output.path.exists():
-        return False
-    if _read_plan(output.path) == json.loads(json.dumps(plan)):
-        return True
+        return None
+    there = _read_plan(output.path)
+    if isinstance(there, dict) and there.get("rows") and {**there, "rows": None} == {**_as_json(plan), "rows": None}:
+        return list(there["rows"])
     raise UsageError(f"{output.path} is there and holds something else. Name another -o, or --overwrite it.")
 
 
 def export(folder: Path, rows: Sequence[Row], picture: Path, plan: dict[str, Any], output: Output) -> None:
     """Makes the one file from the run in `folder`; `picture` is its image or grid."""
     if output.to_stdout:
-        sys.stdout.buffer.write(picture.read_bytes())
-        sys.stdout.buffer.flush()
+        console.result_bytes(picture.read_bytes())
         return
+    plan = {**plan, "rows": list(rows)}
     temporary = output.path.with_name(f".{output.path.name}.{os.getpid()}.part")
     try:
-        if output.path.suffix == ".npz":
+        if output.suffix == ".npz":
             _write_npz(temporary, folder, rows, plan)
         else:
-            temporary.write_bytes(_encode(picture, rows, plan, output.path.suffix.lower()))
+            temporary.write_bytes(_encode(picture, rows, plan, output.suffix))
         temporary.replace(output.path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -117,23 +140,19 @@ def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: st
             image.save(buffer, "PNG", pnginfo=png_text(plan, line))
         else:
             exif = Image.Exif()
-            text = json.dumps(plan, sort_keys=True)
-            exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+            packed = zlib.compress(json.dumps(plan, sort_keys=True).encode(), 9)
+            exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + _PACKED + base64.b64encode(packed)
             image.convert("RGB").save(buffer, _IMAGES[suffix], exif=exif, quality=95)
     return buffer.getvalue()
 
 
 def _write_npz(path: Path, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> None:
     """uint8 NHWC `arr_0` and labels `arr_1`, as OpenAI's evaluator reads them, streamed image by image."""
-    import zipfile
-
     import numpy as np
     from numpy.lib import format as npy
     from PIL import Image
 
     good = [row for row in rows if row["status"] == "ok"]
-    if not good:
-        raise UsageError("No image came out finite; there is nothing to write.")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         shape = (len(good), *good[0]["shape"])
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
@@ -153,13 +172,18 @@ def _read_plan(path: Path) -> Any:
     from PIL import Image
 
     try:
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as data:
                 return json.loads(str(data["guidegen"]))
         with Image.open(path) as image:
             if path.suffix.lower() == ".png":
                 return json.loads(image.text["guidegen"])  # type: ignore[attr-defined]
             comment = image.getexif().get_ifd(_EXIF_IFD)[_USER_COMMENT]
-            return json.loads(bytes(comment[8:]).decode("utf-16-be"))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError):
+            return json.loads(zlib.decompress(base64.b64decode(bytes(comment[8:]).removeprefix(_PACKED))))
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def _as_json(data: Any) -> Any:
+    """What comes back from JSON: lists for tuples, text for keys."""
+    return json.loads(json.dumps(data))
