@@ -9,8 +9,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "BUNDLED": "guidegen.zoo",
     "open_checkpoint": "guidegen.checkpoints",
+    "open_classifier": "guidegen.checkpoints",
     "Checkpoint": "guidegen.checkpoints",
+    "load_unet": "guidegen.checkpoints.loading",
+    "load_classifier": "guidegen.checkpoints.loading",
     "NoisyClassifier": "guidegen.checkpoints.noisy_classifier",
     "UNetDenoiser": "guidegen.scores.denoiser",
     "NoisyScore": "guidegen.scores.classifier",

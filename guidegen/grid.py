@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Layout:
     """Where everything goes; made from the cells alone, before anything is drawn.
 
     Attributes:
+        title: the line at the top, with the axes that do not vary.
         heads: value -> name along the axis across.
         column_axis: the axis across.
         row_axes: the axes down that have a name at the left.
@@ -35,6 +37,7 @@ class Layout:
         pages: rows of each page.
     """
 
+    title: str
     heads: dict[Any, str]
     column_axis: str
     row_axes: tuple[str, ...]
@@ -60,7 +63,7 @@ def layout(
         shape: (height, width) of one image.
         column_axis: one of `AXES`.
         scale: whole enlargement; None makes small images about 96 pixels wide.
-        title: the line at the top, which the grid is made wide enough for.
+        title: the line at the top, which the grid is made wide enough for; axes that do not vary join it.
 
     Raises:
         UsageError: a single row is past the limit of pixels, or there is nothing to draw.
@@ -73,8 +76,10 @@ def layout(
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
     down = [axis for axis in ("label", "w_classifier", "w", "seed") if axis != column_axis]
-    varying = [axis for axis in down if len({_value(cell, axis) for cell in cells}) > 1]
-    row_axes = tuple(varying or ["label"])
+    constant = [axis for axis in down if len({_value(cell, axis) for cell in cells}) == 1]
+    row_axes = tuple(axis for axis in down if axis == "label" or axis not in constant) or ("seed",)
+    untold = (_axis_name(axis, cells[0]) for axis in constant if axis not in row_axes and cells[0].get(axis) is not None)
+    title = " · ".join((title, *untold))
     first: dict[tuple[Any, ...], Row] = {}  # rows in the order in which they were asked for
     for cell in cells:
         first.setdefault(tuple(_value(cell, axis) for axis in row_axes), cell)
@@ -92,17 +97,17 @@ def layout(
             f"A grid of {len(columns)} columns of {tile[0]}x{tile[1]} pixels is past {MAX_PIXELS // 10**6} megapixels: "
             "draw fewer weights, or put another axis across with `guidegen grid --columns`."
         )
-    return Layout(heads, column_axis, row_axes, tile, pitch, left, top, list(batches(rows, page_rows)))
+    return Layout(title, heads, column_axis, row_axes, tile, pitch, left, top, list(batches(rows, page_rows)))
 
 
-def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int, title: str) -> Any:
+def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
     """One page as a Pillow image; cells whose image is missing or failed stay crossed out."""
     from PIL import Image, ImageDraw
 
     sheet = Image.new("RGB", plan.size(page), _PAPER)
     pen = ImageDraw.Draw(sheet)
     font = _font()
-    pen.text((_MARGIN, _MARGIN), title, _INK, font)
+    pen.text((_MARGIN, _MARGIN), plan.title, _INK, font)
     step_x, step_y = plan.pitch, plan.tile[1] + _GAP
     column = {value: i for i, value in enumerate(sorted(plan.heads))}
     for value, i in column.items():
@@ -176,6 +181,7 @@ def _row_name(axes: Sequence[str], cell: Row) -> str:
     return ", ".join(_axis_name(axis, cell) for axis in axes)
 
 
+@cache
 def _font() -> Any:
     from PIL import ImageFont
 

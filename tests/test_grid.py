@@ -28,13 +28,14 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 def draw(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[np.ndarray[Any, Any], grid.Layout]:
     plan = grid.layout(rows, (32, 32), title="a title", **options)
-    return np.asarray(grid.draw(folder, rows, plan, 0, "a title")), plan
+    return np.asarray(grid.draw(folder, rows, plan, 0)), plan
 
 
 def test_every_image_stands_under_its_w_and_beside_its_label(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     picture, plan = draw(tmp_path, rows)
     assert picture.shape[:2][::-1] == plan.size()
     assert plan.heads == {0.0: "w = 0", 3.0: "w = 3"}
+    assert plan.title == "a title"
     assert plan.pages == [[(207, 0), (207, 1), (281, 0), (281, 1)]]
     for x, w in enumerate((0.0, 3.0)):
         for y, label in enumerate((207, 207, 281, 281)):
@@ -86,4 +87,5 @@ def test_single_cell_and_unlabelled(tmp_path: Path) -> None:
     row = {"file": "a.png", "w": 0.0, "label": None, "label_name": "", "seed": 3, "status": "ok"}
     picture, plan = draw(tmp_path, [row])
     assert plan.tile == (96, 96)
+    assert plan.title == "a title · seed 3"  # what is not named at the side stands above
     assert (picture[plan.top + 5, plan.left + 5] == 7).all()

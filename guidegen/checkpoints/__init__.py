@@ -136,7 +136,7 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
 
 
 def open_checkpoint(
-    ref: str,
+    ref: str | Path,
     null_label: int | None = None,
     weights: bool = False,
     offline: bool = False,
@@ -156,6 +156,7 @@ def open_checkpoint(
         UnsafeError: it asks for code of its own.
         UsageError: `null_label` is no class of the model.
     """
+    ref = str(ref)
     folder, revision = locate(ref, weights, offline, allow_pickle)
     index: dict[str, Any] = {}
     missing = []
@@ -188,12 +189,15 @@ def open_checkpoint(
     return Checkpoint(ref, folder, unet_folder, revision, config, scheduler_config, labels, null, steps, missing)
 
 
-def open_classifier(ref: str, weights: bool = False, offline: bool = False, allow_pickle: bool = False) -> ClassifierInfo:
+def open_classifier(
+    ref: str | Path, weights: bool = False, offline: bool = False, allow_pickle: bool = False
+) -> ClassifierInfo:
     """Reads what a noise-aware classifier (`NoisyClassifier` folder or hub id) says of itself.
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
     """
+    ref = str(ref)
     folder, revision = locate(ref, weights, offline, allow_pickle)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")

@@ -274,7 +274,7 @@ def _finish(job: Job, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -
     output = job.output
     made = folder / rows[0]["file"] if len(rows) == 1 and rows[0]["status"] == "ok" else folder
     if job.pages:
-        made = draw_grid(folder, rows, job.pages, job.title, plan)[0]
+        made = draw_grid(folder, rows, job.pages, plan)[0]
     if not output.is_file and not output.to_stdout:
         return made
     exported = any(row["status"] == "ok" for row in rows)
@@ -286,13 +286,13 @@ def _finish(job: Job, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -
 
 
 def draw_grid(
-    folder: Path, rows: Sequence[Row], pages: grid.Layout, title: str, plan: dict[str, Any], out: Path | None = None
+    folder: Path, rows: Sequence[Row], pages: grid.Layout, plan: dict[str, Any], out: Path | None = None
 ) -> list[Path]:
     """Writes the pages of the grid into `folder`, or a single one to `out`; returns their paths."""
     paths = [out] if out else [folder / name for name in grid.page_names(len(pages.pages))]
     for page, path in enumerate(paths):
         buffer = io.BytesIO()
-        grid.draw(folder, rows, pages, page, title).save(buffer, "PNG", pnginfo=png_text(plan))
+        grid.draw(folder, rows, pages, page).save(buffer, "PNG", pnginfo=png_text(plan))
         write_atomically(path, buffer.getvalue())
     return paths
 

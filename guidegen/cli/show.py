@@ -152,5 +152,5 @@ def _grid(
     plan = grid.layout(rows, shape[:2], columns, scale, title)
     if out is not None and len(plan.pages) > 1:
         raise UsageError(f"The grid needs {len(plan.pages)} pages; leave out -o to write them into the run.")
-    for path in draw_grid(run, rows, plan, title, {"settings": about["settings"]}, out):
+    for path in draw_grid(run, rows, plan, {"settings": about["settings"]}, out):
         console.result(str(path))

@@ -1,0 +1,39 @@
+"""What the README says is what happens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_ci_calls_the_test_command() -> None:
+    (command,) = re.findall(r"^ {4}(python3 -m venv .*pytest)$", README, re.MULTILINE)
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_python_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["pixels"].shape == (2, 32, 32, 3)
+    assert (names["pixels"][0] != names["pixels"][1]).any()
+
+
+def test_every_command_and_flag_exists() -> None:
+    import subprocess
+    import sys
+
+    shown = ""
+    for command in ("sample", "sweep", "inspect", "labels", "grid"):
+        run = subprocess.run(
+            [sys.executable, "-m", "guidegen", command, "--help"], capture_output=True, text=True, check=True, timeout=60
+        )
+        shown += run.stdout
+        assert f"guidegen {command}" in README
+    own = re.sub(r"^ {4}python.*$", "", README, flags=re.MULTILINE)
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own)):
+        assert flag in shown, flag
