@@ -18,6 +18,7 @@ _PUBLIC = {
     "NoisyClassifier": "guidegen.checkpoints.noisy_classifier",
     "UNetDenoiser": "guidegen.scores.denoiser",
     "NoisyScore": "guidegen.scores.classifier",
+    "DenoisedScore": "guidegen.scores.classifier",
     "Guide": "guidegen.scores.guidance",
     "sample": "guidegen.sampling",
     "make_scheduler": "guidegen.sampling",

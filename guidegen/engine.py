@@ -107,7 +107,7 @@ def open_painter(
 ) -> Painter:
     """Loads the weights. Raises CheckpointError where they do not load."""
     from guidegen.checkpoints.loading import load_classifier, load_unet
-    from guidegen.scores.classifier import NoisyScore
+    from guidegen.scores.classifier import DenoisedScore, NoisyScore
     from guidegen.scores.denoiser import UNetDenoiser
 
     autocast = DTYPES[dtype]
@@ -120,15 +120,18 @@ def open_painter(
         checkpoint.null_label,
         autocast,
     )
-    score = None
-    if classifier is not None:
-        network = load_classifier(classifier, device, allow_pickle)
-        labels = checkpoint.labels if checkpoint.class_conditional else classifier.labels
-        score = NoisyScore(network, classifier.columns(labels), autocast)
     if compile_networks:
         denoiser.unet = torch.compile(denoiser.unet)  # type: ignore[assignment]
-        if score is not None:
-            score.network = torch.compile(score.network)  # type: ignore[assignment]
+    score: Classifier | None = None
+    if classifier is not None:
+        network: Any = load_classifier(classifier, device, allow_pickle)
+        if compile_networks:
+            network = torch.compile(network)
+        columns = classifier.columns(checkpoint.labels if checkpoint.class_conditional else classifier.labels)
+        if classifier.input == "noisy":
+            score = NoisyScore(network, columns, autocast)
+        else:
+            score = DenoisedScore(network, columns, denoiser, autocast)
     return Painter(denoiser, score, scheduler, checkpoint.shape, mode, steps, eta, device)
 
 
@@ -148,9 +151,10 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
     return scheduler
 
 
-def cost(cells: Sequence[Cell], mode: str, scheduler: Any) -> int:
-    """Network calls that the cells will take (NFE): denoiser calls and classifier gradients."""
-    return sum(calls_per_step(*mode_weights(mode, cell)) for cell in cells) * len(scheduler.timesteps)
+def cost(cells: Sequence[Cell], mode: str, scheduler: Any, classifier: ClassifierInfo | None) -> int:
+    """Network calls that the cells will take (NFE): of the denoiser and of the classifier."""
+    each = classifier.gradient_calls if classifier else 0
+    return sum(calls_per_step(*mode_weights(mode, cell), each) for cell in cells) * len(scheduler.timesteps)
 
 
 def draw(

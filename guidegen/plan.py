@@ -57,6 +57,7 @@ class Settings:
         dtype: fp32, fp16 or bf16 autocast.
         null_label: the id for "no label".
         classifier: name of the classifier; None in modes without one.
+        classifier_input: noisy or denoised.
         classifier_sha256: of its weights.
     """
 
@@ -69,6 +70,7 @@ class Settings:
     dtype: str
     null_label: int | None
     classifier: str | None = None
+    classifier_input: str | None = None
     classifier_sha256: str | None = None
 
 

@@ -23,7 +23,7 @@ _PARTS = {"UNet2DModel": "diffusers"}  # what may stand as `unet` in a pipeline 
 
 @dataclass(frozen=True)
 class ClassifierInfo:
-    """A noise-aware classifier on disk.
+    """A classifier on disk.
 
     Attributes:
         ref: as the person named it.
@@ -31,7 +31,8 @@ class ClassifierInfo:
         revision: the hub commit; None for a plain folder.
         config: its config.json.
         labels: what it tells apart, in the order of its columns.
-        size: (height, width) of its input.
+        input: noisy (a `NoisyClassifier`, reads x_t and t) or denoised (reads clean images).
+        preprocessor: preprocessor_config.json of a transformers classifier; None for a `NoisyClassifier`.
     """
 
     ref: str
@@ -39,7 +40,13 @@ class ClassifierInfo:
     revision: str | None
     config: Mapping[str, Any]
     labels: Labels
-    size: tuple[int, int]
+    input: str
+    preprocessor: Mapping[str, Any] | None
+
+    @property
+    def gradient_calls(self) -> int:
+        """Network calls of one gradient: through the denoised estimate, the denoiser is called again."""
+        return 2 if self.input == "denoised" else 1
 
     def columns(self, labels: Labels) -> dict[int, int]:
         """Label id of the UNet -> column of the logits: by name where both have names, else by id."""
@@ -51,6 +58,11 @@ class ClassifierInfo:
             if column is not None:
                 found[label] = column
         return found
+
+    def renumbers(self, labels: Labels) -> bool:
+        """Whether some label that both know has another id here, so that only its name matches."""
+        ids = list(self.config["id2label"])
+        return any(int(ids[column]) != label for label, column in self.columns(labels).items())
 
 
 @dataclass(frozen=True)
@@ -190,28 +202,58 @@ def open_checkpoint(
 
 
 def open_classifier(
-    ref: str | Path, weights: bool = False, offline: bool = False, allow_pickle: bool = False
+    ref: str | Path,
+    input: str | None = None,
+    weights: bool = False,
+    offline: bool = False,
+    allow_pickle: bool = False,
 ) -> ClassifierInfo:
-    """Reads what a noise-aware classifier (`NoisyClassifier` folder or hub id) says of itself.
+    """Reads what a classifier says of itself.
+
+    Args:
+        ref: folder or hub id of a `NoisyClassifier` or of a transformers image classifier.
+        input: noisy or denoised; None takes what the classifier was made for.
+        weights: also download the weights of a hub id.
+        offline: use the hub's cache alone.
+        allow_pickle: accept `.bin` weights.
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own.
+        UsageError: it cannot read noisy images.
     """
     ref = str(ref)
     folder, revision = locate(ref, weights, offline, allow_pickle)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")
     config = _read_json(folder / "config.json")
-    if config.get("_class_name") != "NoisyClassifier":
-        found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "nothing"
+    noise_aware = config.get("_class_name") == "NoisyClassifier"
+    architectures = ", ".join(config.get("architectures") or [])
+    if not noise_aware and "ForImageClassification" not in architectures:
+        found = config.get("_class_name") or architectures or "no class"
         raise CheckpointError(
-            f"{folder} is not a noise-aware classifier: config.json says {found}, where NoisyClassifier is needed."
+            f"{folder} is not a classifier: config.json says {found}, where NoisyClassifier or "
+            "a transformers ...ForImageClassification is needed."
         )
+    if "auto_map" in config:
+        raise UnsafeError(f"{folder}/config.json asks for code of its own (auto_map); guidegen runs no remote code.")
+    if input == "noisy" and not noise_aware:
+        raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
     try:
         labels = Labels({int(label): name for label, name in config["id2label"].items()})
     except (KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{folder}/config.json has no usable id2label.") from error
-    return ClassifierInfo(ref, folder, revision, config, labels, _size(config, folder))
+    preprocessor = None if noise_aware else _preprocessor(folder)
+    return ClassifierInfo(
+        ref, folder, revision, config, labels, input or ("noisy" if noise_aware else "denoised"), preprocessor
+    )
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
+    return _read_json(path)
 
 
 def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:

@@ -20,36 +20,56 @@ def load_unet(checkpoint: Checkpoint, device: torch.device | str, allow_pickle: 
 
 
 def load_classifier(classifier: ClassifierInfo, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
-    """The `NoisyClassifier` with fp32 weights, in eval mode, on `device`."""
-    from guidegen.checkpoints.noisy_classifier import NoisyClassifier
+    """The classifier with fp32 weights, in eval mode, on `device`.
 
-    return _load(NoisyClassifier, classifier.folder, device, allow_pickle)
+    `NoisyClassifier` for noisy input; for denoised input, a module from images in [-1, 1] to logits.
+    """
+    from guidegen.scores.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
+
+    if classifier.preprocessor is None:
+        from guidegen.checkpoints.noisy_classifier import NoisyClassifier
+
+        network = _load(NoisyClassifier, classifier.folder, device, allow_pickle)
+        return network if classifier.input == "noisy" else CleanClassifier(network)
+    from transformers import AutoModelForImageClassification
+
+    try:
+        preprocessing = Preprocessing.from_config(classifier.preprocessor)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{classifier.folder}/preprocessor_config.json: {error}.") from error
+    network = _load(AutoModelForImageClassification, classifier.folder, device, allow_pickle)
+    return ImageClassifier(network, preprocessing)
 
 
 def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool) -> nn.Module:
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
     safe = check_weights(folder, allow_pickle)
+    settings = {"use_safetensors": safe, "local_files_only": True, "output_loading_info": True}
     try:
-        model, info = cls.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            use_safetensors=safe,
-            low_cpu_mem_usage=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers raises whatever its readers raise
+        model, info = cls.from_pretrained(folder, **settings, **_quietly(cls))
+    except Exception as error:  # the libraries raise whatever their readers raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{folder}: the weights do not load: {first}") from error
-    wrong = [*info["missing_keys"], *info.get("mismatched_keys", [])]
+    wrong = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ())]
     if wrong:
         raise CheckpointError(
             f"{folder}: the weights do not fit config.json: {len(wrong)} tensors missing, first {wrong[0]}."
         )
     network: nn.Module = model.to(device).eval().requires_grad_(False)
     return network
+
+
+def _quietly(cls: Any) -> dict[str, Any]:
+    """fp32 weights and no chatter: each of the two libraries has its own word for both."""
+    if cls.__module__.startswith("transformers"):
+        from transformers.utils import logging as chatter
+
+        chatter.disable_progress_bar()
+        chatter.set_verbosity_error()
+        return {"dtype": torch.float32, "trust_remote_code": False}
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    return {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
 
 
 def check_weights(folder: Path, allow_pickle: bool = False) -> bool:

@@ -20,8 +20,8 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
     The layout follows the noise-aware classifier of Dhariwal & Nichol 2021 (arXiv 2105.05233,
     section 4.1), built from the blocks of diffusers' `UNet2DModel`.
 
-    To bring your own, save a folder of this class, or write any object with
-    `forward(sample, timestep) -> logits` and wrap it in `guidegen.scores.classifier`. It must
+    To bring your own, save a folder of this class, or wrap any module with
+    `forward(sample, timestep) -> logits` in `guidegen.NoisyScore`. It must
     have been trained on images noised by the *same* schedule as the UNet it guides
     (x_t = alpha_t x_0 + sigma_t eps, x_0 in [-1, 1], integer timesteps), and must give
     un-normalised logits, one column for each entry of `id2label`, in that order.

@@ -20,6 +20,11 @@ class Mode(StrEnum):
     none = "none"
 
 
+class Input(StrEnum):
+    noisy = "noisy"
+    denoised = "denoised"
+
+
 class Dtype(StrEnum):
     auto = "auto"
     fp16 = "fp16"
@@ -84,6 +89,15 @@ def _command(
     ] = None,
     model: options.Model = None,
     classifier: options.ClassifierRef = None,
+    classifier_input: Annotated[
+        Input | None,
+        typer.Option(
+            "--classifier-input",
+            help="noisy: it reads x_t and t. denoised: it reads the estimate of the clean image, and the gradient runs "
+            "through the denoiser. Default: what it was made for.",
+            rich_help_panel=options._MODEL,
+        ),
+    ] = None,
     null_label: options.NullLabel = None,
     offline: options.Offline = False,
     allow_pickle: options.AllowPickle = False,
@@ -142,6 +156,7 @@ def _command(
 ) -> None:
     given = {name: value for name, value in locals().items() if name not in ("ctx", "debug")}
     given |= {"mode": mode.value, "dtype": dtype.value}
+    given["classifier_input"] = classifier_input.value if classifier_input else None
     job = plan_job(Flags(sweep=ctx.info_name == "sweep", **given))
     if dry_run:
         say_what_it_takes(job)

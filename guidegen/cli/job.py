@@ -42,6 +42,7 @@ class Flags:
     seeds: str | None
     model: str | None
     classifier: str | None
+    classifier_input: str | None
     null_label: int | None
     offline: bool
     allow_pickle: bool
@@ -135,6 +136,7 @@ def plan_job(flags: Flags) -> Job:
         dtype=engine.pick_dtype(flags.dtype, device),
         null_label=checkpoint.null_label,
         classifier=judge.folder.resolve().name if judge else None,
+        classifier_input=judge.input if judge else None,
     )
 
     def name_of(label: int | None) -> str:
@@ -156,7 +158,7 @@ def say_what_it_takes(job: Job) -> None:
 
     channels, height, width = job.checkpoint.shape
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
-    count, nfe = len(job.cells), engine.cost(job.cells, job.flags.mode, job.scheduler)
+    count, nfe = len(job.cells), engine.cost(job.cells, job.flags.mode, job.scheduler, job.judge)
     facts = {
         "cells": count,
         "nfe": nfe,
@@ -193,6 +195,8 @@ def carry_out(job: Job) -> None:
     if not job.flags.quiet:
         for lack in job.checkpoint.missing:
             console.note(f"note: {job.checkpoint.ref} has no {lack}")
+        if job.judge and job.checkpoint.class_conditional and job.judge.renumbers(job.checkpoint.labels):
+            console.note(f"note: {job.judge.ref} has other label ids; its labels are matched by name")
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         with _Signals() as signals, Run(folder, job.settings, _about(job), job.flags.overwrite) as run:
@@ -307,9 +311,9 @@ def _open(flags: Flags, weights: bool = False) -> tuple[Checkpoint, ClassifierIn
     checkpoint = options.find_checkpoint(flags.model, flags.null_label, **common)
     judge = None
     if flags.mode in ("classifier", "both"):
-        judge = options.find_classifier(flags.classifier, checkpoint, **common)
-    elif flags.classifier is not None:
-        raise UsageError(f"--classifier is for the modes classifier and both, not {flags.mode}.")
+        judge = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, **common)
+    elif flags.classifier is not None or flags.classifier_input is not None:
+        raise UsageError(f"--classifier and --classifier-input are for the modes classifier and both, not {flags.mode}.")
     if reason := checkpoint.refusal(flags.mode, judge is not None):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
     return checkpoint, judge

@@ -34,7 +34,8 @@ ClassifierRef = Annotated[
         "--classifier",
         "-c",
         metavar="ID|DIR",
-        help="Noise-aware classifier for the modes classifier and both. Default: the one in the checkpoint's folder.",
+        help="Classifier for the modes classifier and both: noise-aware, or a transformers image classifier. "
+        "Default: the noise-aware one in the checkpoint's folder.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -72,11 +73,16 @@ def find_checkpoint(
 
 
 def find_classifier(
-    ref: str | None, checkpoint: Checkpoint, offline: bool, allow_pickle: bool = False, weights: bool = False
+    ref: str | None,
+    checkpoint: Checkpoint,
+    input: str | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    weights: bool = False,
 ) -> ClassifierInfo | None:
     """Opens the classifier that the flags name, or the one beside the checkpoint, if any."""
     ref = ref or checkpoint.bundled_classifier
-    return open_classifier(ref, weights, offline, allow_pickle) if ref else None
+    return open_classifier(ref, input, weights, offline, allow_pickle) if ref else None
 
 
 def resolve_labels(words: Iterable[str], labels: Labels) -> list[int]:

@@ -36,7 +36,7 @@ def _inspect(
     debug: options.Debug = False,
 ) -> None:
     checkpoint = options.find_checkpoint(model, null_label, offline, allow_pickle)
-    judge = options.find_classifier(classifier, checkpoint, offline, allow_pickle)
+    judge = options.find_classifier(classifier, checkpoint, None, offline, allow_pickle)
     # a hub checkpoint is looked at, not downloaded
     weights = weight_files(checkpoint.unet_folder, allow_pickle) if checkpoint.revision is None else []
     refusals = {mode: checkpoint.refusal(mode, judge is not None) for mode in MODES}
@@ -52,7 +52,7 @@ def _inspect(
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
         "default steps": checkpoint.steps,
         "learned variance": checkpoint.learned_variance,
-        "classifier": judge and f"{judge.folder} ({len(judge.labels)} labels)",
+        "classifier": judge and f"{judge.folder} ({judge.input} input, {len(judge.labels)} labels)",
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
         "missing": checkpoint.missing,
@@ -118,7 +118,7 @@ def _labels(
     checkpoint = options.find_checkpoint(model, None, offline)
     labels = checkpoint.labels
     if not checkpoint.class_conditional:
-        judge = options.find_classifier(classifier, checkpoint, offline)
+        judge = options.find_classifier(classifier, checkpoint, None, offline)
         if judge is None:
             raise UsageError(
                 f"{checkpoint.ref} is unconditional: it has no labels. Name a classifier that has: --classifier."

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from guidegen.scores.diffusion import Level, to_x0
+from guidegen.scores.guidance import NULL, Denoiser
+
 _LARGEST_AT_LOGITS = 2.0**10
 _SCALE_STEP = 2.0**5
 _SCALE_TRIES = 6
@@ -62,19 +65,69 @@ class NoisyScore:
         autocast: fp16 or bf16; None computes in fp32. The softmax is fp32 always.
     """
 
+    calls = 1
+
     def __init__(self, network: nn.Module, columns: Mapping[int, int], autocast: torch.dtype | None = None):
         self.network, self.autocast = network.requires_grad_(False), autocast
-        self._column = torch.full((max(columns) + 1,), -1, dtype=torch.long)
-        for label, column in columns.items():
-            self._column[label] = column
+        self._columns = _Columns(columns)
 
-    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level | None = None) -> Tensor:
         """grad log p(label | x_t), (B, C, H, W) fp32."""
-        self._column = self._column.to(x_t.device)
 
         def logits_of(x: Tensor) -> Tensor:
             with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
                 logits: Tensor = self.network(x, t.expand(len(x)))
             return logits
 
-        return gradient_of_log_probability(logits_of, x_t, self._column[labels], scaled=self.autocast == torch.float16)
+        return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)
+
+
+class DenoisedScore:
+    """grad log p(y | x0(x_t)) of a classifier of clean images, through the denoised estimate.
+
+    x0(x_t) = E[x_0 | x_t] of the unconditional denoiser, and the gradient runs back through it, as in
+    Bansal et al. 2023 (arXiv 2302.07121, eq. 7). p(y | E[x_0|x_t]) stands in for p(y | x_t): an
+    approximation that is exact only without noise.
+
+    Args:
+        network: `forward(images (B, C, H, W) in [-1, 1]) -> logits (B, K)`, its own resizing included.
+        columns: label id -> column of the logits.
+        denoiser: the network that is being guided.
+        autocast: fp16 or bf16; None computes in fp32. The softmax is fp32 always.
+    """
+
+    calls = 2
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        columns: Mapping[int, int],
+        denoiser: Denoiser,
+        autocast: torch.dtype | None = None,
+    ):
+        self.network, self.denoiser, self.autocast = network, denoiser, autocast
+        self._columns = _Columns(columns)
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level) -> Tensor:
+        """grad log p(label | x0(x_t)) with respect to x_t, (B, C, H, W) fp32."""
+
+        def logits_of(x: Tensor) -> Tensor:
+            prediction = self.denoiser(x, t, torch.full_like(labels, NULL))
+            x0 = to_x0(prediction, x, level, self.denoiser.prediction_type)
+            with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+                return self.network(x0)
+
+        return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)
+
+
+class _Columns:
+    """Label ids (B,) to columns of the logits (B,), on whatever device the ids are."""
+
+    def __init__(self, columns: Mapping[int, int]):
+        self._table = torch.full((max(columns) + 1,), -1, dtype=torch.long)
+        for label, column in columns.items():
+            self._table[label] = column
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        self._table = self._table.to(labels.device)
+        return self._table[labels]

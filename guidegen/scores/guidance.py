@@ -30,9 +30,11 @@ class Denoiser(Protocol):
 
 
 class Classifier(Protocol):
-    """The gradient of a classifier."""
+    """The gradient of a classifier. `calls` says how many network calls one takes."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    calls: int
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level) -> Tensor:
         """grad log p(label | x_t) (B, C, H, W) fp32 from x_t (B, C, H, W) fp32, t (), labels (B,)."""
         ...
 
@@ -54,9 +56,9 @@ def classifier_guided(prediction: Tensor, gradient: Tensor, w: Tensor, level: Le
     return prediction + w * score_shift(gradient, level, kind)
 
 
-def calls_per_step(w: float, w_classifier: float) -> int:
+def calls_per_step(w: float, w_classifier: float, gradient_calls: int = 1) -> int:
     """Network calls of one sample at one step: null, label and gradient, less those of zero weight."""
-    return (w != 1) + (w != 0) + (w_classifier != 0)
+    return (w != 1) + (w != 0) + (w_classifier != 0) * gradient_calls
 
 
 class Guide:
@@ -111,7 +113,8 @@ class Guide:
         self._gradient_rows = index(gradient_rows)
         self._gradient_labels = index([labels[i] for i in gradient_rows])
         self._gradient_w = weights([w_classifier[i] for i in gradient_rows])
-        self.calls = [calls_per_step(*pair) for pair in zip(w, w_classifier, strict=True)]
+        each = classifier.calls if classifier else 0
+        self.calls = [calls_per_step(*pair, each) for pair in zip(w, w_classifier, strict=True)]
         """Network calls of each sample at each step."""
 
     def __call__(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
@@ -122,7 +125,7 @@ class Guide:
             prediction = classifier_free(prediction, rows.index_select(0, self._label_place), self._w)
         if len(self._gradient_rows) and self.classifier is not None:
             some = self._gradient_rows
-            gradient = self.classifier(x_t.index_select(0, some), t, self._gradient_labels)
+            gradient = self.classifier(x_t.index_select(0, some), t, self._gradient_labels, level)
             guided = classifier_guided(
                 prediction.index_select(0, some), gradient, self._gradient_w, level, self.denoiser.prediction_type
             )
