@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from guidegen.scores.denoiser import autocast
 from guidegen.scores.diffusion import Level, to_x0
 from guidegen.scores.guidance import NULL, Denoiser
 
@@ -75,7 +76,7 @@ class NoisyScore:
         """grad log p(label | x_t), (B, C, H, W) fp32."""
 
         def logits_of(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            with autocast(x, self.autocast):
                 logits: Tensor = self.network(x, t.expand(len(x)))
             return logits
 
@@ -114,7 +115,7 @@ class DenoisedScore:
         def logits_of(x: Tensor) -> Tensor:
             prediction = self.denoiser(x, t, torch.full_like(labels, NULL))
             x0 = to_x0(prediction, x, level, self.denoiser.prediction_type)
-            with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            with autocast(x, self.autocast):
                 return self.network(x0)
 
         return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)

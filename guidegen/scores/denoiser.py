@@ -11,6 +11,11 @@ from guidegen.scores.diffusion import PredictionType
 from guidegen.scores.guidance import NULL
 
 
+def autocast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype` on the device of `x`; None computes in fp32."""
+    return torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 class UNetDenoiser:
     """A diffusers `UNet2DModel`, with or without classes.
 
@@ -39,7 +44,7 @@ class UNetDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Prediction (B, C, H, W) fp32 from x_t (B, C, H, W), timestep t () and labels (B,) or `NULL`."""
-        with torch.autocast(x_t.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+        with autocast(x_t, self.autocast):
             output: Tensor = self.unet(x_t, t, class_labels=self._class_labels(labels), return_dict=False)[0]
         if self.learned_variance:
             output = output.chunk(2, dim=1)[0]

@@ -94,8 +94,8 @@ class Guide:
         null_rows = [i for i, weight in enumerate(w) if weight != 1]
         label_rows = [i for i, weight in enumerate(w) if weight != 0]
         gradient_rows = [i for i, weight in enumerate(w_classifier) if weight != 0]
-        place = {(NULL, i): n for n, i in enumerate(null_rows)}
-        place |= {(0, i): n + len(null_rows) for n, i in enumerate(label_rows)}
+        null_at = {i: n for n, i in enumerate(null_rows)}
+        label_at = {i: n + len(null_rows) for n, i in enumerate(label_rows)}
 
         def index(rows: list[int]) -> Tensor:
             return torch.tensor(rows, dtype=torch.long, device=device)
@@ -106,14 +106,14 @@ class Guide:
         self._rows = index(null_rows + label_rows)  # which sample each network row draws
         self._row_labels = index([NULL] * len(null_rows) + [labels[i] for i in label_rows])
         # A sample with one call only takes it for both terms, whose difference is then zero.
-        self._null_place = index([place.get((NULL, i), place.get((0, i), 0)) for i in range(len(labels))])
-        self._label_place = index([place.get((0, i), place.get((NULL, i), 0)) for i in range(len(labels))])
-        self._mixed = bool(set(null_rows) & set(label_rows))
+        self._null_place = index([null_at.get(i, label_at.get(i, 0)) for i in range(len(labels))])
+        self._label_place = index([label_at.get(i, null_at.get(i, 0)) for i in range(len(labels))])
+        self._mixed = not null_at.keys().isdisjoint(label_at)
         self._w = weights(w)
         self._gradient_rows = index(gradient_rows)
         self._gradient_labels = index([labels[i] for i in gradient_rows])
         self._gradient_w = weights([w_classifier[i] for i in gradient_rows])
-        each = classifier.calls if classifier else 0
+        each = classifier.calls if classifier is not None else 0
         self.calls = [calls_per_step(*pair, each) for pair in zip(w, w_classifier, strict=True)]
         """Network calls of each sample at each step."""
 
