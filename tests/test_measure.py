@@ -1,0 +1,43 @@
+"""The share of the intended label, with a judge that reads the colour of a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from guidegen.plan import Cell, Settings
+from guidegen.run import Run
+from guidegen.zoo import measure
+
+
+def colour_judge(images: torch.Tensor) -> SimpleNamespace:
+    """Sure of column 0 where a picture is bright, of column 4 where it is dark."""
+    logits = torch.zeros(len(images), len(measure._COLUMNS))
+    bright = images.mean((1, 2, 3)) > 0
+    logits[:, 0] = torch.where(bright, 9.0, 0.0)
+    logits[:, 4] = torch.where(bright, 0.0, 9.0)
+    return SimpleNamespace(logits=logits)
+
+
+def test_share_by_weight(tmp_path: Path) -> None:
+    label = measure._COLUMNS[4]
+    settings = Settings("cfg", "m", "0" * 64, "DDIMScheduler", 5, None, "fp32", 1000)
+    with Run(tmp_path / "run", settings, {}) as run:
+        for seed, level in enumerate((0, 0, 0, 255)):
+            run.write(Cell(label, seed, 2.0), np.full((32, 32, 3), level, np.uint8), "x", 1)
+        run.write(Cell(label, 0, 0.0), np.full((32, 32, 3), 255, np.uint8), "x", 1)
+        run.write(Cell(label, 1, 0.0), None, "x", 1)  # not finite: not counted
+    none, strong = measure.score_run(colour_judge, tmp_path / "run")
+    assert (none["w"], none["images"], none["share"]) == (0.0, 1, 0.0)
+    assert (strong["w"], strong["images"], strong["share"]) == (2.0, 4, 0.75)
+    assert strong["p"] == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_judge_takes_pictures_of_32_pixels() -> None:
+    judge = measure.make_judge().eval()
+    assert measure.probabilities(judge, torch.zeros((2, 3, 32, 32), dtype=torch.uint8)).shape == (2, 20)
+    assert measure.columns_of(torch.tensor([1, 207])).tolist() == [0, measure._COLUMNS.index(207)]
