@@ -245,6 +245,7 @@ def export(folder: Path, unet: Any, classifier: Any, names: dict[str, str], size
         "scheduler": ["diffusers", "DDIMScheduler"],
         "id2label": names,
         "null_label": NULL_LABEL,
+        "default_steps": 20,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
