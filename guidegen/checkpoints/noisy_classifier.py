@@ -36,6 +36,9 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         norm_num_groups: groups of every GroupNorm.
         resnet_time_scale_shift: "default" or "scale_shift", as in `UNet2DModel`.
         dropout: dropout inside the ResNet blocks and before the head.
+        logit_scales: what the logits are multiplied by, at timesteps evenly spaced from the first to the
+            last of 1000 and linear between them: one over the temperature of Guo et al. 2017
+            (arXiv 1706.04599), one for each noise level. None for ones.
         id2label: label id (as text, JSON has no integer keys) -> name; the order of the columns.
     """
 
@@ -53,6 +56,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         norm_num_groups: int = 16,
         resnet_time_scale_shift: str = "default",
         dropout: float = 0.0,
+        logit_scales: list[float] | None = None,
         id2label: dict[str, str] | None = None,
     ):
         super().__init__()
@@ -96,6 +100,12 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         self.norm_out = nn.GroupNorm(norm_num_groups, channels)
         self.head_dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, len(id2label))
+        self.calibrate(logit_scales or [1.0, 1.0])
+
+    def calibrate(self, scales: list[float]) -> None:
+        """Sets the scales of the logits, here and in the config; at least two."""
+        self.register_to_config(logit_scales=list(scales))
+        self.register_buffer("scales", torch.tensor(scales), persistent=False)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Logits (B, len(id2label)) of noisy images (B, C, H, W) at integer timesteps (B,)."""
@@ -106,4 +116,9 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
             hidden, _ = block(hidden, temb)
         hidden = self.mid_block(hidden, temb)
         hidden = nn.functional.silu(self.norm_out(hidden)).mean(dim=(2, 3))
-        return self.head(self.head_dropout(hidden))
+        return self.head(self.head_dropout(hidden)) * self._scale(timestep, sample.shape[0])[:, None]
+
+    def _scale(self, timestep: torch.Tensor, batch: int) -> torch.Tensor:
+        place = timestep.float().clamp(0, 999).expand(batch) / 999 * (len(self.scales) - 1)
+        below = place.floor().long().clamp(max=len(self.scales) - 2)
+        return torch.lerp(self.scales[below].float(), self.scales[below + 1].float(), place - below)

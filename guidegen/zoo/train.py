@@ -141,6 +141,27 @@ def classifier_loss(batches: Batches, classes: list[int], smoothing: float) -> C
     return loss
 
 
+@torch.no_grad()
+def fit_logit_scales(network: Any, batches: Batches, classes: list[int], levels: int = 11) -> list[float]:
+    """The scale of the logits with the smallest cross-entropy at each noise level.
+
+    Near the end of the schedule there is next to nothing to know, and a classifier that does not say
+    so has gradients of noise, which guidance multiplies by sigma/alpha. At most 1: these are the
+    photographs that it was trained on, which flatter it where there is little noise.
+    """
+    columns = torch.tensor([classes.index(label) for label in batches.labels.tolist()])
+    draw = torch.Generator().manual_seed(batches.seed)
+    chosen = torch.randperm(len(columns), generator=draw)[:2000]
+    x0, target = batches.images[chosen].cpu().float() / 127.5 - 1, columns[chosen]
+    grid, scales = torch.linspace(0, 1, 41), []
+    for t in torch.linspace(0, 999, levels).round().long():
+        x_t = batches.alpha[t] * x0 + batches.sigma[t] * torch.randn(x0.shape, generator=draw)
+        logits = torch.cat([network(part.to(batches.device), t.to(batches.device)).float().cpu() for part in x_t.split(250)])
+        losses = torch.stack([nn.functional.cross_entropy(scale * logits, target) for scale in grid])
+        scales.append(round(grid[losses.argmin()].item(), 3))
+    return scales
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> float:
     """Linear warm-up, constant, linear to zero over the last quarter."""
     return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (0.25 * steps)))
@@ -279,6 +300,7 @@ def main(
         loss = classifier_loss(batches, ids, smoothing=0.05)
         steps = classifier_images // batch
         train(classifier, loss, out / "classifier.state", steps, batch, 1e-3, 0.05, compile_model)
+        classifier.calibrate(fit_logit_scales(classifier, batches, ids))
         export(out, None, classifier, names, size)
     if part in ("all", "unet"):
         unet = UNet2DModel(sample_size=size, **UNET).to(device)
