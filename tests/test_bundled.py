@@ -29,7 +29,7 @@ JUDGE = open_classifier(CHECKPOINT.bundled_classifier or "")
 
 
 def test_it_is_what_the_card_says() -> None:
-    card = (BUNDLED / "README.md").read_text(encoding="utf-8")
+    card = " ".join((BUNDLED / "README.md").read_text(encoding="utf-8").split())
     assert CHECKPOINT.null_label == 1000
     assert CHECKPOINT.config["num_class_embeds"] == 1001
     assert CHECKPOINT.labels.name(207) == "golden retriever"
