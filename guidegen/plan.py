@@ -59,6 +59,7 @@ class Settings:
         classifier: name of the classifier; None in modes without one.
         classifier_input: noisy or denoised.
         classifier_sha256: of its weights.
+        config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
     """
 
     mode: str
@@ -72,6 +73,7 @@ class Settings:
     classifier: str | None = None
     classifier_input: str | None = None
     classifier_sha256: str | None = None
+    config_sha256: str | None = None
 
 
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
@@ -164,6 +166,11 @@ def _seed(word: str) -> int:
     return int(word)
 
 
+def digest(*parts: Any) -> str:
+    """sha256 of anything that JSON can hold, as 64 hex digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """Eight hex digits that name a plan: the same flags give the same ones."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return digest(*parts)[:8]

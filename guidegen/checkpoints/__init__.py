@@ -280,9 +280,9 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
 
 
 def weights_sha256(folder: Path, allow_pickle: bool = False) -> str:
-    """sha256 over the model folder's config.json and its weight files, in the order of their names."""
+    """sha256 over the model folder's weight files, in the order of their names."""
     digest = hashlib.sha256()
-    for path in (folder / "config.json", *weight_files(folder, allow_pickle)):
+    for path in weight_files(folder, allow_pickle):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -21,7 +21,7 @@ from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import GuidegenError, StoppedError, UsageError
-from guidegen.plan import Cell, Settings, fingerprint, make_cells, parse_seeds, parse_weight, parse_weights
+from guidegen.plan import Cell, Settings, digest, fingerprint, make_cells, parse_seeds, parse_weight, parse_weights
 from guidegen.run import Row, Run, png_text, write_atomically
 
 if TYPE_CHECKING:
@@ -137,6 +137,9 @@ def plan_job(flags: Flags) -> Job:
         null_label=checkpoint.null_label,
         classifier=judge.folder.resolve().name if judge else None,
         classifier_input=judge.input if judge else None,
+        config_sha256=digest(
+            checkpoint.config, checkpoint.scheduler_config, judge and judge.config, judge and judge.preprocessor
+        ),
     )
 
     def name_of(label: int | None) -> str:
