@@ -32,7 +32,7 @@ def test_resolved(words: list[str], ids: list[int]) -> None:
     ("word", "message"),
     [
         ("golden retreiver", "207 golden retriever"),
-        ("crane", "134 crane, 517 crane"),
+        ("crane", "134 crane; 517 crane"),
         ("206", "207 golden retriever"),
         ("1-4", "4 is not a label"),
         ("3-1", "ends before"),
