@@ -15,11 +15,11 @@ from torch import Tensor
 
 from guidegen.checkpoints import open_classifier
 from guidegen.checkpoints.loading import load_classifier
+from guidegen.checkpoints.preprocessing import ImageClassifier, Preprocessing
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
 from guidegen.scores.classifier import DenoisedScore, NoisyScore
 from guidegen.scores.diffusion import Level
 from guidegen.scores.guidance import NULL
-from guidegen.scores.preprocessing import ImageClassifier, Preprocessing
 
 NAMES_ELSEWHERE = {0: "lion", 1: "tabby, tabby cat", 2: "goldfish, Carassius auratus"}
 VIT = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}

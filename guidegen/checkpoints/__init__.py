@@ -235,8 +235,7 @@ def open_classifier(
             f"{folder} is not a classifier: config.json says {found}, where NoisyClassifier or "
             "a transformers ...ForImageClassification is needed."
         )
-    if "auto_map" in config:
-        raise UnsafeError(f"{folder}/config.json asks for code of its own (auto_map); guidegen runs no remote code.")
+    _refuse_remote_code(config, folder)
     if input == "noisy" and not noise_aware:
         raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
     try:
@@ -318,9 +317,13 @@ def _check_parts(index: Mapping[str, Any], folder: Path) -> None:
         raise CheckpointError(f"{folder} is a {kind} with unet {found}; guidegen opens pipelines with a UNet2DModel.")
 
 
-def _refuse_class(config: Mapping[str, Any], folder: Path) -> None:
+def _refuse_remote_code(config: Mapping[str, Any], folder: Path) -> None:
     if "auto_map" in config:
         raise UnsafeError(f"{folder}/config.json asks for code of its own (auto_map); guidegen runs no remote code.")
+
+
+def _refuse_class(config: Mapping[str, Any], folder: Path) -> None:
+    _refuse_remote_code(config, folder)
     found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name"
     raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens UNet2DModel checkpoints.")
 

@@ -24,7 +24,7 @@ def load_classifier(classifier: ClassifierInfo, device: torch.device | str, allo
 
     `NoisyClassifier` for noisy input; for denoised input, a module from images in [-1, 1] to logits.
     """
-    from guidegen.scores.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
+    from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
 
     if classifier.preprocessor is None:
         from guidegen.checkpoints.noisy_classifier import NoisyClassifier
