@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,8 @@ from guidegen.errors import UsageError
 from guidegen.plan import batches
 
 MAX_PIXELS = 100_000_000
-AXES = ("w", "label", "seed", "w_classifier")
+AXES = ("w", "label", "prompt", "seed", "w_classifier")
+_LONGEST_NAME = 48  # letters of a prompt
 _GAP = 4
 _FONT = 16
 _MARGIN = 12
@@ -75,19 +77,21 @@ def layout(
     height, width = shape
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
-    down = [axis for axis in ("label", "w_classifier", "w", "seed") if axis != column_axis]
+    named = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
+    down = [axis for axis in ("prompt", "label", "w_classifier", "w", "seed") if axis != column_axis]
     constant = [axis for axis in down if len({_value(cell, axis) for cell in cells}) == 1]
-    row_axes = tuple(axis for axis in down if axis == "label" or axis not in constant) or ("seed",)
+    row_axes = tuple(axis for axis in down if axis == named or axis not in constant) or ("seed",)
     untold = (_axis_name(axis, cells[0]) for axis in constant if axis not in row_axes and cells[0].get(axis) is not None)
     title = " · ".join((title, *untold))
     first: dict[tuple[Any, ...], Row] = {}  # rows in the order in which they were asked for
     for cell in cells:
         first.setdefault(tuple(_value(cell, axis) for axis in row_axes), cell)
-    rows = _by_label(list(first)) if row_axes[0] == "label" else sorted(first)
+    rows = _as_asked(list(first)) if row_axes[0] in ("prompt", "label") else sorted(first)
     names = [_row_name(row_axes, first[row]) for row in rows]
     left = _MARGIN * 2 + max(_text_width(name) for name in names)
-    heads = {_value(cell, column_axis): _axis_name(column_axis, cell) for cell in cells}
-    columns = sorted(heads)
+    names_across = {_value(cell, column_axis): _axis_name(column_axis, cell) for cell in cells}
+    columns = list(names_across) if column_axis == "prompt" else sorted(names_across)
+    heads = {value: names_across[value] for value in columns}
     pitch = max(tile[0], *(_text_width(name) for name in heads.values())) + _GAP
     left = max(left, _MARGIN + _text_width(title) - len(columns) * pitch)
     top = _MARGIN + 2 * (_FONT + 8)
@@ -109,7 +113,7 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
     font = _font()
     pen.text((_MARGIN, _MARGIN), plan.title, _INK, font)
     step_x, step_y = plan.pitch, plan.tile[1] + _GAP
-    column = {value: i for i, value in enumerate(sorted(plan.heads))}
+    column = {value: i for i, value in enumerate(plan.heads)}
     for value, i in column.items():
         x = plan.left + i * step_x + plan.tile[0] // 2
         pen.text((x, plan.top - 8), plan.heads[value], _INK, font, anchor="ms")
@@ -160,8 +164,9 @@ def page_names(count: int) -> list[str]:
     return ["grid.png"] if count == 1 else [f"grid-{i}.png" for i in range(1, count + 1)]
 
 
-def _by_label(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    order = {label: i for i, label in enumerate(dict.fromkeys(row[0] for row in rows))}
+def _as_asked(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Prompts or labels in the order in which they were asked for, the rest of each sorted."""
+    order = {first: i for i, first in enumerate(dict.fromkeys(row[0] for row in rows))}
     return sorted(rows, key=lambda row: (order[row[0]], row[1:]))
 
 
@@ -172,6 +177,8 @@ def _value(cell: Row, axis: str) -> Any:
 
 def _axis_name(axis: str, cell: Row) -> str:
     value = _value(cell, axis)
+    if axis == "prompt":
+        return "no prompt" if value == -1 else textwrap.shorten(value, _LONGEST_NAME, placeholder=" …")
     if axis == "label":
         return (cell.get("label_name") or f"label {value}") if value != -1 else "no label"
     return f"seed {value}" if axis == "seed" else f"{axis.replace('w_classifier', 'classifier w')} = {value:g}"

@@ -28,19 +28,25 @@ class Cell:
         seed: of the sample's own generator.
         w: guidance weight, 0 unconditional, 1 conditional.
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
+        prompt: the text; None where none is given.
+        prompt_index: its place among the prompts of the run, which names its folder.
     """
 
     label: int | None
     seed: int
     w: float
     w_classifier: float | None = None
+    prompt: str | None = None
+    prompt_index: int | None = None
 
     @property
     def file(self) -> str:
         """Where the image stands in the run directory."""
         both = "" if self.w_classifier is None else f"_c{self.w_classifier}"
-        label = "nolabel" if self.label is None else f"label{self.label:04d}"
-        return f"images/w{self.w}{both}/{label}/{self.seed:06d}.png"
+        prompt = "" if self.prompt_index is None else f"prompt{self.prompt_index:04d}"
+        label = "" if self.label is None else f"label{self.label:04d}"
+        condition = "_".join(filter(None, (prompt, label))) or "nolabel"
+        return f"images/w{self.w}{both}/{condition}/{self.seed:06d}.png"
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,13 @@ class Settings:
         eta: DDIM's eta; None for the scheduler's default.
         dtype: fp32, fp16 or bf16 autocast.
         null_label: the id for "no label".
+        size: (height, width) of the images.
+        negative_prompt: what the null condition says; None for the empty prompt.
         classifier: name of the classifier; None in modes without one.
         classifier_input: noisy or denoised.
         classifier_sha256: of its weights.
+        classifier_gradient: exact or cheap on denoised input; None elsewhere.
+        classifier_texts: what a zero-shot classifier tells apart; None elsewhere.
         config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
     """
 
@@ -70,9 +80,13 @@ class Settings:
     eta: float | None
     dtype: str
     null_label: int | None
+    size: Sequence[int] | None = None
+    negative_prompt: str | None = None
     classifier: str | None = None
     classifier_input: str | None = None
     classifier_sha256: str | None = None
+    classifier_gradient: str | None = None
+    classifier_texts: Sequence[str] | None = None
     config_sha256: str | None = None
 
 
@@ -88,9 +102,12 @@ def make_cells(
     seeds: Sequence[int],
     weights: Sequence[float],
     classifier_weights: Sequence[float | None] = (None,),
+    prompts: Sequence[str] | None = None,
 ) -> list[Cell]:
     """The product, weights innermost: the weights of one (label, seed) share a batch."""
-    return [Cell(*row) for row in itertools.product(labels, seeds, weights, classifier_weights)]
+    texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
+    product = itertools.product(texts, labels, seeds, weights, classifier_weights)
+    return [Cell(label, seed, w, wc, *text) for text, label, seed, w, wc in product]
 
 
 def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:

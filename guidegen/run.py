@@ -78,6 +78,11 @@ class Run:
             row = rows.get(cell.file)
             if row is None:
                 continue
+            if row.get("prompt") != cell.prompt:
+                raise UsageError(
+                    f"{self.folder} holds other prompts: {row.get('prompt')!r} there, {cell.prompt!r} now.\n"
+                    "Name another -o, or --overwrite it."
+                )
             if row["status"] == "ok" and _sha256(self.folder / cell.file) == row["sha256"]:
                 kept[cell] = row
             else:
@@ -102,7 +107,7 @@ class Run:
             "w": cell.w,
             "label": cell.label,
             "label_name": label_name,
-            "prompt": None,
+            "prompt": cell.prompt,
             "seed": cell.seed,
             "nfe": nfe,
             "sha256": None,
@@ -182,7 +187,9 @@ def parameters_line(metadata: Mapping[str, Any], width: int, height: int) -> str
         "Model": settings["model"],
         "Guidance mode": settings["mode"],
     }
-    prompt = metadata["label_name"] or ("" if cell["label"] is None else f"label {cell['label']}")
+    prompt = cell["prompt"] or metadata["label_name"] or ("" if cell["label"] is None else f"label {cell['label']}")
+    if settings["negative_prompt"]:
+        prompt += f"\nNegative prompt: {settings['negative_prompt']}"
     return f"{prompt}\n" + ", ".join(f"{key}: {value}" for key, value in fields.items())
 
 

@@ -15,6 +15,7 @@ import torch
 
 NAMES = {"0": "goldfish, Carassius auratus", "1": "tabby, tabby cat", "2": "crane", "3": "crane, hoist", "4": "lion"}
 SIZE = 8
+torch.set_num_threads(1)  # threads of tiny networks only wait for each other
 
 
 def tiny_unet(seed: int = 0, **config: Any) -> Any:
@@ -47,6 +48,14 @@ def tiny_classifier(seed: int = 0, names: dict[str, str] | None = None) -> Any:
         norm_num_groups=4,
         id2label=names or NAMES,
     ).eval()
+
+
+def settings_of(mode: str = "cfg", steps: int = 10, **others: Any) -> Any:
+    """Settings as a run has them, of what a painter reads."""
+    from guidegen.plan import Settings
+
+    given = {"model": "", "model_sha256": "", "scheduler": "", "eta": None, "dtype": "fp32", "null_label": None}
+    return Settings(mode=mode, steps=steps, **(given | others))
 
 
 def save_pipeline(folder: Path, unet: Any, scheduler: Any, classifier: Any = None, **index: Any) -> Path:

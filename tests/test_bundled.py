@@ -17,7 +17,7 @@ from guidegen import (
     NoisyScore,
     UNetDenoiser,
     load_classifier,
-    load_unet,
+    load_network,
     make_scheduler,
     open_checkpoint,
     open_classifier,
@@ -63,7 +63,7 @@ def test_a_label_it_does_not_know(guidegen: Callable[..., subprocess.CompletedPr
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
 def test_the_label_grows_with_w(mode: str) -> None:
     """Mean log-probability of the label under the classifier, on clean samples; it guides one of the modes only."""
-    denoiser = UNetDenoiser(load_unet(CHECKPOINT, "cpu"), "v_prediction", CHECKPOINT.null_label)
+    denoiser = UNetDenoiser(load_network(CHECKPOINT, "cpu"), "v_prediction", CHECKPOINT.null_label)
     network = load_classifier(JUDGE, "cpu")
     columns = JUDGE.columns(CHECKPOINT.labels)
     labels = list(CHECKPOINT.labels)

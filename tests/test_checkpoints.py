@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import tiny_unet
 
-from guidegen.checkpoints import open_checkpoint, open_classifier, weight_files, weights_sha256
-from guidegen.checkpoints.loading import load_unet
+from guidegen.checkpoints import Access, open_checkpoint, open_classifier
+from guidegen.checkpoints.files import find_weights, weights_sha256
+from guidegen.checkpoints.loading import load_network
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
 
 
@@ -124,15 +125,15 @@ BROKEN: list[tuple[Break, type[GuidegenError], str]] = [
 def test_broken_checkpoints_say_what_is_wrong(copy: Path, damage: Break, kind: type[GuidegenError], message: str) -> None:
     damage(copy)
     with pytest.raises(kind, match=message) as caught:
-        load_unet(open_checkpoint(str(copy)), "cpu")
+        load_network(open_checkpoint(str(copy)), "cpu")
     assert str(caught.value).count("\n") <= 1
 
 
 def test_pickled_weights_when_asked(copy: Path, with_null: Path) -> None:
-    whole = load_unet(open_checkpoint(str(with_null)), "cpu").state_dict()
+    whole = load_network(open_checkpoint(str(with_null)), "cpu").state_dict()
     pickle_only(copy)
     checkpoint = open_checkpoint(str(copy))
-    loaded = load_unet(checkpoint, "cpu", allow_pickle=True).state_dict()
+    loaded = load_network(checkpoint, "cpu", Access(allow_pickle=True)).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in whole.items())
 
 
@@ -147,15 +148,15 @@ def test_code_in_a_pickle_never_runs(copy: Path, tmp_path: Path) -> None:
     pickle_only(copy)
     (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"conv_in.weight": Evil()}))
     with pytest.raises(CheckpointError, match="do not load"):
-        load_unet(open_checkpoint(str(copy)), "cpu", allow_pickle=True)
+        load_network(open_checkpoint(str(copy)), "cpu", Access(allow_pickle=True))
     assert not (tmp_path / "ran").exists()
 
 
 def test_sha256_follows_the_weights(copy: Path) -> None:
-    before = weights_sha256(copy / "unet")
-    assert len(weight_files(copy / "unet")) == 1
+    before = weights_sha256([copy / "unet"])
+    assert len(find_weights(copy / "unet").files) == 1
     tiny_unet(seed=1, num_class_embeds=6).save_pretrained(copy / "unet")
-    assert weights_sha256(copy / "unet") != before
+    assert weights_sha256([copy / "unet"]) != before
 
 
 def test_hub_id_from_the_cache(with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,12 +171,12 @@ def test_hub_id_from_the_cache(with_null: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
     for ref in ("someone/tiny", "someone/tiny@main", f"someone/tiny@{commit}"):
-        checkpoint = open_checkpoint(ref, offline=True, weights=True)
+        checkpoint = open_checkpoint(ref, weights=True, access=Access(offline=True))
         assert (checkpoint.revision, checkpoint.name) == (commit, "tiny")
     with pytest.raises(CheckpointError, match="cannot be reached"):
-        open_checkpoint("someone/else", offline=True)
+        open_checkpoint("someone/else", access=Access(offline=True))
     with pytest.raises(CheckpointError, match=r"cannot be reached|no revision"):
-        open_checkpoint("someone/tiny@v9", offline=True)
+        open_checkpoint("someone/tiny@v9", access=Access(offline=True))
 
 
 @pytest.mark.parametrize("ref", ["/nowhere/at/all", "nowhere", "./a/b", "a/b/c"])

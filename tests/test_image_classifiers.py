@@ -131,7 +131,7 @@ def test_it_opens_and_its_labels_match_by_name(vit_folder: Path, with_null: Path
     from guidegen.checkpoints import open_checkpoint
 
     info = open_classifier(vit_folder)
-    assert (info.input, info.gradient_calls) == ("denoised", 2)
+    assert info.input == "denoised"
     labels = open_checkpoint(with_null).labels
     assert info.columns(labels) == {0: 2, 1: 1, 4: 0}
     assert info.renumbers(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import settings_of
 from torch import Tensor
 
 from guidegen import BUNDLED, open_checkpoint, open_classifier, to_uint8
@@ -19,7 +20,7 @@ def paint(mode: str, dtype: str, device: str) -> Tensor:
     checkpoint = open_checkpoint(BUNDLED)
     judge = open_classifier(checkpoint.bundled_classifier or "") if mode == "classifier" else None
     scheduler = plan_scheduler(checkpoint, None, STEPS, None)
-    painter = open_painter(checkpoint, judge, mode, scheduler, STEPS, None, dtype, torch.device(device))
+    painter = open_painter(checkpoint, judge, scheduler, settings_of(mode, STEPS, dtype=dtype), torch.device(device))
     images, _ = painter.paint(CELLS)
     assert images.dtype == torch.float32
     assert images.isfinite().all()

@@ -5,64 +5,70 @@ Nothing here imports torch. `guidegen.checkpoints.loading` reads the weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guidegen.checkpoints.hub import locate
+from guidegen.checkpoints.classifiers import ClassifierInfo, open_classifier
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code
+from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
+from guidegen.model import Model, own_sha256, read_own, split_own
+
+__all__ = ["Access", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
 MODES = ("cfg", "classifier", "both", "none")
-_PARTS = {"UNet2DModel": "diffusers"}  # what may stand as `unet` in a pipeline folder
 
 
 @dataclass(frozen=True)
-class ClassifierInfo:
-    """A classifier on disk.
+class Kind:
+    """A layout of checkpoint that guidegen opens.
 
     Attributes:
-        ref: as the person named it.
-        folder: where config.json and the weights are.
-        revision: the hub commit; None for a plain folder.
-        config: its config.json.
-        labels: what it tells apart, in the order of its columns.
-        input: noisy (a `NoisyClassifier`, reads x_t and t) or denoised (reads clean images).
-        preprocessor: preprocessor_config.json of a transformers classifier; None for a `NoisyClassifier`.
+        name: for people.
+        network: the part that is called at each step.
+        network_class: its diffusers class.
+        others: the parts with weights beside it.
+        tokenizers: the parts that turn a prompt into tokens.
     """
 
-    ref: str
-    folder: Path
-    revision: str | None
-    config: Mapping[str, Any]
-    labels: Labels
-    input: str
-    preprocessor: Mapping[str, Any] | None
+    name: str
+    network: str
+    network_class: str
+    others: tuple[str, ...] = ()
+    tokenizers: tuple[str, ...] = ()
 
     @property
-    def gradient_calls(self) -> int:
-        """Network calls of one gradient: through the denoised estimate, the denoiser is called again."""
-        return 2 if self.input == "denoised" else 1
+    def latent(self) -> bool:
+        """Whether it draws latents, which a VAE decodes."""
+        return "vae" in self.others
 
-    def columns(self, labels: Labels) -> dict[int, int]:
-        """Label id of the UNet -> column of the logits: by name where both have names, else by id."""
-        by_id = {int(label): column for column, label in enumerate(self.config["id2label"])}
-        by_name = {name.casefold(): by_id[label] for label, name in self.labels.names.items() if name}
-        found = {}
-        for label, name in labels.names.items():
-            column = by_name.get(name.casefold()) if name and by_name else by_id.get(label)
-            if column is not None:
-                found[label] = column
-        return found
+    @property
+    def text(self) -> bool:
+        """Whether prompts condition it, not labels."""
+        return bool(self.tokenizers)
 
-    def renumbers(self, labels: Labels) -> bool:
-        """Whether some label that both know has another id here, so that only its name matches."""
-        ids = list(self.config["id2label"])
-        return any(int(ids[column]) != label for label, column in self.columns(labels).items())
+
+PIXEL = Kind("pixel UNet", "unet", "UNet2DModel")
+OWN = Kind("own model", "own", "")
+KINDS = {
+    "DiTPipeline": Kind("DiT", "transformer", "DiTTransformer2DModel", ("vae",)),
+    "StableDiffusionPipeline": Kind(
+        "Stable Diffusion", "unet", "UNet2DConditionModel", ("vae", "text_encoder"), ("tokenizer",)
+    ),
+    "StableDiffusionXLPipeline": Kind(
+        "Stable Diffusion XL",
+        "unet",
+        "UNet2DConditionModel",
+        ("vae", "text_encoder", "text_encoder_2"),
+        ("tokenizer", "tokenizer_2"),
+    ),
+}
+"""By the `_class_name` of model_index.json; any other pipeline of a UNet2DModel and a scheduler is `PIXEL`."""
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @dataclass(frozen=True)
@@ -71,38 +77,68 @@ class Checkpoint:
 
     Attributes:
         ref: as the person named it.
+        kind: its layout.
         folder: its folder.
-        unet_folder: where the UNet's config and weights are.
         revision: the hub commit; None for a plain folder.
-        config: the UNet's config.json.
+        configs: config.json of each part with weights, by the part's name.
         scheduler_config: the scheduler's config.
-        labels: what it can draw; empty for an unconditional one.
+        index: model_index.json; empty for a plain model folder.
+        labels: what it can draw; empty for an unconditional one and for prompts.
         null_label: the id that means "no label"; None where there is none.
+        size: (height, width) of the images.
         steps: the number of steps to take unless told.
         missing: what the folder lacks and what stands in for it.
+        own: a model of the person's own, which has no parts.
     """
 
     ref: str
+    kind: Kind
     folder: Path
-    unet_folder: Path
     revision: str | None
-    config: Mapping[str, Any]
+    configs: Mapping[str, Mapping[str, Any]]
     scheduler_config: Mapping[str, Any]
+    index: Mapping[str, Any]
     labels: Labels
     null_label: int | None
+    size: tuple[int, int]
     steps: int
     missing: list[str] = field(default_factory=list)
+    own: Model | None = None
 
     @property
     def name(self) -> str:
         """A short name for files and grids."""
+        if self.own is not None:
+            return self.ref.rpartition(":")[2]
         if self.revision is None:
             return self.folder.resolve().name
         return self.ref.partition("@")[0].rpartition("/")[2]
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json of the network."""
+        return self.configs[self.kind.network]
+
+    @property
+    def part_folders(self) -> dict[str, Path]:
+        """Where the config and the weights of each part are."""
+        if self.own is not None:
+            return {}
+        return {part: self.folder / part if self.index else self.folder for part in self.configs}
+
+    @property
     def class_conditional(self) -> bool:
-        return self.config.get("num_class_embeds") is not None or self.config.get("class_embed_type") is not None
+        return _classes(self.config) is not None or self.config.get("class_embed_type") is not None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes a label or a prompt."""
+        return self.kind.text or self.class_conditional
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the network can be asked without its label; a prompt may always be empty."""
+        return self.own.has_null if self.own is not None else self.kind.text or self.null_label is not None
 
     @property
     def learned_variance(self) -> bool:
@@ -110,8 +146,18 @@ class Checkpoint:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the network draws."""
-        return (self.config["in_channels"], *_size(self.config, self.unet_folder))
+        """(channels, height, width) of what the network draws: of the latents where there is a VAE."""
+        if self.own is not None:
+            return self.own.shape
+        factor = _vae_factor(self.configs["vae"]) if self.kind.latent else 1
+        return (self.config["in_channels"], self.size[0] // factor, self.size[1] // factor)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        latent = self.kind.latent or (self.own is not None and self.own.image_size is not None)
+        channels = self.configs.get("vae", {}).get("out_channels", 3) if latent else self.config["in_channels"]
+        return (channels, *self.size)
 
     @property
     def prediction_type(self) -> str:
@@ -124,14 +170,22 @@ class Checkpoint:
         folder = self.folder / "classifier"
         return str(folder) if (folder / "config.json").is_file() else None
 
-    def refusal(self, mode: str, classifier: bool) -> str | None:
-        """Why this checkpoint cannot serve `mode`, or None if it can."""
-        if mode in ("cfg", "both") and not self.class_conditional:
+    def refusal(self, mode: str, classifier: bool, needs_null: bool = True) -> str | None:
+        """Why this checkpoint cannot serve `mode`, or None if it can.
+
+        Args:
+            mode: one of `MODES`.
+            classifier: whether there is one.
+            needs_null: mode both: whether some weight of the label's own score is not 1.
+        """
+        if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
-        if mode in ("cfg", "both", "classifier") and self.class_conditional and self.null_label is None:
+        needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
+        if needs_null and self.conditional and not self.has_null:
+            alone = " --mode both --w 1 adds a classifier to its conditional score." if mode != "cfg" else ""
             return (
                 "the model has no null label, so it has no unconditional score to guide from. "
-                "If it was trained with one, name it: --null-label ID"
+                f"If it was trained with one, name it: --null-label ID.{alone}"
             )
         if mode in ("classifier", "both") and not classifier:
             return "there is no classifier. Name one: --classifier ID|DIR"
@@ -150,197 +204,190 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
 def open_checkpoint(
     ref: str | Path,
     null_label: int | None = None,
+    size: tuple[int, int] | None = None,
     weights: bool = False,
-    offline: bool = False,
-    allow_pickle: bool = False,
+    access: Access = DEFAULT_ACCESS,
 ) -> Checkpoint:
     """Reads what a checkpoint says of itself.
 
     Args:
-        ref: a `UNet2DModel` folder, a DDPM/DDIM pipeline folder, or a hub id of either.
+        ref: a `UNet2DModel` folder, a pipeline folder of one of `KINDS` or of a `UNet2DModel` and a
+            scheduler, a hub id of either, or `path/to/file.py:NAME` of a `guidegen.Model`.
         null_label: overrides the declared null label.
+        size: (height, width) of the images; None takes the checkpoint's own.
         weights: also download the weights of a hub id.
-        offline: use the hub's cache alone.
-        allow_pickle: accept `.bin` weights.
+        access: how it may be read.
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
         UnsafeError: it asks for code of its own.
-        UsageError: `null_label` is no class of the model.
+        UsageError: `null_label` is no class of the model, or `size` is none that it can draw.
     """
     ref = str(ref)
-    folder, revision = locate(ref, weights, offline, allow_pickle)
+    if place := split_own(ref):
+        return _own_checkpoint(ref, read_own(*place, Model), null_label, size)
+    folder, revision = locate(ref, access.offline)
     index: dict[str, Any] = {}
     missing = []
     if (folder / "model_index.json").is_file():
-        index = _read_json(folder / "model_index.json")
-        _check_parts(index, folder)
-        unet_folder = folder / "unet"
-        if not (unet_folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} is incomplete: model_index.json names a unet, but unet/config.json is missing.")
+        index = read_json(folder / "model_index.json")
+        kind = _kind(index, folder)
+        configs = {part: _part_config(folder, part) for part in (kind.network, *kind.others)}
+        _check_tokenizers(folder, kind)
     elif (folder / "config.json").is_file():
-        unet_folder = folder
+        kind = PIXEL
+        configs = {kind.network: read_json(folder / "config.json")}
     else:
         raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
-    config = _read_json(unet_folder / "config.json")
-    if config.get("_class_name") != "UNet2DModel" or "auto_map" in config:
-        _refuse_class(config, unet_folder)
-    config = {"in_channels": 3, "out_channels": 3} | config
-    _size(config, unet_folder)
-    if config["in_channels"] not in (1, 3):
-        raise CheckpointError(f"{unet_folder} draws {config['in_channels']} channels; guidegen opens models of 1 or 3.")
+    _check_network(kind, configs[kind.network], folder / kind.network if index else folder)
+    configs[kind.network] = {"in_channels": 3, "out_channels": 3} | configs[kind.network]
     scheduler_config = _scheduler_config(folder)
     if scheduler_config is None:
         scheduler_config = {"_class_name": "DDPMScheduler"}
         missing.append("scheduler_config.json (DDPM's linear schedule and epsilon prediction are assumed)")
-    said = config | index
-    labels, null = _labels(said, config, unet_folder, null_label)
+    if kind == KINDS["StableDiffusionPipeline"]:  # as diffusers' pipeline corrects outdated configs
+        scheduler_config |= {"steps_offset": 1, "clip_sample": False}
+    said = configs[kind.network] | index
+    labels, null = _labels(said, configs[kind.network], folder, null_label)
     steps = said.get("default_steps", DEFAULT_STEPS)
     if not isinstance(steps, int) or steps < 1:
         raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
-    return Checkpoint(ref, folder, unet_folder, revision, config, scheduler_config, labels, null, steps, missing)
-
-
-def open_classifier(
-    ref: str | Path,
-    input: str | None = None,
-    weights: bool = False,
-    offline: bool = False,
-    allow_pickle: bool = False,
-) -> ClassifierInfo:
-    """Reads what a classifier says of itself.
-
-    Args:
-        ref: folder or hub id of a `NoisyClassifier` or of a transformers image classifier.
-        input: noisy or denoised; None takes what the classifier was made for.
-        weights: also download the weights of a hub id.
-        offline: use the hub's cache alone.
-        allow_pickle: accept `.bin` weights.
-
-    Raises:
-        CheckpointError: missing, incomplete, unreachable or of an unknown kind.
-        UnsafeError: it asks for code of its own.
-        UsageError: it cannot read noisy images.
-    """
-    ref = str(ref)
-    folder, revision = locate(ref, weights, offline, allow_pickle)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")
-    config = _read_json(folder / "config.json")
-    noise_aware = config.get("_class_name") == "NoisyClassifier"
-    architectures = ", ".join(config.get("architectures") or [])
-    if not noise_aware and "ForImageClassification" not in architectures:
-        found = config.get("_class_name") or architectures or "no class"
-        raise CheckpointError(
-            f"{folder} is not a classifier: config.json says {found}, where NoisyClassifier or "
-            "a transformers ...ForImageClassification is needed."
-        )
-    _refuse_remote_code(config, folder)
-    if input == "noisy" and not noise_aware:
-        raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
-    try:
-        labels = Labels({int(label): name for label, name in config["id2label"].items()})
-    except (KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json has no usable id2label.") from error
-    preprocessor = None if noise_aware else _preprocessor(folder)
-    return ClassifierInfo(
-        ref, folder, revision, config, labels, input or ("noisy" if noise_aware else "denoised"), preprocessor
+    own = _own_size(kind, configs, folder)
+    if weights and revision:
+        download_weights(ref, revision, configs if index else [""], access)
+    if size is not None:
+        _check_size(kind, configs, size, own)
+    return Checkpoint(
+        ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or own, steps, missing
     )
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
-    return _read_json(path)
+def _own_checkpoint(ref: str, own: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
+    if null_label is not None or size is not None:
+        raise UsageError("--null-label and --size: a model of your own declares them itself.")
+    channels, height, width = own.shape
+    config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": len(own.labels) or None}
+    identity = {"sha256": own_sha256(ref, own.version)}
+    folder = Path(ref.rpartition(":")[0]).parent
+    image_size = own.image_size or (height, width)
+    return Checkpoint(
+        ref,
+        OWN,
+        folder,
+        None,
+        {"own": config | identity},
+        own.scheduler,
+        {},
+        Labels(own.labels),
+        None,
+        image_size,
+        own.steps,
+        own=own,
+    )
 
 
-def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
-    """The weight files of one model folder.
-
-    Raises:
-        CheckpointError: there are none, or a Git LFS pointer stands in for one.
-        UnsafeError: there are only pickled ones and `allow_pickle` is off.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    pickles = sorted(p for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for p in folder.glob(kind))
-    if not files and pickles and not allow_pickle:
+def _kind(index: Mapping[str, Any], folder: Path) -> Kind:
+    """The layout that model_index.json describes; refuses code of its own and parts that nobody here reads."""
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str):
         raise UnsafeError(
-            f"{folder} has only pickled weights ({pickles[0].name}), which can run code when they are opened. "
-            "Convert them to safetensors, or pass --allow-pickle to read them with weights_only=True."
+            f"{folder}/model_index.json names a pipeline of its own ({pipeline}); guidegen runs no remote code."
         )
-    files = files or [p for p in pickles if p.suffix == ".bin"]
-    if not files:
-        raise CheckpointError(f"{folder} is incomplete: no diffusion_pytorch_model.safetensors in it.")
-    for path in files:
-        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
-    return files
+    parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    for part, (library, _) in parts.items():
+        if library not in (None, "diffusers", "transformers", "stable_diffusion"):
+            raise UnsafeError(f"{folder}: the part {part!r} comes from {library!r}; guidegen runs no remote code.")
+    named = {part: entry[1] for part, entry in parts.items() if any(entry)}
+    kind = KINDS.get(pipeline, PIXEL)
+    known = {kind.network, *kind.others, *kind.tokenizers, "scheduler"} | (set(_NOT_LOADED) if kind.text else set())
+    if extra := sorted(named.keys() - known):
+        raise CheckpointError(f"{folder} is a {pipeline} with {', '.join(extra)}; {_opens()}")
+    if named.get(kind.network) != kind.network_class:
+        raise CheckpointError(f"{folder} is a {pipeline} with {kind.network} {named.get(kind.network, 'none')}; {_opens()}")
+    for part in (*kind.others, *kind.tokenizers, "scheduler"):
+        if part not in named:
+            raise CheckpointError(f"{folder} is incomplete: a {pipeline} has a {part}, and model_index.json names none.")
+    return kind
 
 
-def weights_sha256(folder: Path, allow_pickle: bool = False) -> str:
-    """sha256 over the model folder's weight files, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in weight_files(folder, allow_pickle):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def _opens() -> str:
+    return f"guidegen opens {', '.join(KINDS)}, and pipelines of a UNet2DModel and a scheduler."
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, found {type(data).__name__}.")
-    return data
+def _part_config(folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is incomplete: model_index.json names a {part}, but {part}/config.json is missing.")
+    config = read_json(path)
+    refuse_remote_code(config, path.parent)
+    return config
 
 
-def _check_parts(index: Mapping[str, Any], folder: Path) -> None:
-    kind = index.get("_class_name")
-    if not isinstance(kind, str):
-        raise UnsafeError(f"{folder}/model_index.json names a pipeline of its own ({kind}); guidegen runs no remote code.")
-    for part, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] not in (None, "diffusers", "transformers"):
-            raise UnsafeError(f"{folder}: the part {part!r} comes from {entry[0]!r}; guidegen runs no remote code.")
-    known = ("unet", "scheduler")
-    extra = [p for p, entry in index.items() if isinstance(entry, list) and p not in known and any(entry)]
-    if extra:
+def _check_tokenizers(folder: Path, kind: Kind) -> None:
+    for part in kind.tokenizers:
+        if not any((folder / part / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise CheckpointError(
+                f"{folder} is incomplete: model_index.json names a {part}, but {part} has no tokenizer.json or vocab.json."
+            )
+
+
+def _check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses networks of another class, or with inputs that guidegen does not feed."""
+    refuse_remote_code(config, folder)
+    if config.get("_class_name") != kind.network_class:
+        found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name"
+        raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens {kind.network_class} there.")
+    channels = config.get("in_channels", 3)
+    if not kind.latent and channels not in (1, 3):
+        raise CheckpointError(f"{folder} draws {channels} channels; guidegen opens models of 1 or 3.")
+    if kind.text and channels != config.get("out_channels", 4):
         raise CheckpointError(
-            f"{folder} is a {kind} with {', '.join(extra)}; guidegen opens pipelines of a UNet2DModel and a scheduler."
+            f"{folder} reads {channels} channels: an inpainting or image-to-image model, which guidegen does not open."
         )
-    unet = index.get("unet")
-    if not isinstance(unet, list) or len(unet) != 2 or unet[1] not in _PARTS:
-        found = unet[-1] if isinstance(unet, list) and unet else "none"
-        raise CheckpointError(f"{folder} is a {kind} with unet {found}; guidegen opens pipelines with a UNet2DModel.")
+    if kind.text and config.get("time_cond_proj_dim") is not None:
+        raise CheckpointError(
+            f"{folder} has guidance distilled into it (time_cond_proj_dim): there is no score left to guide."
+        )
 
 
-def _refuse_remote_code(config: Mapping[str, Any], folder: Path) -> None:
-    if "auto_map" in config:
-        raise UnsafeError(f"{folder}/config.json asks for code of its own (auto_map); guidegen runs no remote code.")
+def _classes(config: Mapping[str, Any]) -> int | None:
+    """Classes that the network's embedding tells apart, the null class included; None without labels."""
+    if config.get("_class_name") == "DiTTransformer2DModel":  # its embedding has one row more, for dropped labels
+        return int(config.get("num_embeds_ada_norm") or 1000) + 1
+    classes: int | None = config.get("num_class_embeds")
+    return classes
 
 
-def _refuse_class(config: Mapping[str, Any], folder: Path) -> None:
-    _refuse_remote_code(config, folder)
-    found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name"
-    raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens UNet2DModel checkpoints.")
+def _vae_factor(vae: Mapping[str, Any]) -> int:
+    """Pixels of the image for one of the latents."""
+    halvings = len(vae.get("block_out_channels", ())) - 1
+    return 1 << max(0, halvings)
 
 
-def _size(config: Mapping[str, Any], folder: Path) -> tuple[int, int]:
-    size = config.get("sample_size")
+def _own_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[int, int]:
+    """(height, width) of the images that the config names."""
+    size = configs[kind.network].get("sample_size")
+    factor = _vae_factor(configs["vae"]) if kind.latent else 1
     if isinstance(size, int):
-        return size, size
+        return size * factor, size * factor
     if isinstance(size, (list, tuple)) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    raise CheckpointError(f"{folder}/config.json has no usable sample_size (found {size!r}).")
+        return int(size[0]) * factor, int(size[1]) * factor
+    raise CheckpointError(f"{folder}: the config of the network has no usable sample_size (found {size!r}).")
+
+
+def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int], own: tuple[int, int]) -> None:
+    if kind.network_class == "DiTTransformer2DModel" and size != own:
+        raise UsageError(f"--size: a DiT draws the size it was trained at, {own[1]}x{own[0]}.")
+    factor = _vae_factor(configs["vae"]) if kind.latent else 1
+    step = factor * 2 ** (len(configs[kind.network].get("block_out_channels", (0, 0, 0, 0))) - 1)
+    if any(edge < step or edge % step for edge in size):
+        raise UsageError(f"--size {size[1]}x{size[0]}: both edges should be multiples of {step} for this model.")
 
 
 def _scheduler_config(folder: Path) -> dict[str, Any] | None:
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file():
-            return _read_json(path)
+            return read_json(path)
     if (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is incomplete: scheduler/scheduler_config.json is missing.")
     return None
@@ -352,12 +399,12 @@ def _labels(
     """Labels and null label; the one place that decides which id means "no label".
 
     Asked for, else declared as `null_label`, else the last class where the list of names is
-    exactly one shorter than the classes (as DiT's is).
+    exactly one shorter than the classes; a DiT's is its last.
     """
-    count = config.get("num_class_embeds")
+    count = _classes(config)
     if count is None:
         if asked is not None:
-            raise UsageError(f"--null-label {asked}: the model is unconditional, it has no classes.")
+            raise UsageError(f"--null-label {asked}: the model has no classes.")
         return Labels({}), None
     try:
         names = {int(label): str(name) for label, name in (said.get("id2label") or {}).items()}
@@ -365,7 +412,8 @@ def _labels(
         raise CheckpointError(f"{folder}: id2label should map ids to names.") from error
     declared = said.get("null_label")
     null = asked if asked is not None else declared
-    if null is None and names and len(names) == count - 1 and count - 1 not in names:
+    dit = config.get("_class_name") == "DiTTransformer2DModel"
+    if null is None and (dit or (names and len(names) == count - 1 and count - 1 not in names)):
         null = count - 1
     if null is not None and not isinstance(null, int):
         raise CheckpointError(f"{folder}: null_label should be a whole number, found {null!r}.")

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from guidegen.checkpoints.files import Access, weight_names
 from guidegen.errors import CheckpointError
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SMALL = ["*.json", "*.txt", "*.py"]
-_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
-_PICKLES = ["*.bin", "*.bin.index.json"]
+_SMALL = ["*.json", "*.txt", "*.model", "*.py"]
 
 
-def locate(ref: str, weights: bool = False, offline: bool = False, allow_pickle: bool = False) -> tuple[Path, str | None]:
-    """The folder of a checkpoint and the commit it is at (None for a plain folder).
+def locate(ref: str, offline: bool = False) -> tuple[Path, str | None]:
+    """The folder of a checkpoint, configuration only, and the commit it is at (None for a plain folder).
 
     A folder wins over a hub id of the same spelling. Hub ids are `owner/name` or
     `owner/name@revision`; token, cache and offline mode are huggingface_hub's own
     (`HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`).
-
-    Args:
-        ref: a folder or a hub id.
-        weights: download the weights too; otherwise only the configuration.
-        offline: look in the cache alone.
-        allow_pickle: download `.bin` weights as well.
 
     Raises:
         CheckpointError: no such folder, or the hub has or gives nothing.
@@ -33,12 +27,34 @@ def locate(ref: str, weights: bool = False, offline: bool = False, allow_pickle:
     if folder.is_dir():
         return folder, None
     if folder.exists():
-        raise CheckpointError(f"{ref} is a file. A checkpoint is a folder with config.json or model_index.json.")
+        raise CheckpointError(
+            f"{ref} is a file. A checkpoint is a folder with config.json or model_index.json; "
+            "`guidegen convert` makes one of a guided-diffusion .pt file."
+        )
     if not _REPO.fullmatch(ref) or ref.startswith((".", "/")):
         raise CheckpointError(
             f"No checkpoint at {ref}: no such folder, and not a hub id (owner/name or owner/name@revision)."
         )
-    return _download(ref, _SMALL + (_WEIGHTS + _PICKLES * allow_pickle) * weights, offline)
+    return _download(ref, _SMALL, offline)
+
+
+def download_weights(ref: str, revision: str, parts: Iterable[str], access: Access) -> None:
+    """Brings the weights of some sub-folders ("" for the top) of a hub id into the cache.
+
+    The variant asked for, and the plain files for parts that do not have it: never all that a
+    repository holds.
+
+    Raises:
+        CheckpointError: the hub has or gives nothing.
+    """
+    pinned = f"{ref.partition('@')[0]}@{revision}"
+    missing = list(parts)
+    for variant in dict.fromkeys((access.variant, None)):
+        patterns = [f"{part}/{name}".lstrip("/") for part in missing for name in weight_names(variant, access.allow_pickle)]
+        folder, _ = _download(pinned, _SMALL + patterns, access.offline)
+        missing = [part for part in missing if not any((folder / part).glob("*.safetensors"))]
+        if not missing:
+            return
 
 
 def _download(ref: str, patterns: list[str], offline: bool) -> tuple[Path, str | None]:

@@ -2,50 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from guidegen.checkpoints import Checkpoint, ClassifierInfo, weight_files
+from guidegen.checkpoints import Checkpoint, ClassifierInfo
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, find_weights
 from guidegen.errors import CheckpointError
 
-
-def load_unet(checkpoint: Checkpoint, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
-    """The checkpoint's `UNet2DModel` with fp32 weights, in eval mode, on `device`."""
-    from diffusers import UNet2DModel
-
-    return _load(UNet2DModel, checkpoint.unet_folder, device, allow_pickle)
+Device = torch.device | str
 
 
-def load_classifier(classifier: ClassifierInfo, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
+def load_network(checkpoint: Checkpoint, device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
+    """The network that is called at each step, a diffusers model, with fp32 weights, in eval mode, on `device`."""
+    return load_part(checkpoint, checkpoint.kind.network, device, access)
+
+
+def load_part(checkpoint: Checkpoint, part: str, device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
+    """One part of a checkpoint with fp32 weights, in eval mode, on `device`.
+
+    The class is the one that guidegen expects there or that model_index.json names, of diffusers or transformers.
+
+    Raises:
+        CheckpointError: the weights do not load, or there is no such class.
+    """
+    import diffusers
+    import transformers
+
+    kind, folder = checkpoint.kind, checkpoint.part_folders[part]
+    name = kind.network_class if part == kind.network else checkpoint.index[part][1]
+    cls = getattr(diffusers, name, None) or getattr(transformers, name, None)
+    if not (isinstance(cls, type) and hasattr(cls, "from_pretrained")):
+        raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
+    return _load(cls, folder, device, access)
+
+
+def load_tokenizer(checkpoint: Checkpoint, part: str) -> Any:
+    """A tokenizer of a text-conditional checkpoint."""
+    return _tokenizer(checkpoint.folder / part)
+
+
+def load_classifier(
+    classifier: ClassifierInfo, device: Device, access: Access = DEFAULT_ACCESS, texts: Sequence[str] = ()
+) -> nn.Module:
     """The classifier with fp32 weights, in eval mode, on `device`.
 
     `NoisyClassifier` for noisy input; for denoised input, a module from images in [-1, 1] to logits.
+
+    Args:
+        classifier: what to load.
+        device: where to.
+        access: how it may be read.
+        texts: what a zero-shot classifier tells apart, one column each.
     """
     from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
 
+    if classifier.own is not None:
+        own: nn.Module = classifier.own.load(torch.device(device))
+        return own
     if classifier.preprocessor is None:
         from guidegen.checkpoints.noisy_classifier import NoisyClassifier
 
-        network = _load(NoisyClassifier, classifier.folder, device, allow_pickle)
+        network = _load(NoisyClassifier, classifier.folder, device, access)
         return network if classifier.input == "noisy" else CleanClassifier(network)
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
 
     try:
         preprocessing = Preprocessing.from_config(classifier.preprocessor)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{classifier.folder}/preprocessor_config.json: {error}.") from error
-    network = _load(AutoModelForImageClassification, classifier.folder, device, allow_pickle)
-    return ImageClassifier(network, preprocessing)
+    if classifier.zero_shot:
+        from guidegen.checkpoints.zero_shot import ZeroShotClassifier
+
+        network = _load(AutoModelForZeroShotImageClassification, classifier.folder, device, access)
+        return ZeroShotClassifier(network, preprocessing, _tokenizer(classifier.folder), texts)
+    return ImageClassifier(_load(AutoModelForImageClassification, classifier.folder, device, access), preprocessing)
 
 
-def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool) -> nn.Module:
-    safe = check_weights(folder, allow_pickle)
-    settings = {"use_safetensors": safe, "local_files_only": True, "output_loading_info": True}
+def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> None:
+    """Makes sure that a folder's weights are there and whole.
+
+    Raises:
+        CheckpointError: none, cut short or damaged.
+        UnsafeError: pickles that were not asked for.
+    """
+    weights = find_weights(folder, access)
+    for path in weights.files if weights.safe else ():
+        _check_safetensors(path)
+
+
+def _load(cls: Any, folder: Path, device: Device, access: Access) -> nn.Module:
+    check_weights(folder, access)
+    weights = find_weights(folder, access)
+    settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
     try:
-        model, info = cls.from_pretrained(folder, **settings, **_quietly(cls))
+        model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
     except Exception as error:  # the libraries raise whatever their readers raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{folder}: the weights do not load: {first}") from error
@@ -58,7 +112,17 @@ def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool
     return network
 
 
-def _quietly(cls: Any) -> dict[str, Any]:
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever its readers raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: the tokenizer does not load: {first}") from error
+
+
+def _quietly(cls: Any) -> Mapping[str, Any]:
     """fp32 weights and no chatter: each of the two libraries has its own word for both."""
     if cls.__module__.startswith("transformers"):
         from transformers.utils import logging as chatter
@@ -72,29 +136,12 @@ def _quietly(cls: Any) -> dict[str, Any]:
     return {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
 
 
-def check_weights(folder: Path, allow_pickle: bool = False) -> bool:
-    """Whether the folder's weights are safetensors, all of them whole (False: pickles that were asked for).
-
-    Raises:
-        CheckpointError: none, cut short or damaged.
-        UnsafeError: pickles that were not asked for.
-    """
-    return all(_is_whole(path) for path in weight_files(folder, allow_pickle))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether `path` is safetensors (False: a pickle that was asked for).
-
-    Raises:
-        CheckpointError: it is safetensors, but cut short or damaged.
-    """
-    if path.suffix != ".safetensors":
-        return False
+def _check_safetensors(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt"):
-            return True
+            pass
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {error}. Download it again.") from error

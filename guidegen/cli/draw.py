@@ -25,6 +25,11 @@ class Input(StrEnum):
     denoised = "denoised"
 
 
+class Gradient(StrEnum):
+    exact = "exact"
+    cheap = "cheap"
+
+
 class Dtype(StrEnum):
     auto = "auto"
     fp16 = "fp16"
@@ -77,8 +82,28 @@ def _command(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (a line each) or - for standard "
+            "input. Repeats.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt",
+            metavar="TEXT",
+            help="What the null condition says instead of nothing.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     num: Annotated[
-        int | None, typer.Option("--num", "-n", help="Samples of each label. [default: 1]", rich_help_panel=_WHAT)
+        int | None, typer.Option("--num", "-n", help="Samples of each label or prompt. [default: 1]", rich_help_panel=_WHAT)
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="First seed; the others count up. [default: 0]", rich_help_panel=_WHAT)
@@ -93,12 +118,30 @@ def _command(
         Input | None,
         typer.Option(
             "--classifier-input",
-            help="noisy: it reads x_t and t. denoised: it reads the estimate of the clean image, and the gradient runs "
-            "through the denoiser. Default: what it was made for.",
+            help="noisy: it reads x_t and t. denoised: it reads the estimated clean image. Default: what it was made for.",
+            rich_help_panel=options._MODEL,
+        ),
+    ] = None,
+    classifier_gradient: Annotated[
+        Gradient | None,
+        typer.Option(
+            "--classifier-gradient",
+            help="On denoised input. exact: through the denoiser. cheap: as if the noise in x_t were known, at half "
+            "the calls. [default: exact]",
             rich_help_panel=options._MODEL,
         ),
     ] = None,
     null_label: options.NullLabel = None,
+    variant: options.Variant = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="WxH",
+            help="Size of the images: 512 or 768x512. Default: the checkpoint's.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     offline: options.Offline = False,
     allow_pickle: options.AllowPickle = False,
     steps: Annotated[
@@ -157,6 +200,7 @@ def _command(
     given = {name: value for name, value in locals().items() if name not in ("ctx", "debug")}
     given |= {"mode": mode.value, "dtype": dtype.value}
     given["classifier_input"] = classifier_input.value if classifier_input else None
+    given["classifier_gradient"] = classifier_gradient.value if classifier_gradient else None
     job = plan_job(Flags(sweep=ctx.info_name == "sweep", **given))
     if dry_run:
         say_what_it_takes(job)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen import __version__, grid
-from guidegen.checkpoints import Checkpoint, ClassifierInfo, weights_sha256
+from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.classifiers import label_texts
+from guidegen.checkpoints.files import weights_sha256
 from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.output import Output, already_there, export, parse_output
@@ -26,6 +28,8 @@ from guidegen.run import Row, Run, png_text, write_atomically
 
 if TYPE_CHECKING:
     import torch
+
+    from guidegen.engine import Painter
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,18 @@ class Flags:
     w: str | None
     w_classifier: str | None
     label: list[str] | None
+    prompt: list[str] | None
+    negative_prompt: str | None
     num: int | None
     seed: int | None
     seeds: str | None
     model: str | None
     classifier: str | None
     classifier_input: str | None
+    classifier_gradient: str | None
     null_label: int | None
+    variant: str | None
+    size: str | None
     offline: bool
     allow_pickle: bool
     steps: int | None
@@ -59,6 +68,11 @@ class Flags:
     json_rows: bool
     quiet: bool
     verbose: bool
+
+    @property
+    def access(self) -> Access:
+        """How checkpoints may be read."""
+        return Access(self.offline, self.allow_pickle, self.variant)
 
 
 @dataclass(frozen=True)
@@ -111,12 +125,13 @@ def plan_job(flags: Flags) -> Job:
     seeds = _seeds(flags)
     _check_numbers(flags)
     output = parse_output(flags.out)
-    checkpoint, judge = _open(flags)
+    checkpoint, judge = _open(flags, needs_null=any(w != 1 for w in ws))
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
-    labels = _labels(flags, checkpoint, judge, known)
+    prompts = _prompts(flags, checkpoint, judge)
+    labels = _labels(flags, checkpoint, judge, known, prompts)
     if flags.mode == "none":
-        ws = [0.0 if labels == [None] else 1.0]
-    cells = make_cells(labels, seeds, ws, wcs)
+        ws = [0.0 if labels == [None] and prompts is None else 1.0]
+    cells = make_cells(labels, seeds, ws, wcs, prompts)
     if not flags.sweep and len(cells) > 1 and output.one_image:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
@@ -135,10 +150,18 @@ def plan_job(flags: Flags) -> Job:
         eta=flags.eta,
         dtype=engine.pick_dtype(flags.dtype, device),
         null_label=checkpoint.null_label,
-        classifier=judge.folder.resolve().name if judge else None,
+        size=list(checkpoint.size),
+        negative_prompt=flags.negative_prompt,
+        classifier=judge.name if judge else None,
         classifier_input=judge.input if judge else None,
+        classifier_gradient=_gradient(flags, judge),
+        classifier_texts=_texts(flags, checkpoint, judge, prompts),
         config_sha256=digest(
-            checkpoint.config, checkpoint.scheduler_config, judge and judge.config, judge and judge.preprocessor
+            checkpoint.configs,
+            checkpoint.scheduler_config,
+            checkpoint.index.get("force_zeros_for_empty_prompt"),
+            judge and judge.config,
+            judge and judge.preprocessor,
         ),
     )
 
@@ -147,7 +170,7 @@ def plan_job(flags: Flags) -> Job:
 
     job = Job(flags, checkpoint, judge, name_of, cells, scheduler, device, settings, None, output)
     facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in cells]
-    pages = grid.layout(facts, checkpoint.shape[1:], title=job.title) if flags.sweep else None
+    pages = grid.layout(facts, checkpoint.size, title=job.title) if flags.sweep else None
     if pages and output.one_image:
         output.check_grid(len(pages.pages), pages.size(), len(cells))
     identity = fingerprint(asdict(settings), checkpoint.ref, checkpoint.revision, judge and judge.ref, facts)
@@ -159,9 +182,9 @@ def say_what_it_takes(job: Job) -> None:
     """`--dry-run`: cells, network calls, bytes and pixels, on standard output."""
     from guidegen import engine
 
-    channels, height, width = job.checkpoint.shape
+    channels, height, width = job.checkpoint.image_shape
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
-    count, nfe = len(job.cells), engine.cost(job.cells, job.flags.mode, job.scheduler, job.judge)
+    count, nfe = len(job.cells), engine.cost(job.cells, job.settings, job.scheduler)
     facts = {
         "cells": count,
         "nfe": nfe,
@@ -221,17 +244,25 @@ def _with_weights(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
     from guidegen.checkpoints.loading import check_weights
 
-    flags, checkpoint, judge = job.flags, job.checkpoint, job.judge
+    flags, checkpoint, judge, access = job.flags, job.checkpoint, job.judge, job.flags.access
     if checkpoint.revision or (judge and judge.revision):
-        checkpoint, judge = _open(flags, weights=True)
-    for folder in (checkpoint.unet_folder, *([judge.folder] if judge else [])):
-        check_weights(folder, flags.allow_pickle)
+        checkpoint, judge = _open(flags, weights=True, needs_null=False)
+    parts = list(checkpoint.part_folders.values())
+    for folder in parts + ([judge.folder] if judge and judge.own is None else []):
+        check_weights(folder, access)
     settings = replace(
         job.settings,
-        model_sha256=weights_sha256(checkpoint.unet_folder, flags.allow_pickle),
-        classifier_sha256=weights_sha256(judge.folder, flags.allow_pickle) if judge else None,
+        model_sha256=_sha256(checkpoint, access),
+        classifier_sha256=_sha256(judge, access) if judge else None,
     )
     return replace(job, checkpoint=checkpoint, judge=judge, settings=settings)
+
+
+def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
+    """Identity of the weights; a network of one's own says its own."""
+    if part.own is not None:
+        return str(part.config["sha256"])
+    return weights_sha256(part.part_folders.values() if isinstance(part, Checkpoint) else [part.folder], access)
 
 
 def _draw(job: Job, run: Run, signals: _Signals) -> list[Row]:
@@ -250,18 +281,11 @@ def _draw(job: Job, run: Run, signals: _Signals) -> list[Row]:
         )
     if todo:
         painter = engine.open_painter(
-            job.checkpoint,
-            job.judge,
-            flags.mode,
-            job.scheduler,
-            job.settings.steps,
-            flags.eta,
-            job.settings.dtype,
-            job.device,
-            flags.allow_pickle,
-            flags.compile_networks,
+            job.checkpoint, job.judge, job.scheduler, job.settings, job.device, flags.access, flags.compile_networks
         )
-        size = engine.pick_batch_size(flags.batch_size, job.device)
+        if not flags.quiet:
+            _tell_cut_prompts(painter, todo)
+        size = engine.pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape)
         with console.progress(len(todo) * len(job.scheduler.timesteps), len(todo), flags.quiet) as bar:
 
             def on_step(cells: int) -> None:
@@ -274,6 +298,12 @@ def _draw(job: Job, run: Run, signals: _Signals) -> list[Row]:
                 if show_rows:
                     console.result(_line(row))
     return [rows[cell] for cell in job.cells]
+
+
+def _tell_cut_prompts(painter: Painter, cells: Sequence[Cell]) -> None:
+    for prompt in dict.fromkeys(cell.prompt for cell in cells):
+        if prompt is not None and painter.is_cut is not None and painter.is_cut(prompt):
+            console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
 def _finish(job: Job, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> Path | None:
@@ -308,18 +338,74 @@ def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def _open(flags: Flags, weights: bool = False) -> tuple[Checkpoint, ClassifierInfo | None]:
+def _open(flags: Flags, weights: bool = False, needs_null: bool = True) -> tuple[Checkpoint, ClassifierInfo | None]:
     """The checkpoint and, in the modes that have one, the classifier; refuses a mode that cannot be served."""
-    common = {"offline": flags.offline, "allow_pickle": flags.allow_pickle, "weights": weights}
-    checkpoint = options.find_checkpoint(flags.model, flags.null_label, **common)
+    size = options.parse_size(flags.size)
+    checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, weights, flags.access)
     judge = None
     if flags.mode in ("classifier", "both"):
-        judge = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, **common)
-    elif flags.classifier is not None or flags.classifier_input is not None:
-        raise UsageError(f"--classifier and --classifier-input are for the modes classifier and both, not {flags.mode}.")
-    if reason := checkpoint.refusal(flags.mode, judge is not None):
+        judge = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, weights, flags.access)
+    elif any((flags.classifier, flags.classifier_input, flags.classifier_gradient)):
+        raise UsageError(
+            "--classifier, --classifier-input and --classifier-gradient are for the modes classifier and both, "
+            f"not {flags.mode}."
+        )
+    needs_null = needs_null or flags.classifier_gradient == "cheap"
+    if reason := checkpoint.refusal(flags.mode, judge is not None, needs_null):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
+    if judge and judge.input == "noisy" and not judge.own:
+        _check_noisy(judge, checkpoint)
     return checkpoint, judge
+
+
+def _check_noisy(judge: ClassifierInfo, checkpoint: Checkpoint) -> None:
+    """A noise-aware classifier reads the very x_t that the network draws."""
+    channels = judge.config.get("in_channels", 3)
+    if channels != checkpoint.shape[0]:
+        raise UsageError(
+            f"--classifier {judge.ref} reads {channels} channels, and the model draws {checkpoint.shape[0]}"
+            f"{' (latents)' if checkpoint.kind.latent else ''}: it was made for another. --classifier-input denoised may do."
+        )
+
+
+def _gradient(flags: Flags, judge: ClassifierInfo | None) -> str | None:
+    """Which derivative of the denoised estimate is taken; None on noisy input."""
+    if judge is not None and judge.input == "denoised":
+        return flags.classifier_gradient or "exact"
+    if flags.classifier_gradient is not None:
+        raise UsageError("--classifier-gradient is for classifiers of denoised images; this one reads x_t itself.")
+    return None
+
+
+def _prompts(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None) -> list[str] | None:
+    """The texts that are asked for; None where none is needed."""
+    zero_shot = judge is not None and judge.zero_shot
+    model_reads = checkpoint.kind.text and flags.mode != "classifier"
+    if not (model_reads or zero_shot):
+        given = "--prompt" if flags.prompt else "--negative-prompt" if flags.negative_prompt is not None else None
+        if given and not checkpoint.kind.text:
+            raise UsageError(f"{given}: neither the model nor a classifier reads text. Give --label.")
+        if flags.prompt:
+            raise UsageError("--prompt: in mode classifier the model draws without one; --mode both uses the prompt too.")
+        return None
+    if flags.prompt:
+        return options.read_prompts(flags.prompt)
+    if (model_reads and flags.mode != "none") or (zero_shot and not checkpoint.class_conditional):
+        instead = "takes text, not labels: give" if flags.label else f"needs, in mode {flags.mode},"
+        part = "model" if model_reads else "classifier"
+        raise UsageError(f'The {part} {instead} --prompt, such as --prompt "a red fox in snow".')
+    return None
+
+
+def _texts(
+    flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, prompts: list[str] | None
+) -> list[str] | None:
+    """What a zero-shot classifier tells apart: the prompts and the null text, or the names of all labels."""
+    if judge is None or not judge.zero_shot:
+        return None
+    if prompts is None:
+        return label_texts(checkpoint.labels)
+    return list(dict.fromkeys([*prompts, flags.negative_prompt or ""]))
 
 
 def _classifier_weights(flags: Flags) -> list[float] | list[None]:
@@ -357,21 +443,34 @@ def _check_numbers(flags: Flags) -> None:
         raise UsageError("--w is for guided modes; --mode none draws the network as it is.")
 
 
-def _labels(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, known: Labels) -> list[int] | list[None]:
+def _labels(
+    flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, known: Labels, prompts: list[str] | None
+) -> list[int] | list[None]:
     """Label ids that are asked for; [None] where none is needed."""
     if not flags.label:
-        if flags.mode == "none" and (checkpoint.null_label is not None or not checkpoint.class_conditional):
+        if not _needs_label(flags.mode, checkpoint, judge, prompts):
             return [None]
         first = next(iter(known), 0)
         example = f'"{known.name(first)}"' if len(known) and known.name(first) else first
         raise UsageError(f"--mode {flags.mode} needs --label, such as --label {example}. `guidegen labels` lists them.")
     if not len(known):
-        raise UsageError("--label: the model is unconditional, it takes none.")
+        takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
+        raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
-    missing = [i for i in ids if judge is not None and i not in judge.columns(known)]
+    missing = [i for i in ids if judge is not None and prompts is None and i not in judge.columns(known)]
     if missing and judge is not None:
         raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {judge.ref} does not know it.")
     return ids
+
+
+def _needs_label(mode: str, checkpoint: Checkpoint, judge: ClassifierInfo | None, prompts: list[str] | None) -> bool:
+    if judge is not None and not judge.zero_shot:
+        return True
+    if not checkpoint.class_conditional:
+        return False
+    if mode == "none":
+        return not checkpoint.has_null
+    return mode != "classifier" or prompts is None
 
 
 def _about(job: Job) -> dict[str, Any]:
@@ -392,10 +491,14 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
+def _condition(row: Row) -> str:
+    return f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+
+
 def _report_failures(rows: Sequence[Row]) -> None:
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
-        listed = "\n".join(f"  w {row['w']}, label {row['label']}, seed {row['seed']}" for row in failed[:20])
+        listed = "\n".join(f"  w {row['w']}, {_condition(row)}, seed {row['seed']}" for row in failed[:20])
         more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
         error = GuidegenError(
             f"{len(failed)} of {len(rows)} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Annotated
 
 import typer
 
-from guidegen.checkpoints import Checkpoint, ClassifierInfo, open_checkpoint, open_classifier
+from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo, open_checkpoint, open_classifier
+from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import UsageError
 from guidegen.zoo import BUNDLED
 
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 _MODEL, _OUTPUT, _TALK = "Checkpoint", "Output", "Messages"
 
 Model = Annotated[
@@ -24,7 +27,7 @@ Model = Annotated[
         "-m",
         metavar="ID|DIR",
         envvar="GUIDEGEN_MODEL",
-        help="Folder, or hub id (owner/name, owner/name@revision). Default: the bundled checkpoint.",
+        help="Folder, hub id (owner/name, owner/name@revision), or file.py:NAME of your own. Default: the bundled one.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -34,7 +37,7 @@ ClassifierRef = Annotated[
         "--classifier",
         "-c",
         metavar="ID|DIR",
-        help="Classifier for the modes classifier and both: noise-aware, or a transformers image classifier. "
+        help="Classifier for the modes classifier and both: noise-aware, a transformers image classifier, or CLIP-like. "
         "Default: the noise-aware one in the checkpoint's folder.",
         rich_help_panel=_MODEL,
     ),
@@ -51,6 +54,15 @@ NullLabel = Annotated[
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use the hub's cache alone; never the network.", rich_help_panel=_MODEL)
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Which weight files to read where there are several, such as fp16.",
+        rich_help_panel=_MODEL,
+    ),
+]
 AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Accept .bin weights, read with weights_only=True.", rich_help_panel=_MODEL),
@@ -66,23 +78,52 @@ def model_ref(model: str | None) -> str:
 
 
 def find_checkpoint(
-    model: str | None, null_label: int | None, offline: bool, allow_pickle: bool = False, weights: bool = False
+    model: str | None,
+    null_label: int | None = None,
+    size: tuple[int, int] | None = None,
+    weights: bool = False,
+    access: Access = DEFAULT_ACCESS,
 ) -> Checkpoint:
     """Opens the checkpoint that the flags name."""
-    return open_checkpoint(model_ref(model), null_label, weights, offline, allow_pickle)
+    return open_checkpoint(model_ref(model), null_label, size, weights, access)
 
 
 def find_classifier(
     ref: str | None,
     checkpoint: Checkpoint,
     input: str | None = None,
-    offline: bool = False,
-    allow_pickle: bool = False,
     weights: bool = False,
+    access: Access = DEFAULT_ACCESS,
 ) -> ClassifierInfo | None:
     """Opens the classifier that the flags name, or the one beside the checkpoint, if any."""
     ref = ref or checkpoint.bundled_classifier
-    return open_classifier(ref, input, weights, offline, allow_pickle) if ref else None
+    return open_classifier(ref, input, weights, access) if ref else None
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of `512` or `768x512`, which is width x height as everywhere else.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise UsageError(f"--size takes a number or WIDTHxHEIGHT, such as 512 or 768x512; found {text!r}.")
+    return int(match[2] or match[1]), int(match[1])
+
+
+def read_prompts(words: Iterable[str]) -> list[str]:
+    """The texts that `--prompt` names: itself, the lines of @FILE, or those of standard input (-).
+
+    Raises:
+        UsageError: none, or a file that cannot be read.
+    """
+    prompts = [text for word in words for text in (_lines(word, "--prompt") if _names_lines(word) else [word])]
+    if not prompts:
+        raise UsageError('--prompt names no text. Give one, such as --prompt "a red fox".')
+    return list(dict.fromkeys(prompts))
 
 
 def resolve_labels(words: Iterable[str], labels: Labels) -> list[int]:
@@ -93,7 +134,7 @@ def resolve_labels(words: Iterable[str], labels: Labels) -> list[int]:
     """
     ids: list[int] = []
     for word in words:
-        for text in _lines(word):
+        for text in _lines(word, "--label") if _names_lines(word) else word.splitlines():
             if labels.knows(text):
                 ids += labels.resolve(text)
                 continue
@@ -105,16 +146,15 @@ def resolve_labels(words: Iterable[str], labels: Labels) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
-def _lines(word: str) -> list[str]:
-    """What one --label stands for: itself, or the lines of a file or of standard input."""
-    if word == "-":
-        text = sys.stdin.read()
-    elif word.startswith("@"):
-        try:
-            text = Path(word[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--label {word}: cannot read that file: {error}") from None
-    else:
-        return word.splitlines()
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+def _names_lines(word: str) -> bool:
+    return word == "-" or word.startswith("@")
+
+
+def _lines(word: str, flag: str) -> list[str]:
+    """The lines of a file (@FILE) or of standard input (-), without blanks and a label's `#` comments."""
+    try:
+        text = sys.stdin.read() if word == "-" else Path(word[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag} {word}: cannot read that file: {error}") from None
+    lines = (line.partition("#")[0] if flag == "--label" else line for line in text.splitlines())
+    return [line.strip() for line in lines if line.strip()]

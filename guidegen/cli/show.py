@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from guidegen import grid
-from guidegen.checkpoints import MODES, Checkpoint, weight_files
+from guidegen.checkpoints import MODES, Access, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.files import find_weights
 from guidegen.cli import console, options
 from guidegen.cli.job import draw_grid
 from guidegen.errors import UsageError
@@ -30,29 +31,35 @@ def _inspect(
     ] = None,
     classifier: options.ClassifierRef = None,
     null_label: options.NullLabel = None,
+    variant: options.Variant = None,
     offline: options.Offline = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    checkpoint = options.find_checkpoint(model, null_label, offline, allow_pickle)
-    judge = options.find_classifier(classifier, checkpoint, None, offline, allow_pickle)
+    access = Access(offline, allow_pickle, variant)
+    checkpoint = options.find_checkpoint(model, null_label, access=access)
+    judge = options.find_classifier(classifier, checkpoint, access=access)
     # a hub checkpoint is looked at, not downloaded
-    weights = weight_files(checkpoint.unet_folder, allow_pickle) if checkpoint.revision is None else []
+    folders = checkpoint.part_folders if checkpoint.revision is None else {}
+    parameters = {part: sum(map(_parameters, find_weights(folder, access).files)) for part, folder in folders.items()}
     refusals = {mode: checkpoint.refusal(mode, judge is not None) for mode in MODES}
     facts: dict[str, Any] = {
         "checkpoint": checkpoint.ref,
         "revision": checkpoint.revision,
         "kind": _kind(checkpoint),
-        "resolution": "{2}x{1}, {0} channels".format(*checkpoint.shape),
-        "parameters": sum(_parameters(path) for path in weights) or None,
-        "labels": len(checkpoint.labels),
-        "null label": checkpoint.null_label,
+        "resolution": "{2}x{1}, {0} channels".format(*checkpoint.image_shape),
+        "latents": "{2}x{1}, {0} channels".format(*checkpoint.shape) if checkpoint.kind.latent else None,
+        "parameters": parameters.get(checkpoint.kind.network) or None,
+        "other parts": {p: f"{n:,} parameters" for p, n in parameters.items() if p != checkpoint.kind.network},
+        "condition": "prompt" if checkpoint.kind.text else "label" if checkpoint.class_conditional else "none",
+        "labels": None if checkpoint.kind.text else len(checkpoint.labels),
+        "null label": "the empty or negative prompt" if checkpoint.kind.text else checkpoint.null_label,
         "prediction type": checkpoint.prediction_type,
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
         "default steps": checkpoint.steps,
         "learned variance": checkpoint.learned_variance,
-        "classifier": judge and f"{judge.folder} ({judge.input} input, {len(judge.labels)} labels)",
+        "classifier": judge and _judge(judge),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
         "missing": checkpoint.missing,
@@ -76,10 +83,17 @@ def _inspect(
 
 
 def _kind(checkpoint: Checkpoint) -> str:
+    name = checkpoint.kind.name
+    if checkpoint.kind.text:
+        return f"{name}, text-conditional"
     if not checkpoint.class_conditional:
-        return "pixel UNet, unconditional"
-    null = "with" if checkpoint.null_label is not None else "without"
-    return f"pixel UNet, class-conditional {null} a null label"
+        return f"{name}, unconditional"
+    return f"{name}, class-conditional {'with' if checkpoint.has_null else 'without'} a null label"
+
+
+def _judge(judge: ClassifierInfo) -> str:
+    knows = "any text" if judge.zero_shot else f"{len(judge.labels)} labels"
+    return f"{judge.ref} ({judge.input} input, {knows})"
 
 
 def _text(value: Any) -> str:
@@ -115,14 +129,14 @@ def _labels(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    checkpoint = options.find_checkpoint(model, None, offline)
+    access = Access(offline)
+    checkpoint = options.find_checkpoint(model, access=access)
     labels = checkpoint.labels
     if not checkpoint.class_conditional:
-        judge = options.find_classifier(classifier, checkpoint, None, offline)
-        if judge is None:
-            raise UsageError(
-                f"{checkpoint.ref} is unconditional: it has no labels. Name a classifier that has: --classifier."
-            )
+        judge = options.find_classifier(classifier, checkpoint, access=access)
+        if judge is None or judge.zero_shot:
+            takes = "takes prompts" if checkpoint.kind.text else "is unconditional"
+            raise UsageError(f"{checkpoint.ref} {takes}: it has no labels. Name a classifier that has: --classifier.")
         labels = judge.labels
     found = labels.search(query)
     if not found:
@@ -136,7 +150,9 @@ def _labels(
 
 def _grid(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    columns: Annotated[str, typer.Option("--columns", help="The axis across: w, label, seed or w_classifier.")] = "w",
+    columns: Annotated[
+        str, typer.Option("--columns", help="The axis across: w, label, prompt, seed or w_classifier.")
+    ] = "w",
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
     debug: options.Debug = False,

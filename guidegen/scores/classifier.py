@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from guidegen.scores.denoiser import autocast
-from guidegen.scores.diffusion import Level, to_x0
-from guidegen.scores.guidance import NULL, Denoiser
+from guidegen.scores.diffusion import Level, PredictionType, to_x0
+from guidegen.scores.guidance import NULL, Cost, Denoiser
 
 _LARGEST_AT_LOGITS = 2.0**10
 _SCALE_STEP = 2.0**5
@@ -66,13 +66,15 @@ class NoisyScore:
         autocast: fp16 or bf16; None computes in fp32. The softmax is fp32 always.
     """
 
-    calls = 1
+    cost = Cost(1)
 
     def __init__(self, network: nn.Module, columns: Mapping[int, int], autocast: torch.dtype | None = None):
         self.network, self.autocast = network.requires_grad_(False), autocast
         self._columns = _Columns(columns)
 
-    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level | None = None) -> Tensor:
+    def __call__(
+        self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level | None = None, null: Tensor | None = None
+    ) -> Tensor:
         """grad log p(label | x_t), (B, C, H, W) fp32."""
 
         def logits_of(x: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class DenoisedScore:
         autocast: fp16 or bf16; None computes in fp32. The softmax is fp32 always.
     """
 
-    calls = 2
+    cost = Cost(2)
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class DenoisedScore:
         self.network, self.denoiser, self.autocast = network, denoiser, autocast
         self._columns = _Columns(columns)
 
-    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor | None = None) -> Tensor:
         """grad log p(label | x0(x_t)) with respect to x_t, (B, C, H, W) fp32."""
 
         def logits_of(x: Tensor) -> Tensor:
@@ -119,6 +121,45 @@ class DenoisedScore:
                 return self.network(x0)
 
         return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)
+
+
+class CheapScore:
+    """`DenoisedScore` with the denoiser's own derivative left out: d x0 / d x_t = 1 / alpha.
+
+    x0 = (x_t - sigma eps) / alpha with eps held fixed. It reads the unconditional prediction that
+    guidance has at hand, so it costs one call of the classifier and no memory for the denoiser.
+
+    Args:
+        network: `forward(images (B, C, H, W) in [-1, 1]) -> logits (B, K)`, its own resizing included.
+        columns: label id -> column of the logits.
+        prediction_type: of the denoiser.
+        autocast: fp16 or bf16; None computes in fp32. The softmax is fp32 always.
+    """
+
+    cost = Cost(1, needs_null=True)
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        columns: Mapping[int, int],
+        prediction_type: PredictionType,
+        autocast: torch.dtype | None = None,
+    ):
+        self.network, self.prediction_type, self.autocast = network, prediction_type, autocast
+        self._columns = _Columns(columns)
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
+        """grad log p(label | x0) / alpha, (B, C, H, W) fp32; 0 at alpha = 0, where x_t says nothing of the label."""
+        if level.alpha == 0:
+            return torch.zeros_like(x_t)
+
+        def logits_of(x0: Tensor) -> Tensor:
+            with autocast(x0, self.autocast):
+                return self.network(x0)
+
+        x0 = to_x0(null, x_t, level, self.prediction_type)
+        scaled = self.autocast == torch.float16
+        return gradient_of_log_probability(logits_of, x0, self._columns(labels), scaled) / level.alpha
 
 
 class _Columns:

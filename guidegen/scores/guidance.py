@@ -8,7 +8,7 @@ same term as grad log p(x|y) - grad log p(x).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,13 +29,36 @@ class Denoiser(Protocol):
         ...
 
 
-class Classifier(Protocol):
-    """The gradient of a classifier. `calls` says how many network calls one takes."""
+class Cost(NamedTuple):
+    """What one gradient of a classifier takes.
+
+    Attributes:
+        calls: network calls of its own.
+        needs_null: whether it reads the unconditional prediction too.
+    """
 
     calls: int
+    needs_null: bool = False
 
-    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level) -> Tensor:
-        """grad log p(label | x_t) (B, C, H, W) fp32 from x_t (B, C, H, W) fp32, t (), labels (B,)."""
+
+FREE = Cost(0)
+
+
+class Classifier(Protocol):
+    """The gradient of a classifier. `cost` says what one takes."""
+
+    cost: Cost
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
+        """grad log p(label | x_t) (B, C, H, W) fp32.
+
+        Args:
+            x_t: (B, C, H, W) fp32.
+            t: timestep ().
+            labels: (B,).
+            level: alpha_t and sigma_t.
+            null: the unconditional prediction (B, C, H, W) where `cost.needs_null`, else any.
+        """
         ...
 
 
@@ -56,9 +79,13 @@ def classifier_guided(prediction: Tensor, gradient: Tensor, w: Tensor, level: Le
     return prediction + w * score_shift(gradient, level, kind)
 
 
-def calls_per_step(w: float, w_classifier: float, gradient_calls: int = 1) -> int:
+def _needs_null(w: float, w_classifier: float, cost: Cost) -> bool:
+    return w != 1 or (w_classifier != 0 and cost.needs_null)
+
+
+def calls_per_step(w: float, w_classifier: float, cost: Cost = FREE) -> int:
     """Network calls of one sample at one step: null, label and gradient, less those of zero weight."""
-    return (w != 1) + (w != 0) + (w_classifier != 0) * gradient_calls
+    return _needs_null(w, w_classifier, cost) + (w != 0) + (w_classifier != 0) * cost.calls
 
 
 class Guide:
@@ -76,6 +103,7 @@ class Guide:
         w_classifier: B weights of the classifier's gradient.
         classifier: needed where any `w_classifier` is not zero.
         device: where x_t lives.
+        classifier_labels: B labels as the classifier counts them, where it counts otherwise.
     """
 
     def __init__(
@@ -86,12 +114,15 @@ class Guide:
         w_classifier: Sequence[float] | None = None,
         classifier: Classifier | None = None,
         device: torch.device | str = "cpu",
+        classifier_labels: Sequence[int] | None = None,
     ):
         self.denoiser, self.classifier = denoiser, classifier
         w_classifier = w_classifier or [0.0] * len(labels)
         if classifier is None and any(w_classifier):
             raise ValueError("w_classifier is not zero, but there is no classifier")
-        null_rows = [i for i, weight in enumerate(w) if weight != 1]
+        cost = classifier.cost if classifier is not None else FREE
+        targets = labels if classifier_labels is None else classifier_labels
+        null_rows = [i for i, pair in enumerate(zip(w, w_classifier, strict=True)) if _needs_null(*pair, cost)]
         label_rows = [i for i, weight in enumerate(w) if weight != 0]
         gradient_rows = [i for i, weight in enumerate(w_classifier) if weight != 0]
         null_at = {i: n for n, i in enumerate(null_rows)}
@@ -111,21 +142,21 @@ class Guide:
         self._mixed = not null_at.keys().isdisjoint(label_at)
         self._w = weights(w)
         self._gradient_rows = index(gradient_rows)
-        self._gradient_labels = index([labels[i] for i in gradient_rows])
+        self._gradient_labels = index([targets[i] for i in gradient_rows])
         self._gradient_w = weights([w_classifier[i] for i in gradient_rows])
-        each = classifier.calls if classifier is not None else 0
-        self.calls = [calls_per_step(*pair, each) for pair in zip(w, w_classifier, strict=True)]
+        self.calls = [calls_per_step(*pair, cost) for pair in zip(w, w_classifier, strict=True)]
         """Network calls of each sample at each step."""
 
     def __call__(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
         """The guided prediction (B, C, H, W) fp32 at one step, in the denoiser's prediction type."""
         rows = self.denoiser(x_t.index_select(0, self._rows), t, self._row_labels)
-        prediction = rows.index_select(0, self._null_place)
+        prediction = null = rows.index_select(0, self._null_place)
         if self._mixed:
-            prediction = classifier_free(prediction, rows.index_select(0, self._label_place), self._w)
+            prediction = classifier_free(null, rows.index_select(0, self._label_place), self._w)
         if len(self._gradient_rows) and self.classifier is not None:
             some = self._gradient_rows
-            gradient = self.classifier(x_t.index_select(0, some), t, self._gradient_labels, level)
+            x_some, null_some = x_t.index_select(0, some), null.index_select(0, some)
+            gradient = self.classifier(x_some, t, self._gradient_labels, level, null_some)
             guided = classifier_guided(
                 prediction.index_select(0, some), gradient, self._gradient_w, level, self.denoiser.prediction_type
             )

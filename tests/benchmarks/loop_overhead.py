@@ -37,7 +37,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], None]:
     """The network calls of one batch at w = 3 with nothing around them."""
-    denoiser: Any = painter.denoiser
+    denoiser: Any = painter.condition([])[0]
     judge: Any = painter.classifier
     x = torch.randn((batch, *painter.shape), device=painter.device)
     y = torch.tensor(labels, device=painter.device)
@@ -53,7 +53,7 @@ def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], 
     def work() -> None:
         for t in timesteps:
             with torch.no_grad():
-                denoiser.unet(joined[0], t.to(painter.device), class_labels=joined[1])
+                denoiser.network(joined[0], t.to(painter.device), class_labels=joined[1])
             if painter.mode == "classifier":
                 gradient(t.to(painter.device))
 
@@ -79,8 +79,8 @@ def main() -> None:
     print("mode        total s   bare s   ratio (median of pairs, min-max)")
     for mode in ("cfg", "classifier"):
         scheduler = plan_scheduler(checkpoint, None, options.steps, None)
-        painter = open_painter(checkpoint, judge, mode, scheduler, options.steps, None, "fp32", device)
         settings = Settings(mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, "fp32", checkpoint.null_label)
+        painter = open_painter(checkpoint, judge, scheduler, settings, device)
         bare = bare_calls(painter, options.batch, labels)
 
         def total(painter: Painter = painter, settings: Settings = settings) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZE, tiny_classifier, tiny_unet
+from conftest import SIZE, settings_of, tiny_classifier, tiny_unet
 from torch import Tensor
 
 from guidegen.checkpoints import open_checkpoint
@@ -108,7 +108,7 @@ def test_unconditional_equals_ddpm_pipeline(unconditional: Path) -> None:
 def painter_of(folder: Path, scheduler: str | None, steps: int, eta: float | None, mode: str = "cfg") -> Painter:
     checkpoint = open_checkpoint(str(folder))
     walker = make_scheduler(checkpoint.scheduler_config, scheduler)
-    return open_painter(checkpoint, None, mode, walker, steps, eta, "fp32", torch.device("cpu"))
+    return open_painter(checkpoint, None, walker, settings_of(mode, steps, eta=eta), torch.device("cpu"))
 
 
 def test_classifier_free_equals_diffusers_guider() -> None:
@@ -133,7 +133,7 @@ def test_a_cell_does_not_depend_on_its_batch(with_null: Path, name: str | None, 
     checkpoint = open_checkpoint(str(with_null))
     judge = open_classifier(str(with_null / "classifier"))
     walker = plan_scheduler(checkpoint, name, 10, None)
-    painter = open_painter(checkpoint, judge, mode, walker, 10, None, "fp32", torch.device("cpu"))
+    painter = open_painter(checkpoint, judge, walker, settings_of(mode), torch.device("cpu"))
     cells = [Cell(i % 5, i, w) for i, w in enumerate([0.0, 1.0, 0.5, 4.0] * 4)]
     together, calls = painter.paint(cells)
     backwards, _ = painter.paint(cells[::-1])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guidegen.sampling import make_scheduler, noise_levels, sample
 from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, from_x0, score_shift, to_score, to_x0
-from guidegen.scores.guidance import NULL, Guide
+from guidegen.scores.guidance import NULL, Cost, Guide
 
 MEANS = torch.tensor([[-0.6, 0.2], [0.5, 0.5], [0.3, -0.7]]).double()
 PRIOR = torch.tensor([0.5, 0.2, 0.3]).double()
@@ -64,12 +64,12 @@ class Mixture:
 class Posterior:
     """The exact classifier of the mixture, by autograd on the log posterior."""
 
-    calls = 1
+    cost = Cost(1)
 
     def __init__(self, mixture: Mixture):
         self.mixture, self.rows = mixture, 0
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, level: Level) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
         self.rows += len(x)
         with torch.enable_grad():
             leaf = x.double().detach().requires_grad_()

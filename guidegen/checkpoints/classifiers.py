@@ -1,0 +1,141 @@
+"""Opening a classifier: what it tells apart and what it reads, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code
+from guidegen.checkpoints.hub import download_weights, locate
+from guidegen.checkpoints.labels import Labels
+from guidegen.errors import CheckpointError, UsageError
+from guidegen.model import ClassifierModel, own_sha256, read_own, split_own
+
+ZERO_SHOT = ("CLIPModel", "SiglipModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
+"""transformers models that tell apart images by texts, each with get_text_features and get_image_features."""
+TEMPLATE = "a photo of a {}"
+"""What a label's name becomes for a zero-shot classifier (Radford et al. 2021, arXiv 2103.00020, section 3.1.4)."""
+
+
+@dataclass(frozen=True)
+class ClassifierInfo:
+    """A classifier on disk.
+
+    Attributes:
+        ref: as the person named it.
+        folder: where config.json and the weights are.
+        revision: the hub commit; None for a plain folder.
+        config: its config.json.
+        labels: what it tells apart, in the order of its columns; empty for a zero-shot one.
+        input: noisy (a `NoisyClassifier`, reads x_t and t) or denoised (reads clean images).
+        preprocessor: preprocessor_config.json of a transformers classifier; None for a `NoisyClassifier`.
+        zero_shot: whether it tells apart whatever texts it is given.
+        own: a classifier of the person's own, which has no files but its own.
+    """
+
+    ref: str
+    folder: Path
+    revision: str | None
+    config: Mapping[str, Any]
+    labels: Labels
+    input: str
+    preprocessor: Mapping[str, Any] | None
+    zero_shot: bool = False
+    own: ClassifierModel | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name for run.json."""
+        return self.ref.rpartition(":")[2] if self.own is not None else self.folder.resolve().name
+
+    def columns(self, labels: Labels) -> dict[int, int]:
+        """Label id of the UNet -> column of the logits: by name where both have names, else by id."""
+        if self.zero_shot:
+            return {label: column for column, label in enumerate(i for i, name in labels.names.items() if name)}
+        by_id = {int(label): column for column, label in enumerate(self.config["id2label"])}
+        by_name = {name.casefold(): by_id[label] for label, name in self.labels.names.items() if name}
+        found = {}
+        for label, name in labels.names.items():
+            column = by_name.get(name.casefold()) if name and by_name else by_id.get(label)
+            if column is not None:
+                found[label] = column
+        return found
+
+    def renumbers(self, labels: Labels) -> bool:
+        """Whether some label that both know has another id here, so that only its name matches."""
+        if self.zero_shot:
+            return False
+        ids = list(self.config["id2label"])
+        return any(int(ids[column]) != label for label, column in self.columns(labels).items())
+
+
+def label_texts(labels: Labels) -> list[str]:
+    """What a zero-shot classifier is asked of named labels, in the order of `ClassifierInfo.columns`."""
+    return [TEMPLATE.format(labels.name(label)) for label, name in labels.names.items() if name]
+
+
+def open_classifier(
+    ref: str | Path, input: str | None = None, weights: bool = False, access: Access = DEFAULT_ACCESS
+) -> ClassifierInfo:
+    """Reads what a classifier says of itself.
+
+    Args:
+        ref: folder or hub id of a `NoisyClassifier`, of a transformers image classifier, or of a
+            CLIP-like model, or `path/to/file.py:NAME` of a `guidegen.ClassifierModel`.
+        input: noisy or denoised; None takes what the classifier was made for.
+        weights: also download the weights of a hub id.
+        access: how it may be read.
+
+    Raises:
+        CheckpointError: missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own.
+        UsageError: it cannot read noisy images.
+    """
+    ref = str(ref)
+    if own := split_own(ref):
+        model: ClassifierModel = read_own(*own, ClassifierModel)
+        if input not in (None, model.input):
+            raise UsageError(f"--classifier-input {input}: {ref} reads {model.input} images.")
+        config = {"id2label": {str(i): name for i, name in model.labels.items()}, "sha256": own_sha256(ref, model.version)}
+        return ClassifierInfo(ref, own[0].parent, None, config, Labels(model.labels), model.input, None, own=model)
+    folder, revision = locate(ref, access.offline)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")
+    config = read_json(folder / "config.json")
+    noise_aware = config.get("_class_name") == "NoisyClassifier"
+    architectures = ", ".join(config.get("architectures") or [])
+    zero_shot = architectures in ZERO_SHOT
+    refuse_remote_code(config, folder)
+    if not (noise_aware or zero_shot or "ForImageClassification" in architectures):
+        found = config.get("_class_name") or architectures or "no class"
+        raise CheckpointError(
+            f"{folder} is not a classifier: config.json says {found}, where NoisyClassifier, "
+            f"a transformers ...ForImageClassification or a CLIP-like model ({', '.join(ZERO_SHOT)}) is needed."
+        )
+    if input == "noisy" and not noise_aware:
+        raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
+    labels = Labels({}) if zero_shot else _labels(config, folder)
+    preprocessor = None if noise_aware else _preprocessor(folder)
+    if weights and revision:
+        download_weights(ref, revision, [""], access)
+    reads = input or ("noisy" if noise_aware else "denoised")
+    return ClassifierInfo(ref, folder, revision, config, labels, reads, preprocessor, zero_shot)
+
+
+def _labels(config: Mapping[str, Any], folder: Path) -> Labels:
+    try:
+        return Labels({int(label): name for label, name in config["id2label"].items()})
+    except (KeyError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json has no usable id2label.") from error
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    path, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if path.is_file():
+        return read_json(path)
+    inner = read_json(whole).get("image_processor") if whole.is_file() else None  # as transformers 5 saves CLIP's
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
+    return inner

@@ -1,0 +1,136 @@
+"""Files of a checkpoint: its JSON, and which weight files stand for it. Nothing here reads a weight."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guidegen.errors import CheckpointError, UnsafeError
+
+_STEMS = ("diffusion_pytorch_model", "pytorch_model", "model")
+_NAME = rf"({'|'.join(_STEMS)})(\.(?P<first>\w+))?(-(?P<shard>\d+)-of-(?P<shards>\d+))?(\.(?P<last>\w+))?"
+_SAFE = re.compile(_NAME + r"\.safetensors")
+_PICKLED = re.compile(_NAME + r"\.bin")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How checkpoints may be read.
+
+    Attributes:
+        offline: use the hub's cache alone.
+        allow_pickle: accept `.bin` weights, read with `weights_only=True`.
+        variant: the files to take where there are several, such as `fp16`; None for the plain ones,
+            or for the only ones.
+    """
+
+    offline: bool = False
+    allow_pickle: bool = False
+    variant: str | None = None
+
+
+DEFAULT_ACCESS = Access()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of one model folder: one file, or all of its shards."""
+
+    files: tuple[Path, ...]
+    variant: str | None
+    safe: bool
+
+
+def find_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
+    """The weight files of one model folder, as diffusers and transformers name them.
+
+    Raises:
+        CheckpointError: there are none, some are missing, or a Git LFS pointer stands in for one.
+        UnsafeError: there are only pickled ones and `allow_pickle` is off.
+    """
+    kinds = variants(folder, _SAFE)
+    safe = bool(kinds)
+    if not safe:
+        pickles = sorted(p for kind in _PICKLES for p in folder.glob(kind))
+        if pickles and not access.allow_pickle:
+            raise UnsafeError(
+                f"{folder} has only pickled weights ({pickles[0].name}), which can run code when they are opened. "
+                "Convert them to safetensors, or pass --allow-pickle to read them with weights_only=True."
+            )
+        kinds = variants(folder, _PICKLED)
+    if not kinds:
+        raise CheckpointError(f"{folder} is incomplete: no diffusion_pytorch_model.safetensors or model.safetensors in it.")
+    variant = next((v for v in (access.variant, None) if v in kinds), None)
+    if variant not in kinds:
+        if len(kinds) > 1:
+            raise CheckpointError(f"{folder} has the variants {', '.join(map(str, kinds))}: choose one with --variant.")
+        variant = next(iter(kinds))
+    files = kinds[variant]
+    _check_shards(folder, files)
+    for path in files:
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
+    return Weights(tuple(files), variant, safe)
+
+
+def variants(folder: Path, pattern: re.Pattern[str] = _SAFE) -> dict[str | None, list[Path]]:
+    """Variant (None for the plain files) -> its weight files."""
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := pattern.fullmatch(path.name):
+            found.setdefault(match["first"] or match["last"], []).append(path)
+    return found
+
+
+def weight_names(variant: str | None, pickled: bool = False) -> list[str]:
+    """Patterns of the names that `find_weights` knows, for one variant."""
+    dot = f".{variant}" if variant else ""
+    shapes = dict.fromkeys((dot, f"{dot}-*-of-*", f"-*-of-*{dot}"))
+    endings = ["safetensors", "bin"] if pickled else ["safetensors"]
+    return [f"{stem}{shape}.{ending}" for stem in _STEMS for shape in shapes for ending in endings]
+
+
+def weights_sha256(folders: Iterable[Path], access: Access = DEFAULT_ACCESS) -> str:
+    """sha256 over the weight files of a checkpoint's folders, in the order of their names."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in find_weights(folder, access).files:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, found {type(data).__name__}.")
+    return data
+
+
+def refuse_remote_code(config: Mapping[str, Any], folder: Path) -> None:
+    """Raises UnsafeError if a config names code that comes with the checkpoint."""
+    if "auto_map" in config:
+        raise UnsafeError(f"{folder}/config.json asks for code of its own (auto_map); guidegen runs no remote code.")
+
+
+def _check_shards(folder: Path, files: Iterable[Path]) -> None:
+    found, wanted = set(), 0
+    for path in files:
+        match = _SAFE.fullmatch(path.name) or _PICKLED.fullmatch(path.name)
+        if match and match["shards"]:
+            found.add(int(match["shard"]))
+            wanted = int(match["shards"])
+    missing = sorted(set(range(1, wanted + 1)) - found)
+    if missing:
+        raise CheckpointError(f"{folder} is incomplete: shard {missing[0]} of {wanted} of its weights is missing.")
