@@ -160,3 +160,38 @@ def stable_diffusion_xl(folder: Path) -> Path:
         ),
     ).save_pretrained(folder)
     return folder
+
+
+def clip(folder: Path) -> Path:
+    """A CLIPModel folder: tokenizer, image processor, weights; images of 16 pixels."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
+
+    torch.manual_seed(3)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    config = CLIPConfig(text_config=clip_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    clip_tokenizer(folder).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    return folder
+
+
+def siglip(folder: Path) -> Path:
+    """A SiglipModel folder, whose texts are padded to their full length."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    torch.manual_seed(4)
+    letters = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1} | {c: i + 2 for i, c in enumerate(LETTERS)}, "<unk>"))
+    letters.pre_tokenizer = Split("", "isolated")
+    text = {"vocab_size": 28, "max_position_embeddings": 12, "projection_size": 16}
+    shared = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {"image_size": 16, "patch_size": 4}
+    SiglipModel(SiglipConfig(text_config=text | shared, vision_config=vision | shared)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder

@@ -5,13 +5,13 @@ Nothing here imports torch. `guidegen.checkpoints.loading` reads the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guidegen.checkpoints.classifiers import ClassifierInfo, open_classifier
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code, variants
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
@@ -253,13 +253,23 @@ def open_checkpoint(
     if not isinstance(steps, int) or steps < 1:
         raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
     own = _own_size(kind, configs, folder)
+    parts = list(configs) if index else [""]
     if weights and revision:
-        download_weights(ref, revision, configs if index else [""], access)
+        download_weights(ref, revision, parts, access)
+    if access.variant is not None and (weights or not revision):
+        _check_variant(folder, parts, access.variant)
     if size is not None:
         _check_size(kind, configs, size, own)
     return Checkpoint(
         ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or own, steps, missing
     )
+
+
+def _check_variant(folder: Path, parts: Sequence[str], variant: str) -> None:
+    found = {name for part in parts for name in variants(folder / part)}
+    if variant not in found:
+        others = ", ".join(sorted(name for name in found if name)) or "plain ones only"
+        raise UsageError(f"--variant {variant}: {folder} has no {variant} files (it has {others}).")
 
 
 def _own_checkpoint(ref: str, own: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
