@@ -18,7 +18,7 @@ from guidegen.errors import CheckpointError, UnsafeError, UsageError
 
 DEFAULT_STEPS = 50
 MODES = ("cfg", "classifier", "both", "none")
-_PARTS = {"UNet2DModel": "diffusers"}  # what may stand as `unet` in a pipeline folder
+_PARTS = {"UNet2DModel": "diffusers", "AdmUNet2DModel": "guidegen"}  # what may stand as `unet` in a pipeline folder
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def open_checkpoint(
     else:
         raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
     config = _read_json(unet_folder / "config.json")
-    if config.get("_class_name") != "UNet2DModel" or "auto_map" in config:
+    if config.get("_class_name") not in _PARTS or "auto_map" in config:
         _refuse_class(config, unet_folder)
     config = {"in_channels": 3, "out_channels": 3} | config
     _size(config, unet_folder)
@@ -303,7 +303,8 @@ def _check_parts(index: Mapping[str, Any], folder: Path) -> None:
     if not isinstance(kind, str):
         raise UnsafeError(f"{folder}/model_index.json names a pipeline of its own ({kind}); guidegen runs no remote code.")
     for part, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] not in (None, "diffusers", "transformers"):
+        ours = part == "unet" and entry == ["guidegen", "AdmUNet2DModel"]
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] not in (None, "diffusers", "transformers") and not ours:
             raise UnsafeError(f"{folder}: the part {part!r} comes from {entry[0]!r}; guidegen runs no remote code.")
     known = ("unet", "scheduler")
     extra = [p for p, entry in index.items() if isinstance(entry, list) and p not in known and any(entry)]

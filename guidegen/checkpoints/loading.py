@@ -13,10 +13,13 @@ from guidegen.errors import CheckpointError
 
 
 def load_unet(checkpoint: Checkpoint, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
-    """The checkpoint's `UNet2DModel` with fp32 weights, in eval mode, on `device`."""
+    """The checkpoint's `UNet2DModel` or `AdmUNet2DModel` with fp32 weights, in eval mode, on `device`."""
     from diffusers import UNet2DModel
 
-    return _load(UNet2DModel, checkpoint.unet_folder, device, allow_pickle)
+    from guidegen.checkpoints.adm_unet import AdmUNet2DModel
+
+    own = checkpoint.config["_class_name"] == "AdmUNet2DModel"
+    return _load(AdmUNet2DModel if own else UNet2DModel, checkpoint.unet_folder, device, allow_pickle)
 
 
 def load_classifier(classifier: ClassifierInfo, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:

@@ -1,0 +1,166 @@
+"""What `guidegen convert` makes of guided-diffusion's networks computes the same as they do.
+
+The reference is ours (`adm_reference.py`), from the paper and the published layout. Tolerances are
+1e-4: the same sums in another order, in fp32, of outputs whose size is about one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adm_reference import Classifier, Options, UNet, ddim_times, guided_ddim, randomise
+from torch import Tensor
+
+from guidegen.checkpoints import adm, open_checkpoint, open_classifier
+from guidegen.checkpoints.loading import load_classifier, load_unet
+from guidegen.engine import open_painter
+from guidegen.plan import Cell
+from guidegen.sampling import initial_noise, make_scheduler
+
+TOLERANCE = 1e-4
+DEEP = {"mult": (1, 2, 3), "size": 8}
+
+UNETS = {
+    "uncond": Options(),
+    "class-cond": Options(classes=7),
+    "fixed-variance": Options(classes=7, learned_variance=False),
+    "new-order": Options(new_order=True, **DEEP),
+    "heads": Options(heads=4, head_channels=None, attention=()),
+    "heads-of-several-widths": Options(heads=4, head_channels=None, attention=(2, 4), classes=7, **DEEP),
+    "heads-in-new-order": Options(heads=2, head_channels=None, attention=(1, 2, 4), new_order=True, **DEEP),
+    "one-head": Options(heads=1, head_channels=None),
+    "conv": Options(resample="conv", res_blocks=2, **DEEP),
+    "neither": Options(resample="none", res_blocks=2, attention=(1,), **DEEP),
+    "shift": Options(scale_shift=False, res_blocks=2),
+    "shift-conv": Options(scale_shift=False, resample="conv", attention=(1, 2)),
+    "half-width-first": Options(width=64, mult=(0.5, 1, 1), attention=(4,), classes=7),
+    "three-blocks": Options(res_blocks=3, mult=(1, 1, 2), attention=(2, 4), classes=7),
+    "one-level": Options(mult=(1,), attention=(1,), res_blocks=2),
+    "grey": Options(channels=1),
+}
+CLASSIFIERS = {
+    "attention-pool": Options(),
+    "new-order": Options(new_order=True, **DEEP),
+    "mean-pool": Options(pool="adaptive", scale_shift=False),
+    "mean-pool-heads": Options(pool="adaptive", heads=4, head_channels=None, attention=(2, 4), **DEEP),
+    "conv": Options(resample="conv", res_blocks=2, classes=9, **DEEP),
+    "neither": Options(resample="none", res_blocks=2, attention=(1,)),
+    "half-width-first": Options(width=64, mult=(0.5, 1, 1), attention=(4,)),
+    "four-blocks": Options(res_blocks=4, mult=(1, 2), attention=(2,)),
+}
+
+
+def draw_options(seed: int) -> Options:
+    """One option of each kind at random."""
+    choose = random.Random(seed)
+    mult = choose.choice([(1, 2), (1, 1, 2), (1, 2, 3), (2, 1), (1, 3)])
+    heads = choose.choice([None, 1, 2, 4])
+    return Options(
+        mult=mult,
+        res_blocks=choose.randint(1, 3),
+        attention=tuple(choose.sample([1, 2, 4], choose.randint(0, 3))),
+        heads=heads,
+        head_channels=None if heads else choose.choice([8, 16, 32]),
+        new_order=choose.random() < 0.5,
+        resample=choose.choice(["resnet", "resnet", "conv", "none"]),
+        scale_shift=choose.random() < 0.5,
+        classes=choose.choice([None, 4]),
+        learned_variance=choose.random() < 0.5,
+    )
+
+
+def choices_of(o: Options) -> adm.Choices:
+    return adm.Choices(o.size, o.heads, o.head_channels, "new" if o.new_order else "legacy", "linear")
+
+
+def converted(network: Any, folder: Path, choices: adm.Choices, layers: int | None = None) -> Path:
+    """The network's state dict as a `.pt`, read back by `guidegen.checkpoints.adm` and written as a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), folder / "model.pt")
+    adm.convert(folder / "model.pt", choices, layers=layers).save(folder / "made")
+    return folder / "made"
+
+
+def inputs(o: Options, batch: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
+    draw = torch.Generator().manual_seed(5)
+    x = torch.randn((batch, o.channels, o.size, o.size), generator=draw)
+    labels = torch.randint(o.classes, (batch,), generator=draw) if o.classes else None
+    return x, torch.tensor([0, 417, 999][:batch]), labels
+
+
+@torch.no_grad()
+def unet_error(o: Options, folder: Path, choices: adm.Choices | None = None) -> float:
+    """Largest difference of the outputs, with a check that they are not trivial."""
+    reference = randomise(UNet(o), seed=1)
+    made = load_unet(open_checkpoint(converted(reference, folder, choices or choices_of(o))), "cpu")
+    x, t, labels = inputs(o)
+    expected = reference(x, t, labels)
+    assert 0.1 < expected.std() < 10
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+    return (made(x, t, class_labels=labels).sample - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_equals_the_reference(name: str, tmp_path: Path) -> None:
+    assert unet_error(UNETS[name], tmp_path) <= TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_unet_equals_the_reference(seed: int, tmp_path: Path) -> None:
+    assert unet_error(draw_options(seed), tmp_path) <= TOLERANCE
+
+
+def test_the_comparison_sees_wrong_choices(tmp_path: Path) -> None:
+    o = UNETS["new-order"]
+    wrong = {
+        "order": replace(choices_of(o), attention_order="legacy"),
+        "heads": replace(choices_of(o), head_channels=32),
+    }
+    for name, choices in wrong.items():
+        assert unet_error(o, tmp_path / name, choices) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifier_equals_the_reference(name: str, tmp_path: Path) -> None:
+    o = CLASSIFIERS[name]
+    reference = randomise(Classifier(o), seed=2)
+    choices = replace(choices_of(o), schedule=None)
+    made = load_classifier(open_classifier(converted(reference, tmp_path, choices, o.res_blocks)), "cpu")
+    x, t, _ = inputs(o)
+    x.requires_grad_()
+    expected, logits = reference(x, t), made(x, t)
+    assert 0.1 < expected.std() < 10
+    assert (logits - expected).abs().max() <= TOLERANCE
+    gradients = [torch.autograd.grad(out.log_softmax(1)[:, 1].sum(), x)[0] for out in (expected, logits)]
+    assert gradients[0].abs().max() > 0.01
+    assert (gradients[0] - gradients[1]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(("schedule", "count"), [("linear", 25), ("cosine", 10)])
+def test_guided_samples_equal_the_published_sampler(schedule: str, count: int, tmp_path: Path) -> None:
+    """Mode classifier over an unconditional UNet, DDIM with eta 0 on the original's respaced timesteps.
+
+    Without clipping: with it, the original clips x0 before it adds the gradient, diffusers after.
+    """
+    unet, judge = randomise(UNet(Options()), seed=3), randomise(Classifier(Options(res_blocks=2)), seed=4)
+    folder = converted(unet, tmp_path / "unet", replace(choices_of(unet.o), schedule=schedule))
+    checkpoint = open_checkpoint(folder)
+    classifier = open_classifier(converted(judge, tmp_path / "judge", replace(choices_of(judge.o), schedule=None), 2))
+    scheduler = make_scheduler({**checkpoint.scheduler_config, "clip_sample": False})
+    scheduler.set_timesteps(count)
+    assert scheduler.timesteps.tolist() == ddim_times(count)
+    painter = open_painter(checkpoint, classifier, "classifier", scheduler, count, None, "fp32", torch.device("cpu"))
+    weights, labels = [0.0, 1.0, 10.0], torch.tensor([0, 1, 4])
+    images, _ = painter.paint([Cell(int(y), seed, w) for seed, (y, w) in enumerate(zip(labels, weights, strict=True))])
+    noise, _ = initial_noise(range(3), checkpoint.shape)
+    expected = guided_ddim(unet, judge, noise, labels, weights, schedule, count)
+    unguided = guided_ddim(unet, judge, noise, labels, [0.0] * 3, schedule, count)
+    size = expected.abs().amax(dim=(1, 2, 3))  # an untrained network's images are not bounded
+    error = (images - expected).abs().amax(dim=(1, 2, 3)) / size
+    assert error.max() <= TOLERANCE, error
+    assert (expected - unguided).abs().amax(dim=(1, 2, 3))[2] / size[2] > 100 * TOLERANCE  # guidance shows
