@@ -188,7 +188,7 @@ class UNet(Encoder):
         )
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        temb = self.time_embed(sinusoids(t, self.o.width))
+        temb = self.time_embed(sinusoids(t, self.o.width).to(x))
         if self.o.classes:
             temb = temb + self.label_emb(labels)
         h, passed = self.encode(x, temb)
@@ -227,7 +227,7 @@ class Classifier(Encoder):
         self.out = nn.Sequential(norm(channels), nn.SiLU(), *head)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h, _ = self.encode(x, self.time_embed(sinusoids(t, self.o.width)))
+        h, _ = self.encode(x, self.time_embed(sinusoids(t, self.o.width).to(x)))
         return self.out(h)
 
 
@@ -240,8 +240,8 @@ def randomise(network: nn.Module, seed: int) -> Any:
             if weight.ndim == 1:  # biases, and the weights of norms
                 weight.mul_(0.2).add_(0.0 if name.endswith("bias") else 1.0)
             elif "qkv" in name:
-                weight.mul_(2 / weight[0].numel() ** 0.5)  # attention that is not nearly even
-            elif "emb" not in name or "emb_layers" in name:
+                weight.mul_(1.5 / weight[0].numel() ** 0.5)  # attention that is not nearly even
+            elif name != "label_emb.weight":
                 weight.mul_(1 / weight[0].numel() ** 0.5)
     return network.eval()
 
