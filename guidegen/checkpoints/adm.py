@@ -13,8 +13,8 @@ on the way down.
 from __future__ import annotations
 
 import json
-import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -182,7 +182,10 @@ class Conversion:
             return
         import diffusers
 
+        # No clipping: guided-diffusion clips x0 before it adds the gradient, diffusers after, where it undoes
+        # a strong gradient; of the two that diffusers offers, this one stays near the published images.
         scheduler = diffusers.DDIMScheduler(
+            clip_sample=False,
             num_train_timesteps=_TRAINING_STEPS,
             beta_start=0.0001,
             beta_end=0.02,
@@ -245,8 +248,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, damaged, a Git LFS pointer, or no state dict.
         UnsafeError: it is more than tensors, so that opening it would run code.
     """
-    import torch
-
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. Name the .pt file of guided-diffusion in it.")
     if not path.is_file():
@@ -255,23 +256,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
+    import torch
+
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused below
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the unpickler raise
-        asks = re.search(
-            r"Unsupported global: GLOBAL (\S+)|TorchScript|unsupported class (\S+)|unrecognized function (\S+)", str(error)
-        )
-        if asks and isinstance(error, (pickle.UnpicklingError, RuntimeError)):
-            wants = next((name for name in asks.groups() if name), asks[0])
+        if asks := re.search(r"GLOBAL (\S+)|(TorchScript)|but got <class '(\S+)'>", str(error)):
+            wants = next(name for name in asks.groups() if name)
             raise UnsafeError(
                 f"{path} holds more than tensors ({wants}), and opening that can run code. "
                 "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)."
             ) from error
         size = path.stat().st_size
         raise CheckpointError(
-            f"{path} ({size} bytes) is damaged, cut short, or not of torch.save: {_first_line(error)} Download it again."
+            f"{path} ({size} bytes) is damaged, cut short, or not of torch.save. Download it again."
         ) from error
     if not _is_state_dict(data):
         raise CheckpointError(
@@ -302,7 +304,7 @@ def recognise(
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"--preset {preset}: no such preset. There are {', '.join(PRESETS)}.")
     named = PRESETS[preset][kind] if preset is not None else None
-    layout = read_layout(shapes, layers or (named.layout.layers if named else None))
+    layout = read_layout(shapes, layers, named.layout.layers if named else None)
     if named and named.layout != layout:
         raise UsageError(f"this is not the {kind} of --preset {preset}: {_difference(layout, named.layout)}.")
     if named is None and file_name in FILES and PRESETS[FILES[file_name]][kind].layout == layout:
@@ -315,7 +317,7 @@ def recognise(
     return layout, choices
 
 
-def read_layout(shapes: Shapes, layers: int | None = None) -> Layout:
+def read_layout(shapes: Shapes, layers: int | None = None, likely: int | None = None) -> Layout:
     """The sizes of a network from the shapes of its state dict.
 
     ResNet blocks that halve the resolution look like any other; they are found by the levels that
@@ -332,11 +334,10 @@ def read_layout(shapes: Shapes, layers: int | None = None) -> Layout:
     blocks = _input_blocks(shapes)
     ups = _ups(shapes) if kind == "unet" else None
     found = [n for n in range(1, len(blocks) + 1) if _levels(blocks, n) and ups in (None, _expected_ups(blocks, n))]
-    if layers in found:
-        found = [layers]
     if not found or (layers is not None and layers not in found):
         asked = f" of {layers} ResNet blocks" if layers and found else ""
         raise CheckpointError(f"its {len(blocks)} input blocks do not fall into levels{asked} as guided-diffusion's do.")
+    found = next(([n] for n in (layers, likely) if n in found), found)
     if len(found) > 1:
         ways = " or ".join(map(str, found))
         raise UsageError(f"its blocks can be parted into levels of {ways} ResNet blocks. Say which: --res-blocks N.")
