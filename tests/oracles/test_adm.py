@@ -180,3 +180,20 @@ def test_guided_samples_equal_the_published_sampler(mode: str, schedule: str, co
     error = (images - expected).abs().amax(dim=(1, 2, 3)) / size
     assert error.max() <= TOLERANCE, error  # 2e-6 was seen
     assert (expected - unguided).abs().amax(dim=(1, 2, 3))[2] / size[2] > 100 * TOLERANCE  # guidance shows
+
+
+def test_diffusers_opens_the_folder_and_draws_the_same(tmp_path: Path) -> None:
+    from diffusers import DDIMPipeline
+
+    o = Options(learned_variance=False)
+    folder = converted(randomise(UNet(o), seed=3), tmp_path, replace(choices_of(o), schedule="cosine"))
+    pipeline = DDIMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(1, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
+    checkpoint = open_checkpoint(folder)
+    scheduler = make_scheduler(checkpoint.scheduler_config)
+    painter = open_painter(checkpoint, None, "none", scheduler, 10, None, "fp32", torch.device("cpu"))
+    images, _ = painter.paint([Cell(None, 3, 0.0)])
+    drawn = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    assert (drawn - torch.from_numpy(theirs)).abs().max() <= TOLERANCE
+    assert drawn.std() > 0.1
