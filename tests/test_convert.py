@@ -16,7 +16,7 @@ from adm_reference import Classifier, Options, UNet, randomise
 from typer.testing import CliRunner
 
 from guidegen.checkpoints import adm
-from guidegen.checkpoints.adm import Choices
+from guidegen.checkpoints.adm_layout import Choices, recognise
 from guidegen.cli import app
 from guidegen.cli.convert import _stoppable, _write
 from guidegen.errors import CheckpointError, GuidegenError, StoppedError, UnsafeError, UsageError
@@ -156,8 +156,8 @@ def test_published_network_is_known_at_its_true_shapes(
     with torch.device("meta"):
         state = kind(o).state_dict()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    by_name = adm.recognise(shapes, f"{name}.pt", Choices())
-    assert adm.recognise(shapes, "model.pt", Choices(), preset) == by_name
+    by_name = recognise(shapes, f"{name}.pt", Choices())
+    assert recognise(shapes, "model.pt", Choices(), preset) == by_name
     layout, choices = by_name
     order, schedule = "new" if o.new_order else "legacy", "cosine" if preset == "64" else "linear"
     assert choices == Choices(o.size, o.heads, o.head_channels, order, None if kind is Classifier else schedule)
@@ -187,8 +187,8 @@ def test_shapes_alone_suggest_a_preset_but_do_not_choose_it() -> None:
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in UNet(PUBLISHED[0][3]).state_dict().items()}
     with pytest.raises(UsageError, match="--preset 64"):
-        adm.recognise(shapes, "ema.pt", Choices())
-    _, choices = adm.recognise(shapes, "ema.pt", Choices(schedule="linear", heads=3), "64")
+        recognise(shapes, "ema.pt", Choices())
+    _, choices = recognise(shapes, "ema.pt", Choices(schedule="linear", heads=3), "64")
     assert choices == Choices(64, 3, None, "new", "linear")
 
 

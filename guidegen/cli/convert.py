@@ -130,7 +130,8 @@ def _convert(
     if not source.is_file():  # before the seconds that torch takes to load
         what = "is a folder" if source.is_dir() else "is not there"
         raise CheckpointError(f"{source} {what}. Name a .pt file of guided-diffusion.")
-    from guidegen.checkpoints.adm import Choices, convert
+    from guidegen.checkpoints.adm import convert
+    from guidegen.checkpoints.adm_layout import Choices
 
     asked = Choices(size, heads, head_channels, attention_order and attention_order.value, schedule and schedule.value)
     with _stoppable():

@@ -18,6 +18,7 @@ from adm_reference import Classifier, Options, UNet, ddim_times, guided_ddim, ra
 from torch import Tensor
 
 from guidegen.checkpoints import adm, open_checkpoint, open_classifier
+from guidegen.checkpoints.adm_layout import Choices
 from guidegen.checkpoints.loading import load_classifier, load_unet
 from guidegen.engine import open_painter
 from guidegen.plan import Cell
@@ -75,11 +76,11 @@ def draw_options(seed: int) -> Options:
     )
 
 
-def choices_of(o: Options) -> adm.Choices:
-    return adm.Choices(o.size, o.heads, o.head_channels, "new" if o.new_order else "legacy", "linear")
+def choices_of(o: Options) -> Choices:
+    return Choices(o.size, o.heads, o.head_channels, "new" if o.new_order else "legacy", "linear")
 
 
-def converted(network: Any, folder: Path, choices: adm.Choices, layers: int | None = None) -> Path:
+def converted(network: Any, folder: Path, choices: Choices, layers: int | None = None) -> Path:
     """The network's state dict as a `.pt`, read back by `guidegen.checkpoints.adm` and written as a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), folder / "model.pt")
@@ -95,7 +96,7 @@ def inputs(o: Options, batch: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def unet_errors(o: Options, folder: Path, choices: adm.Choices | None = None) -> list[float]:
+def unet_errors(o: Options, folder: Path, choices: Choices | None = None) -> list[float]:
     """Largest difference of the outputs in fp32 and in fp64, with a check that they are not trivial."""
     reference = randomise(UNet(o), seed=1)
     made = load_unet(open_checkpoint(converted(reference, folder, choices or choices_of(o))), "cpu")
