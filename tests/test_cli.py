@@ -785,3 +785,16 @@ def test_grid_refuses_what_it_cannot_draw(
     assert (result.returncode, result.stdout) == (2, "")
     assert word in result.stderr
     assert state(tmp_path) == before
+
+
+def test_a_classifier_on_a_conditional_score_needs_no_null_label(
+    guidegen: Callable[..., Any], without_null: Path, classifier_folder: Path
+) -> None:
+    """Dhariwal & Nichol's guided conditional models: s(x|y) + w grad log p(y|x)."""
+    flags = ["sample", "--mode", "both", "-m", without_null, "-c", classifier_folder, "--label", 2, "--steps", 2]
+    done = guidegen(*flags, "--w", 1, "--w-classifier", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["nfe"] == 4
+    refused = guidegen(*flags, "--w", 2)
+    assert refused.returncode == 2
+    assert "--mode both --w 1" in refused.stderr

@@ -199,6 +199,12 @@ BROKEN: list[tuple[str, Break, type[GuidegenError], str]] = [
 ]
 
 
+def load_all(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    for part in checkpoint.part_folders:
+        load_part(checkpoint, part, "cpu")
+
+
 @pytest.mark.parametrize(("kind", "damage", "error", "words"), BROKEN)
 def test_broken_folders(
     copies: Callable[[str], Path], kind: str, damage: Break, error: type[GuidegenError], words: str
@@ -206,9 +212,7 @@ def test_broken_folders(
     folder = copies(kind)
     damage(folder)
     with pytest.raises(error, match=words) as caught:
-        checkpoint = open_checkpoint(folder)
-        for part in checkpoint.part_folders:
-            load_part(checkpoint, part, "cpu")
+        load_all(folder)
     assert str(caught.value).count("\n") <= 1
 
 

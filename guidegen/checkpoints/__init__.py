@@ -53,6 +53,7 @@ class Kind:
 
 
 PIXEL = Kind("pixel UNet", "unet", "UNet2DModel")
+ADM = Kind("guided-diffusion UNet", "unet", "AdmUNet2DModel")
 OWN = Kind("own model", "own", "")
 KINDS = {
     "DiTPipeline": Kind("DiT", "transformer", "DiTTransformer2DModel", ("vae",)),
@@ -235,8 +236,9 @@ def open_checkpoint(
         configs = {part: _part_config(folder, part) for part in (kind.network, *kind.others)}
         _check_tokenizers(folder, kind)
     elif (folder / "config.json").is_file():
-        kind = PIXEL
-        configs = {kind.network: read_json(folder / "config.json")}
+        config = read_json(folder / "config.json")
+        kind = ADM if config.get("_class_name") == ADM.network_class else PIXEL
+        configs = {kind.network: config}
     else:
         raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
     _check_network(kind, configs[kind.network], folder / kind.network if index else folder)
@@ -304,11 +306,12 @@ def _kind(index: Mapping[str, Any], folder: Path) -> Kind:
             f"{folder}/model_index.json names a pipeline of its own ({pipeline}); guidegen runs no remote code."
         )
     parts = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    adm = parts.get("unet") == ["guidegen", ADM.network_class]
     for part, (library, _) in parts.items():
-        if library not in (None, "diffusers", "transformers", "stable_diffusion"):
+        if library not in (None, "diffusers", "transformers", "stable_diffusion") and not (adm and part == "unet"):
             raise UnsafeError(f"{folder}: the part {part!r} comes from {library!r}; guidegen runs no remote code.")
     named = {part: entry[1] for part, entry in parts.items() if any(entry)}
-    kind = KINDS.get(pipeline, PIXEL)
+    kind = KINDS.get(pipeline, ADM if adm else PIXEL)
     known = {kind.network, *kind.others, *kind.tokenizers, "scheduler"} | (set(_NOT_LOADED) if kind.text else set())
     if extra := sorted(named.keys() - known):
         raise CheckpointError(f"{folder} is a {pipeline} with {', '.join(extra)}; {_opens()}")

@@ -32,9 +32,13 @@ def load_part(checkpoint: Checkpoint, part: str, device: Device, access: Access 
     import diffusers
     import transformers
 
+    from guidegen.checkpoints import adm_unet
+
     kind, folder = checkpoint.kind, checkpoint.part_folders[part]
     name = kind.network_class if part == kind.network else checkpoint.index[part][1]
-    cls = getattr(diffusers, name, None) or getattr(transformers, name, None)
+    cls: Any = next(
+        (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
+    )
     if not (isinstance(cls, type) and hasattr(cls, "from_pretrained")):
         raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
     return _load(cls, folder, device, access)
