@@ -16,7 +16,7 @@ def test_ci_calls_the_test_command() -> None:
 
 
 def test_python_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["pixels"].shape == (2, 32, 32, 3)
@@ -28,7 +28,7 @@ def test_every_command_and_flag_exists() -> None:
     import sys
 
     shown = ""
-    for command in ("sample", "sweep", "inspect", "labels", "grid"):
+    for command in ("sample", "sweep", "inspect", "labels", "grid", "convert"):
         run = subprocess.run(
             [sys.executable, "-m", "guidegen", command, "--help"], capture_output=True, text=True, check=True, timeout=60
         )

@@ -1,0 +1,99 @@
+"""Batches that do not fit: halved once, for good; latents are decoded one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pipelines
+import pytest
+import torch
+from conftest import settings_of
+
+from guidegen import engine
+from guidegen.checkpoints import open_checkpoint
+from guidegen.errors import GuidegenError
+from guidegen.plan import Cell
+from guidegen.run import Run
+from guidegen.scores.denoiser import latent_decoder
+
+CELLS = [Cell(i % 5, i, 2.0) for i in range(11)]
+ERRORS: list[Callable[[], RuntimeError]] = [
+    lambda: torch.OutOfMemoryError("CUDA out of memory"),
+    lambda: RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    lambda: RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+]
+
+
+def small_device(painter: engine.Painter, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
+    """The painter on a device with room for `fits` images."""
+
+    class Small:
+        device = painter.device
+
+        def paint(self, cells: list[Cell], on_step: Any = None) -> Any:
+            sizes.append(len(cells))
+            if len(cells) > fits:
+                raise error()
+            return painter.paint(cells, on_step)
+
+    return Small()
+
+
+@pytest.fixture
+def painter(with_null: Path) -> engine.Painter:
+    checkpoint = open_checkpoint(with_null)
+    walker = engine.plan_scheduler(checkpoint, None, 2, None)
+    return engine.open_painter(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_batch_that_does_not_fit_is_halved(
+    painter: engine.Painter, error: Callable[[], RuntimeError], tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+    with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
+        drawn = list(engine.draw(small_device(painter, 3, error, sizes), CELLS, run, str, 8))
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert [cell for cell, _ in drawn] == CELLS
+    assert {row["status"] for _, row in drawn} == {"ok"}
+
+
+def test_one_image_that_does_not_fit_is_told(painter: engine.Painter, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(GuidegenError, match="Not even one image"):
+        list(engine.draw(small_device(painter, 0, ERRORS[0], []), CELLS, run, str, 8))
+
+
+def test_other_errors_are_not_taken_for_it(painter: engine.Painter, tmp_path: Path) -> None:
+    def broken() -> RuntimeError:
+        return RuntimeError("shapes do not fit")
+
+    with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(engine.draw(small_device(painter, 0, broken, []), CELLS, run, str, 8))
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "size"),
+    [("cuda", (3, 64, 64), 64), ("cuda", (3, 512, 512), 1), ("cpu", (3, 32, 32), 16), ("cpu", (3, 128, 128), 4)],
+)
+def test_automatic_batches_shrink_with_the_image(device: str, shape: tuple[int, int, int], size: int) -> None:
+    assert engine.pick_batch_size("auto", torch.device(device), shape) == size
+    assert engine.pick_batch_size("7", torch.device(device), shape) == 7
+
+
+def test_latents_are_decoded_one_at_a_time() -> None:
+    vae = pipelines.tiny_vae()
+    seen, whole = [], vae.decode
+
+    def decode(z: torch.Tensor, **kwargs: Any) -> Any:
+        seen.append(len(z))
+        return whole(z, **kwargs)
+
+    latents = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = whole(latents / vae.config.scaling_factor).sample
+        vae.decode = decode
+        images = latent_decoder(vae)(latents)
+    assert seen == [1, 1, 1]
+    torch.testing.assert_close(images, together, rtol=1e-5, atol=1e-5)
