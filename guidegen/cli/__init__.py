@@ -13,6 +13,7 @@ import typer
 from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.draw import register as register_draw
+from guidegen.cli.finish import register as register_finish
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError
 
@@ -44,6 +45,7 @@ def _root(
 
 
 register_draw(app)
+register_finish(app)
 register_show(app)
 
 
