@@ -352,8 +352,9 @@ def draw(
     """Draws and saves the cells, yielding each with its row once its image is on disk.
 
     Images are saved while the next batch is drawn. A batch that is out of memory is halved, and so are all
-    after it. A non-finite image is drawn again in fp32 where it was not, and else becomes a row, never a file.
-    Cells whose label weighs nothing are one image for each seed, which is drawn once.
+    after it; the calls of a single image are split in the end. A non-finite image is drawn again in fp32
+    where it was not, and else becomes a row, never a file. Cells whose label weighs nothing are one image
+    for each seed, which is drawn once.
 
     Args:
         painter: the networks.
@@ -412,6 +413,7 @@ class _Brush:
     size: int
     on_step: Callable[[int], None] | None
     tally: Tally
+    split: bool = False
 
     def paint(self, cells: Sequence[Cell], counts: Sequence[int]) -> list[_Finished] | None:
         """The images of a batch, each of which stands for so many cells; None if it has to be a smaller one."""
@@ -432,7 +434,7 @@ class _Brush:
             some = bad[:size]
             painted = self._try(painter, [cells[i] for i in some])
             if painted is None:
-                size = len(some) // 2
+                size = max(1, len(some) // 2)
                 continue
             for i, (pixels, calls) in zip(some, painted, strict=True):
                 made[i] = _Finished(pixels, made[i].calls + calls, "fp32")
@@ -443,24 +445,31 @@ class _Brush:
     ) -> list[tuple[Any, int]] | None:
         """Pixels (None where not finite) and network calls of each cell; None, and a smaller size, if memory is short."""
         try:
-            images, calls = painter.paint(cells, step, self.tally)
+            images, calls = (replace(painter, fixed_rows=1) if self.split else painter).paint(cells, step, self.tally)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if len(cells) == 1:
-                raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}.") from error
-            if painter.fixed_rows is not None:
-                raise GuidegenError(
-                    f"{painter.fixed_rows} rows do not fit into the memory of {painter.device}: with --deterministic, "
-                    "give a smaller --batch-size."
-                ) from error
-            self.size = min(self.size, len(cells) // 2)
             if painter.device.type == "cuda":
                 torch.cuda.empty_cache()
+            self._shrink(painter, len(cells), error)
             return None
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = to_uint8(images).numpy()
         return [(image if good else None, n) for image, good, n in zip(pixels, finite, calls, strict=True)]
+
+    def _shrink(self, painter: Painter, cells: int, error: RuntimeError) -> None:
+        """Half the batch, or, of a single image, one network row at a time; raises `error` where that is all."""
+        if painter.fixed_rows is not None and painter.fixed_rows > 1:
+            raise GuidegenError(
+                f"{painter.fixed_rows} rows do not fit into the memory of {painter.device}: with --deterministic, "
+                "give a smaller --batch-size."
+            ) from error
+        if cells > 1:
+            self.size = min(self.size, cells // 2)
+        elif painter.fixed_rows is None and not self.split:
+            self.split = True
+        else:
+            raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}.") from error
 
 
 class _Job(NamedTuple):

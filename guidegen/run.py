@@ -98,10 +98,7 @@ class Run:
         places = manifests.places()
         kept = {cell for cell in cells if cell.file in places and self._is_finished(cell, manifests.read(places[cell.file]))}
         own = {cell.file: cell in kept for cell in cells}
-        for part in self.folder.rglob(".*.part"):
-            target = part.with_name(part.name.removeprefix(".").rsplit(".", 2)[0])
-            if self._alone or str(target.relative_to(self.folder)) in own or target == self._path:
-                part.unlink(missing_ok=True)
+        clear_leftovers(self.folder, None if self._alone else {*own, self._path.name})
         good = {place for file, place in places.items() if own.get(file, True)}
         self._keep(manifests, good)
         return kept
@@ -391,6 +388,14 @@ def file_sha256(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def clear_leftovers(folder: Path, files: Collection[str] | None = None) -> None:
+    """Deletes the temporary files that dead processes left, of some files or of all: nobody may be writing them."""
+    for part in folder.rglob(".*.part"):
+        target = part.with_name(part.name.removeprefix(".").rsplit(".", 2)[0])
+        if files is None or str(target.relative_to(folder)) in files:
+            part.unlink(missing_ok=True)
 
 
 def _open_manifest(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from guidegen.checkpoints import open_checkpoint, open_classifier
 from guidegen.engine import Painter, Tally, draw, open_painter, pick_device, plain_cost, plan_scheduler
+from guidegen.errors import GuidegenError
 from guidegen.plan import Cell, make_cells
 from guidegen.run import Run, read_rows
 from guidegen.scores.denoiser import UNetDenoiser
@@ -150,6 +152,54 @@ def test_every_call_has_the_fixed_number_of_rows() -> None:
     gradient = FixedClassifier(judge, 4)(x, t, labels, Level(1.0, 0.0), x)
     assert judge.rows == 8
     assert torch.equal(gradient, x * labels[:, None, None, None])
+
+
+# --- memory
+
+
+class Small:
+    """A denoiser whose memory holds so many rows."""
+
+    prediction_type = "epsilon"
+
+    def __init__(self, denoiser: Any, most: int):
+        self.denoiser, self.most = denoiser, most
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        if len(x_t) > self.most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:113] DefaultCPUAllocator: can't allocate memory")
+        prediction: Tensor = self.denoiser(x_t, t, labels)
+        return prediction
+
+
+def in_memory_of(painter: Painter, most: int) -> Painter:
+    def condition(cells: Sequence[Cell]) -> tuple[Any, list[int]]:
+        denoiser, labels = painter.condition(cells)
+        return Small(denoiser, most), labels
+
+    return replace(painter, condition=condition)
+
+
+@pytest.mark.parametrize("most", [4, 2, 1])
+def test_batch_that_is_out_of_memory_is_halved_and_a_single_image_is_split(
+    with_null: Path, tmp_path: Path, most: int
+) -> None:
+    cells = make_cells([0, 1], [0, 1, 2], [3.0])
+    painter = painter_of(with_null, "cfg", 2)
+    rows, _ = drawn(in_memory_of(painter, most), cells, tmp_path / "small", 6)
+    plain, _ = drawn(painter, cells, tmp_path / "large", 6)
+    for cell in cells:
+        apart = np.abs(pixels(tmp_path / "small", rows[cell]) - pixels(tmp_path / "large", plain[cell]))
+        assert apart.max() <= 1
+
+
+def test_image_that_does_not_fit_at_all_is_an_error(with_null: Path, tmp_path: Path) -> None:
+    painter = painter_of(with_null, "cfg", 2)
+    with pytest.raises(GuidegenError, match="Not even one image"):
+        drawn(in_memory_of(painter, 0), [Cell(0, 0, 3.0)], tmp_path, 4)
+    fixed = in_memory_of(painter_of(with_null, "cfg", 2, fixed_rows=8), 4)
+    with pytest.raises(GuidegenError, match="smaller --batch-size"):
+        drawn(fixed, [Cell(0, 0, 3.0)], tmp_path, 8)
 
 
 # --- images that are not finite

@@ -20,7 +20,19 @@ from guidegen.cli.job import draw_grid, find_failures
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
 from guidegen.plan import Cell
-from guidegen.run import Row, Rows, State, alone, atomically, check, encode_row, read_plans, read_run, write_atomically
+from guidegen.run import (
+    Row,
+    Rows,
+    State,
+    alone,
+    atomically,
+    check,
+    clear_leftovers,
+    encode_row,
+    read_plans,
+    read_run,
+    write_atomically,
+)
 
 _LISTED = 20
 _BLOCK = 512  # of a tar file
@@ -132,6 +144,7 @@ def _merge(
     with alone(run):
         held = _read(run)
         _check_all_there(held)
+        clear_leftovers(run)
         made = [_merge_manifests(held)]
         if draw_the_grid and held.in_grid:
             made += _draw_grid(held)

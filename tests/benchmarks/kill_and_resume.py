@@ -2,8 +2,8 @@
 
     python tests/benchmarks/kill_and_resume.py [--kills 20] [--images 40] [--steps 30] [--limit] [--model DIR]
 
-Each attempt is a process of its own that SIGKILL ends at a random moment from its start to its expected end. After
-each kill every row is checked against its image, and in the end every file against the undisturbed run. With
+Each attempt is a process of its own that SIGKILL ends at a random moment, so that the attempts together take about
+as long as the whole run. After each kill every row is checked against its image, and in the end every file against the undisturbed run. With
 `--limit` each attempt also runs under a limit of file size, which stands for a disk that is full now and again.
 """
 
@@ -48,7 +48,7 @@ def check(folder: Path) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=60, help="of each label")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--limit", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -65,17 +65,20 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     with tempfile.TemporaryDirectory() as where:
-        start = time.perf_counter()
-        subprocess.run([*command, f"{where}/whole"], check=True, stdout=subprocess.DEVNULL)
-        whole = time.perf_counter() - start
+        one = [word if word != str(options.images) else "1" for word in command]
+        times = []
+        for words in ([*one, f"{where}/one"], [*command, f"{where}/whole"]):
+            start = time.perf_counter()
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - start)
+        start_up, whole = times
         run, counts, codes, torn = Path(where) / "run", [], [], 0
         for _ in range(options.kills):
             process = subprocess.Popen(
                 [*command, str(run)], preexec_fn=small_files, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            # over what an attempt takes to its end: it starts anew each time, but what is drawn is drawn
             try:
-                process.wait(chance.uniform(0.2, 1.0) * whole * 1.2)
+                process.wait(chance.uniform(0.0, start_up + 2 * (whole - start_up) / options.kills))
             except subprocess.TimeoutExpired:
                 process.kill()
             codes.append(process.wait())
