@@ -113,14 +113,14 @@ class Painter:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU; each process of a launcher such as torchrun gets a CUDA device of its own.
+    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun or srun gets a CUDA device of its own.
 
     Raises:
         UsageError: no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            place = os.environ.get("LOCAL_RANK", "")
+            place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
             return torch.device(f"cuda:{int(place) % torch.cuda.device_count()}" if place.isdecimal() else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:

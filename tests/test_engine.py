@@ -296,6 +296,7 @@ def test_all_that_was_drawn_is_saved_when_the_drawing_is_stopped(tmp_path: Path)
 def test_each_process_of_a_launcher_gets_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for place, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0"), ("", "cuda")):
-        monkeypatch.setenv("LOCAL_RANK", place)
-        assert pick_device("auto") == torch.device(device)
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        for place, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0"), ("", "cuda")):
+            monkeypatch.setenv(name, place)
+            assert pick_device("auto") == torch.device(device)

@@ -318,6 +318,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, with_null: Path) -> di
     return files(folder)
 
 
+def test_shards_that_start_at_once_need_no_word_of_each_other(
+    with_null: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    pids = [forked("sample", "-m", with_null, *SLOW, "--shard", f"{i}/6") for i in range(6)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 6, Path("err").read_text()
+    call("merge", "run")
+    assert files(tmp_path / "run") == undisturbed
+
+
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
     with_null: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -3,8 +3,9 @@
     python tests/benchmarks/kill_and_resume.py [--kills 20] [--images 40] [--steps 30] [--limit] [--model DIR]
 
 Each attempt is a process of its own that SIGKILL ends at a random moment, so that the attempts together take about
-as long as the whole run. After each kill every row is checked against its image, and in the end every file against the undisturbed run. With
-`--limit` each attempt also runs under a limit of file size, which stands for a disk that is full now and again.
+as long as the whole run. After each kill every row is checked against its image, and in the end every file against
+the undisturbed run. With `--limit` each attempt also runs under a limit of file size, which stands for a disk that
+is full now and again.
 """
 
 from __future__ import annotations
