@@ -75,8 +75,8 @@ class Run:
                 if overwrite:
                     _wipe(folder)
                 _settle(folder, settings, about, plan)
-            self._alone = shard is None
-            self._path = folder / (f"manifest.{shard}.jsonl" if shard else "manifest.jsonl")
+            self._shard = shard
+            self._path = folder / _manifest(shard)
             self._manifest = _open_manifest(self._path)
         except BaseException:
             self._lock.release()
@@ -94,25 +94,22 @@ class Run:
 
         Clears what a process that died left behind: rows of the other cells and temporary files.
         """
-        manifests = Manifests(self.folder)
+        manifests = Manifests(self.folder, self._shard)
         places = manifests.places()
         kept = {cell for cell in cells if cell.file in places and self._is_finished(cell, manifests.read(places[cell.file]))}
         own = {cell.file: cell in kept for cell in cells}
-        clear_leftovers(self.folder, None if self._alone else {*own, self._path.name})
+        clear_leftovers(self.folder, {*own, self._path.name} if self._shard else None)
         good = {place for file, place in places.items() if own.get(file, True)}
         self._keep(manifests, good)
         return kept
 
     def rows(self, cells: Sequence[Cell]) -> Rows:
         """The rows of these cells, which all have one, in this order."""
-        return Rows(self.folder, (cell.file for cell in cells))
+        return Rows(self.folder, (cell.file for cell in cells), self._shard)
 
     def _is_finished(self, cell: Cell, row: Row) -> bool:
         if row.get("prompt") != cell.prompt:
-            raise UsageError(
-                f"{self.folder} holds other prompts: {row.get('prompt')!r} there, {cell.prompt!r} now.\n"
-                "Name another -o, or --overwrite it."
-            )
+            raise _other_prompts(self.folder, row.get("prompt"), cell.prompt)
         return bool(row["status"] == "ok" and file_sha256(self.folder / cell.file) == row["sha256"])
 
     def _keep(self, manifests: Manifests, places: Collection[int]) -> None:
@@ -167,10 +164,11 @@ class Rows(Sequence[Row]):
     Args:
         folder: a run directory.
         files: the files, relative to `folder`; each has a row.
+        shard: as in `Manifests`.
     """
 
-    def __init__(self, folder: Path, files: Iterable[str]):
-        self._manifests = Manifests(folder)
+    def __init__(self, folder: Path, files: Iterable[str], shard: Shard | None = None):
+        self._manifests = Manifests(folder, shard)
         places = self._manifests.places()
         self._at = array("q", (places[file] for file in files))
 
@@ -188,12 +186,18 @@ class Rows(Sequence[Row]):
 
 
 class Manifests:
-    """Every manifest*.jsonl of a run as if they were one file: a place is an offset into it."""
+    """Every manifest*.jsonl of a run as if they were one file, as long as they are now: a place is an offset into it.
 
-    def __init__(self, folder: Path):
-        self._folder, self._paths = folder, sorted(folder.glob("manifest*.jsonl"))
+    Args:
+        folder: a run directory.
+        shard: leaves out the manifests of the shards beside this one, which grow and hold none of its images.
+    """
+
+    def __init__(self, folder: Path, shard: Shard | None = None):
+        beside = set(folder.glob(f"manifest.*-of-{shard.count}.jsonl")) - {folder / _manifest(shard)} if shard else set()
+        self._folder, self._paths = folder, sorted(set(folder.glob("manifest*.jsonl")) - beside)
         sizes = [path.stat().st_size for path in self._paths]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
 
     def places(self) -> dict[str, int]:
         """file -> the place of its row; the last one where there are several, torn ones left out."""
@@ -213,9 +217,12 @@ class Manifests:
 
     def rows_of(self, path: Path) -> Iterator[tuple[int, Row | None]]:
         """The place and the row of each line of one manifest; None for a torn one."""
-        place = self._starts[self._paths.index(path)]
+        which = self._paths.index(path)
+        place, end = self._starts[which : which + 2]
         with path.open("rb") as file:
             for line in file:
+                if place + len(line) > end:
+                    return
                 yield place, _parse(line)
                 place += len(line)
 
@@ -224,7 +231,9 @@ class Manifests:
         which = bisect_right(self._starts, place) - 1
         with self._paths[which].open("rb") as file:
             file.seek(place - self._starts[which])
-            row: Row = json.loads(file.readline())
+            row = _parse(file.readline())
+        if row is None:
+            raise OutputError(f"{self._paths[which]} has changed while it was read. Try again when nobody writes it.")
         return row
 
 
@@ -398,6 +407,10 @@ def clear_leftovers(folder: Path, files: Collection[str] | None = None) -> None:
             part.unlink(missing_ok=True)
 
 
+def _manifest(shard: Shard | None) -> str:
+    return f"manifest.{shard}.jsonl" if shard else "manifest.jsonl"
+
+
 def _open_manifest(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
@@ -509,9 +522,18 @@ def _settle(folder: Path, settings: Settings, about: Mapping[str, Any], plan: Pl
         new = [plan for plan in new if plan not in there.get("plans", [])]
         if not new:
             return
+        for old in there.get("plans", []):
+            for before, now in zip(old.get("prompts", ()), new[0].get("prompts", ()), strict=False):
+                if before != now:
+                    raise _other_prompts(folder, before, now)
         there["plans"] = [*there.get("plans", []), *new]
     lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in there.items())
     write_atomically(folder / "run.json", "{{\n{}\n}}\n".format(",\n".join(lines)).encode())
+
+
+def _other_prompts(folder: Path, there: str | None, now: str | None) -> UsageError:
+    """Prompts name their folders by their place in the list: two lists do not share a directory."""
+    return UsageError(f"{folder} holds other prompts: {there!r} there, {now!r} now.\nName another -o, or --overwrite it.")
 
 
 def _check_settings(folder: Path, there: Mapping[str, Any], settings: Settings) -> None:

@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import settings_of
 from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from guidegen.cli import app
-from guidegen.errors import GuidegenError
+from guidegen.errors import GuidegenError, UsageError
+from guidegen.plan import Plan, Shard
+from guidegen.run import Manifests, Run
 
 ARGS = ("--label", "0-2", "--num", "2", "--w", "0,1,3", "--steps", "2", "--deterministic", "--batch-size", "4")
 
@@ -236,6 +239,31 @@ def test_second_plan_in_one_directory_joins_the_first(with_null: Path, tmp_path:
     assert [plan["labels"] for plan in about["plans"]] == [[0], [0, 1]]
     shutil.rmtree(tmp_path / "run/images/w3.0/label0001")
     assert json.loads(call("verify", "run", "--json", code=3).stdout)["missing"] == ["images/w3.0/label0001/000000.png"]
+
+
+def test_plan_of_other_prompts_is_refused_and_leaves_run_json_alone(tmp_path: Path) -> None:
+    def opened(*prompts: str) -> None:
+        with Run(tmp_path / "run", settings_of(), {}, plan=Plan([None], [0], [3.0], prompts=prompts)):
+            pass
+
+    opened("a fox")
+    opened("a fox", "a hen")
+    with pytest.raises(UsageError, match="'a hen' there, 'an owl' now"):
+        opened("a fox", "an owl")
+    assert len(json.loads((tmp_path / "run/run.json").read_text())["plans"]) == 2
+
+
+def test_rows_are_read_while_another_shard_adds_to_its_own(with_null: Path, tmp_path: Path) -> None:
+    draw_shards(with_null, 2)
+    manifests = Manifests(tmp_path / "run")
+    before = {file: manifests.read(place) for file, place in manifests.places().items()}
+    with (tmp_path / "run/manifest.0-of-2.jsonl").open("a") as file:
+        file.write(
+            json.dumps(before["images/w3.0/label0000/000000.png"] | {"file": "images/w9.0/nolabel/000000.png"}) + "\n"
+        )
+    assert {file: manifests.read(place) for file, place in manifests.places().items()} == before
+    assert len(Manifests(tmp_path / "run").places()) == len(before) + 1
+    assert len(Manifests(tmp_path / "run", Shard(1, 2)).places()) == 9
 
 
 def test_plan_in_run_json_does_not_grow_with_the_number_of_images(with_null: Path, tmp_path: Path) -> None:
