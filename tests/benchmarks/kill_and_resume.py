@@ -4,8 +4,8 @@
 
 Each attempt is a process of its own that SIGKILL ends at a random moment, so that the attempts together take about
 as long as the whole run. After each kill every row is checked against its image, and in the end every file against
-the undisturbed run. With `--limit` each attempt also runs under a limit of file size, which stands for a disk that
-is full now and again.
+the undisturbed run. With `--limit` the attempts are ended by a limit of file size instead, which stands for a disk
+that is full.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main() -> None:
                 [*command, str(run)], preexec_fn=small_files, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             try:
-                process.wait(chance.uniform(0.0, start_up + 2 * (whole - start_up) / options.kills))
+                drawing = 2 * (whole - start_up) / options.kills
+                process.wait(None if options.limit else chance.uniform(0.5 * start_up, start_up + drawing))
             except subprocess.TimeoutExpired:
                 process.kill()
             codes.append(process.wait())
