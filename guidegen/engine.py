@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +20,19 @@ from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import NULL, Classifier, Denoiser, Guide, calls_per_step
+from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, calls_per_step
+from guidegen.scores.rows import FixedClassifier, FixedDenoiser
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[int]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
+
+
+@dataclass
+class Tally:
+    """Network calls that were made, counted while drawing: fewer than those behind the images, which share some."""
+
+    made: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class Painter:
         eta: DDIM's eta; None for the default.
         device: where the networks are.
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
+        in_fp32: the same networks without autocast; None where there is none.
+        fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
     """
 
     condition: Condition
@@ -52,24 +66,46 @@ class Painter:
     eta: float | None
     device: torch.device
     is_cut: Callable[[str], bool] | None = None
+    in_fp32: Painter | None = None
+    fixed_rows: int | None = None
 
-    def paint(self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None) -> tuple[torch.Tensor, list[int]]:
-        """Images (B, C, H, W) fp32 of the cells, and the network calls spent on each."""
+    def paint(
+        self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Images (B, C, H, W) fp32 of the cells, and the network calls behind each."""
         weights = [mode_weights(self.mode, cell) for cell in cells]
         denoiser, labels = self.condition(cells)
+        classifier = self.classifier
+        if self.fixed_rows is not None:
+            denoiser = FixedDenoiser(denoiser, self.fixed_rows)
+            classifier = classifier and FixedClassifier(classifier, self.fixed_rows)
+        seeds = [cell.seed for cell in cells]
         guide = Guide(
             denoiser,
             labels,
             [w for w, _ in weights],
             [w for _, w in weights],
-            self.classifier,
+            classifier,
             self.device,
             [self.target(cell) for cell in cells],
+            seeds,
         )
-        seeds = [cell.seed for cell in cells]
-        drawn = sample(guide, self.scheduler, seeds, self.shape, self.steps, self.eta, self.device, on_step)
+        predictors: Iterator[Callable[..., torch.Tensor]] = chain([guide.first], repeat(guide))
+        drawn = sample(
+            lambda x_t, t, level: next(predictors)(x_t, t, level),
+            self.scheduler,
+            seeds,
+            self.shape,
+            self.steps,
+            self.eta,
+            self.device,
+            on_step,
+        )
         evaluations = len(self.scheduler.timesteps)
-        return self._decoded(drawn), [calls * evaluations for calls in guide.calls]
+        calls = [each * evaluations for each in guide.calls]
+        if tally is not None:
+            tally.made += sum(calls) - guide.shared
+        return self._decoded(drawn), calls
 
     @torch.no_grad()
     def _decoded(self, drawn: torch.Tensor) -> torch.Tensor:
@@ -77,14 +113,16 @@ class Painter:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU.
+    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun or srun gets a CUDA device of its own.
 
     Raises:
         UsageError: no such device here.
     """
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        if torch.cuda.is_available():
+            place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
+            return torch.device(f"cuda:{int(place) % torch.cuda.device_count()}" if place.isdecimal() else "cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         if device.type not in ("cuda", "mps", "cpu"):
@@ -122,29 +160,34 @@ def open_painter(
     device: torch.device,
     access: Access = DEFAULT_ACCESS,
     compile_networks: bool = False,
+    fixed_rows: int | None = None,
 ) -> Painter:
     """Loads the weights. Raises CheckpointError where they do not load."""
-    autocast = DTYPES[settings.dtype]
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-    networks = _open_networks(checkpoint, kind, settings.negative_prompt, device, autocast, access, compile_networks)
-    score: Classifier | None = None
-    if classifier is not None:
-        score = _open_score(classifier, checkpoint, settings, networks, device, access, compile_networks)
-    return Painter(
-        networks.condition,
-        networks.decode,
-        score,
-        _target(classifier, checkpoint, settings),
-        scheduler,
-        checkpoint.shape,
-        settings.mode,
-        settings.steps,
-        settings.eta,
-        device,
-        networks.is_cut,
-    )
+    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks)
+    score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
+
+    def painter(autocast: torch.dtype | None) -> Painter:
+        networks = networks_in(autocast)
+        return Painter(
+            networks.condition,
+            networks.decode,
+            score_in(autocast, networks) if score_in else None,
+            _target(classifier, checkpoint, settings),
+            scheduler,
+            checkpoint.shape,
+            settings.mode,
+            settings.steps,
+            settings.eta,
+            device,
+            networks.is_cut,
+            fixed_rows=fixed_rows,
+        )
+
+    autocast = DTYPES[settings.dtype]
+    return painter(None) if autocast is None else replace(painter(autocast), in_fp32=painter(None))
 
 
 class _Networks(NamedTuple):
@@ -161,10 +204,10 @@ def _open_networks(
     kind: PredictionType,
     negative_prompt: str | None,
     device: torch.device,
-    autocast: torch.dtype | None,
     access: Access,
     compile_networks: bool,
-) -> _Networks:
+) -> Callable[[torch.dtype | None], _Networks]:
+    """Loads the networks once; from a dtype of autocast to them."""
     from guidegen.checkpoints.loading import load_network, load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
@@ -174,8 +217,11 @@ def _open_networks(
             raise CheckpointError(
                 f"{checkpoint.ref}: the denoiser predicts {own.prediction_type}, and its scheduler's config says {kind}."
             )
-        return _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
+        mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
+        return lambda _: mine
     network: Any = load_network(checkpoint, device, access)
+    if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
+        network = network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
     compiled: Any = torch.compile(network) if compile_networks else network
     decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if checkpoint.kind.latent else None
     if checkpoint.kind.text:
@@ -183,16 +229,24 @@ def _open_networks(
 
         encoder = PromptEncoder(checkpoint, network, negative_prompt, device, access)
 
-        def by_prompt(cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
-            prompts = list(dict.fromkeys(cell.prompt for cell in cells if cell.prompt is not None))
-            place = {prompt: i for i, prompt in enumerate(prompts)}
-            labels = [NULL if cell.prompt is None else place[cell.prompt] for cell in cells]
-            return TextDenoiser(compiled, kind, encoder(prompts), autocast), labels
+        def text_networks(autocast: torch.dtype | None) -> _Networks:
+            def by_prompt(cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
+                prompts = list(dict.fromkeys(cell.prompt for cell in cells if cell.prompt is not None))
+                place = {prompt: i for i, prompt in enumerate(prompts)}
+                labels = [NULL if cell.prompt is None else place[cell.prompt] for cell in cells]
+                return TextDenoiser(compiled, kind, encoder(prompts), autocast), labels
 
-        return _Networks(by_prompt, TextDenoiser(compiled, kind, encoder([]), autocast), decode, encoder.is_cut)
+            null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
+            return _Networks(by_prompt, null_denoiser, decode, encoder.is_cut)
+
+        return text_networks
     cls = DiTDenoiser if checkpoint.kind.network == "transformer" else UNetDenoiser
-    denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
-    return _Networks(partial(_by_label, denoiser), denoiser, decode)
+
+    def label_networks(autocast: torch.dtype | None) -> _Networks:
+        denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
+        return _Networks(partial(_by_label, denoiser), denoiser, decode)
+
+    return label_networks
 
 
 def _by_label(denoiser: Denoiser, cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
@@ -222,27 +276,29 @@ def _open_score(
     classifier: ClassifierInfo,
     checkpoint: Checkpoint,
     settings: Settings,
-    networks: _Networks,
     device: torch.device,
     access: Access,
     compile_networks: bool,
-) -> Classifier:
-    """The classifier's gradient with respect to what the network draws."""
+) -> Callable[[torch.dtype | None, _Networks], Classifier]:
+    """Loads the classifier once; from a dtype of autocast and the networks to its gradient at what they draw."""
     from guidegen.checkpoints.loading import load_classifier
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
-    autocast = DTYPES[settings.dtype]
     network: Any = load_classifier(classifier, device, access, settings.classifier_texts or ())
     if compile_networks:
         network = torch.compile(network)
     columns = _columns(classifier, checkpoint, settings)
-    if classifier.input == "noisy":
-        return NoisyScore(network, columns, autocast)
-    decode, denoiser = networks.decode, networks.null_denoiser
-    judge = network if decode is None else (lambda x0: network(decode(x0)))
-    if settings.classifier_gradient == "cheap":
-        return CheapScore(judge, columns, denoiser.prediction_type, autocast)
-    return DenoisedScore(judge, columns, denoiser, autocast)
+
+    def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
+        if classifier.input == "noisy":
+            return NoisyScore(network, columns, autocast)
+        decode, denoiser = networks.decode, networks.null_denoiser
+        judge = network if decode is None else (lambda x0: network(decode(x0)))
+        if settings.classifier_gradient == "cheap":
+            return CheapScore(judge, columns, denoiser.prediction_type, autocast)
+        return DenoisedScore(judge, columns, denoiser, autocast)
+
+    return score
 
 
 def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: float | None) -> Any:
@@ -262,12 +318,25 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
 
 
 def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
-    """Network calls that the cells will take (NFE): of the denoiser and of the classifier."""
+    """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
+    each = _cost_of_gradient(settings)
+    return sum(calls_per_step(*mode_weights(settings.mode, cell), each) for cell in cells) * len(scheduler.timesteps)
+
+
+def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
+    """Network calls of a loop over `count` cells that skips none and shares none."""
+    w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
+    calls = calls_per_step(2.0 * w, 2.0 * w_classifier, _cost_of_gradient(settings))
+    return calls * count * len(scheduler.timesteps)
+
+
+def _cost_of_gradient(settings: Settings) -> Any:
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
+    if settings.classifier is None:
+        return FREE
     scores: dict[str | None, Any] = {"exact": DenoisedScore, "cheap": CheapScore, None: NoisyScore}
-    each = scores[settings.classifier_gradient].cost
-    return sum(calls_per_step(*mode_weights(settings.mode, cell), each) for cell in cells) * len(scheduler.timesteps)
+    return scores[settings.classifier_gradient].cost
 
 
 def draw(
@@ -278,10 +347,14 @@ def draw(
     batch_size: int,
     on_step: Callable[[int], None] | None = None,
     between: Callable[[], None] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[tuple[Cell, Row]]:
-    """Draws and saves the cells, yielding each with its row as soon as its image is on disk.
+    """Draws and saves the cells, yielding each with its row once its image is on disk.
 
-    A batch that is out of memory is halved, and so are all after it. A non-finite image becomes a row, never a file.
+    Images are saved while the next batch is drawn. A batch that is out of memory is halved, and so are all
+    after it; the calls of a single image are split in the end. A non-finite image is drawn again in fp32
+    where it was not, and else becomes a row, never a file. Cells whose label weighs nothing are one image
+    for each seed, which is drawn once.
 
     Args:
         painter: the networks.
@@ -291,29 +364,178 @@ def draw(
         batch_size: cells at once.
         on_step: called with the number of cells of the batch after each step.
         between: called between batches; what it raises ends the drawing with all before it saved.
+        tally: counts the network calls.
     """
-    start, size = 0, batch_size
-    while start < len(cells):
-        if between:
-            between()
-        batch = cells[start : start + size]
-        step = partial(on_step, len(batch)) if on_step else None
+    tally = tally or Tally()
+    brush = _Brush(painter, batch_size, on_step, tally)
+    first, twins = _unguided_twins(cells, painter.mode)
+    start = 0
+    with _Writer(run, name_of) as writer:
+        while start < len(first):
+            if between:
+                between()
+            batch = first[start : start + brush.size]
+            same = [[cell, *twins.get(cell, ())] for cell in batch]
+            finished = brush.paint(batch, [len(group) for group in same])
+            if finished is None:
+                continue
+            start += len(batch)
+            writer.put([_Job(group, *one) for group, one in zip(same, finished, strict=True)])
+            yield from writer.written()
+        writer.close()
+        yield from writer.written()
+
+
+def _unguided_twins(cells: Sequence[Cell], mode: str) -> tuple[Sequence[Cell], dict[Cell, list[Cell]]]:
+    """The cells to draw, and for some of them those that are the same image: weights of zero, and the same seed."""
+    first: dict[Hashable, Cell] = {}
+    twins: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        if mode_weights(mode, cell) == (0.0, 0.0) and first.setdefault(cell.seed, cell) != cell:
+            twins.setdefault(first[cell.seed], []).append(cell)
+    again = {twin for group in twins.values() for twin in group}
+    return ([cell for cell in cells if cell not in again] if again else cells), twins
+
+
+class _Finished(NamedTuple):
+    """An image (H, W, C) uint8, None where it is not finite; its network calls; its dtype if not the run's."""
+
+    pixels: Any
+    calls: int
+    dtype: str | None = None
+
+
+@dataclass
+class _Brush:
+    """Paints batches of what fits into memory, and counts."""
+
+    painter: Painter
+    size: int
+    on_step: Callable[[int], None] | None
+    tally: Tally
+    split: bool = False
+
+    def paint(self, cells: Sequence[Cell], counts: Sequence[int]) -> list[_Finished] | None:
+        """The images of a batch, each of which stands for so many cells; None if it has to be a smaller one."""
+        step = partial(self.on_step, sum(counts)) if self.on_step else None
+        painted = self._try(self.painter, cells, step)
+        if painted is None:
+            return None
+        made = [_Finished(pixels, calls) for pixels, calls in painted]
+        if self.painter.in_fp32 is not None:
+            self._again(self.painter.in_fp32, cells, made)
+        return made
+
+    def _again(self, painter: Painter, cells: Sequence[Cell], made: list[_Finished]) -> None:
+        """Draws what is not finite once more, in fp32."""
+        bad = [i for i, one in enumerate(made) if one.pixels is None]
+        size = len(bad)
+        while bad:
+            some = bad[:size]
+            painted = self._try(painter, [cells[i] for i in some])
+            if painted is None:
+                size = max(1, len(some) // 2)
+                continue
+            for i, (pixels, calls) in zip(some, painted, strict=True):
+                made[i] = _Finished(pixels, made[i].calls + calls, "fp32")
+            bad = bad[size:]
+
+    def _try(
+        self, painter: Painter, cells: Sequence[Cell], step: Callable[[], None] | None = None
+    ) -> list[tuple[Any, int]] | None:
+        """Pixels (None where not finite) and network calls of each cell; None, and a smaller size, if memory is short."""
         try:
-            images, calls = painter.paint(batch, step)
+            images, calls = (replace(painter, fixed_rows=1) if self.split else painter).paint(cells, step, self.tally)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
-                raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}.") from error
-            size = len(batch) // 2
             if painter.device.type == "cuda":
                 torch.cuda.empty_cache()
-            continue
-        start += len(batch)
+            self._shrink(painter, len(cells), error)
+            return None
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = to_uint8(images).numpy()
-        for cell, image, good, nfe in zip(batch, pixels, finite, calls, strict=True):
-            yield cell, run.write(cell, image if good else None, name_of(cell.label), nfe)
+        return [(image if good else None, n) for image, good, n in zip(pixels, finite, calls, strict=True)]
+
+    def _shrink(self, painter: Painter, cells: int, error: RuntimeError) -> None:
+        """Half the batch, or, of a single image, one network row at a time; raises `error` where that is all."""
+        if painter.fixed_rows is not None and painter.fixed_rows > 1:
+            raise GuidegenError(
+                f"{painter.fixed_rows} rows do not fit into the memory of {painter.device}: with --deterministic, "
+                "give a smaller --batch-size."
+            ) from error
+        if cells > 1:
+            self.size = min(self.size, cells // 2)
+        elif painter.fixed_rows is None and not self.split:
+            self.split = True
+        else:
+            raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}.") from error
+
+
+class _Job(NamedTuple):
+    cells: list[Cell]
+    pixels: Any
+    calls: int
+    dtype: str | None
+
+
+class _Writer:
+    """Saves images in a thread of its own, in order, two batches behind the drawing at most.
+
+    What goes wrong there is raised here, from the next call. Leaving the block waits for what was
+    handed over, also when the drawing ended in an error or a signal.
+    """
+
+    def __init__(self, run: Run, name_of: Callable[[int | None], str]):
+        self._run, self._name_of = run, name_of
+        self._jobs: queue.Queue[list[_Job] | None] = queue.Queue(maxsize=1)
+        self._rows: queue.SimpleQueue[tuple[Cell, Row]] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="guidegen-writer", daemon=True)
+
+    def __enter__(self) -> _Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop()
+        if kind is None:
+            self._raise()
+
+    def put(self, jobs: list[_Job]) -> None:
+        """Hands over a batch, waiting while two are on their way."""
+        self._raise()
+        self._jobs.put(jobs)
+
+    def written(self) -> Iterator[tuple[Cell, Row]]:
+        """The rows that were written since the last call."""
+        self._raise()
+        while not self._rows.empty():
+            yield self._rows.get()
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._stop()
+        self._raise()
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (jobs := self._jobs.get()) is not None:
+            try:
+                for job in jobs if self._error is None else ():
+                    for cell in job.cells:
+                        row = self._run.write(cell, job.pixels, self._name_of(cell.label), job.calls, job.dtype)
+                        self._rows.put((cell, row))
+            except BaseException as error:
+                self._error = error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -13,6 +13,12 @@ class UsageError(GuidegenError):
     code = 2
 
 
+class IncompleteError(GuidegenError):
+    """Images that are not finite, not there or not what their rows say; the others are."""
+
+    code = 3
+
+
 class CheckpointError(GuidegenError):
     """A checkpoint that is missing, incomplete, unreachable or of an unknown kind."""
 

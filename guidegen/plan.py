@@ -7,8 +7,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
@@ -17,9 +17,10 @@ from guidegen.errors import UsageError
 _T = TypeVar("_T")
 _MAX_LIST = 1_000_000
 _SEED_RANGE = re.compile(r"(\d+)-(\d+)")
+_SHARD = re.compile(r"(\d+)/(\d+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One image to draw; the key of everything on disk.
 
@@ -40,13 +41,17 @@ class Cell:
     prompt_index: int | None = None
 
     @property
+    def weights(self) -> str:
+        """Its weight or weights, as they name a folder."""
+        return f"w{self.w}" + ("" if self.w_classifier is None else f"_c{self.w_classifier}")
+
+    @property
     def file(self) -> str:
         """Where the image stands in the run directory."""
-        both = "" if self.w_classifier is None else f"_c{self.w_classifier}"
         prompt = "" if self.prompt_index is None else f"prompt{self.prompt_index:04d}"
         label = "" if self.label is None else f"label{self.label:04d}"
         condition = "_".join(filter(None, (prompt, label))) or "nolabel"
-        return f"images/w{self.w}{both}/{condition}/{self.seed:06d}.png"
+        return f"images/{self.weights}/{condition}/{self.seed:06d}.png"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,115 @@ def make_cells(
     texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
     product = itertools.product(texts, labels, seeds, weights, classifier_weights)
     return [Cell(label, seed, w, wc, *text) for text, label, seed, w, wc in product]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to draw, as the lists whose product the cells are: small however many cells there are.
+
+    Attributes:
+        labels: class ids; [None] where no label is given.
+        seeds: of every label.
+        weights: of every sample.
+        classifier_weights: of mode `both`; [None] elsewhere.
+        prompts: the texts; None where none are given.
+        grid: whether a grid of the weights is wanted.
+    """
+
+    labels: Sequence[int | None]
+    seeds: Sequence[int]
+    weights: Sequence[float]
+    classifier_weights: Sequence[float | None] = (None,)
+    prompts: Sequence[str] | None = None
+    grid: bool = False
+
+    def cells(self, shard: Shard | None = None) -> list[Cell]:
+        """All cells, or those of one shard: a pure function of the plan.
+
+        The samples, each a (prompt, label, seed) with all its weights, are dealt out to the shards
+        in turn, so that what the weights of one sample share stays in one process.
+        """
+        cells = make_cells(self.labels, self.seeds, self.weights, self.classifier_weights, self.prompts)
+        if shard is None:
+            return cells
+        each = len(self.weights) * len(self.classifier_weights)
+        return [cell for i, cell in enumerate(cells) if i // each % shard.count == shard.index]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON holds it: seeds as `--seeds` takes them, and what is not asked for left out."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        asked = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
+        return json.loads(json.dumps(asked | {"seeds": format_seeds(self.seeds)}))  # type: ignore[no-any-return]
+
+
+def read_plan(data: Mapping[str, Any]) -> Plan:
+    """The plan that `Plan.as_json` wrote.
+
+    Raises:
+        TypeError, ValueError, KeyError: it is none.
+    """
+    return Plan(**{**data, "seeds": parse_seeds(data["seeds"])})
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of a plan.
+
+    Attributes:
+        index: from 0.
+        count: how many there are.
+    """
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
+    """`I/N`, counted from 0, or `auto`: this process's place among those that a launcher started.
+
+    `auto` reads torchrun's RANK and WORLD_SIZE (accelerate sets the same), or else SLURM_PROCID and
+    SLURM_NTASKS of srun; in a SLURM job array each task of the array takes its part of that.
+
+    Raises:
+        UsageError: neither, or no launcher is to be seen.
+    """
+    if text == "auto":
+        return _launched(environment)
+    match = _SHARD.fullmatch(text.strip())
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UsageError(f"--shard takes auto, or I/N with I from 0 to N-1, such as 0/4; found {text!r}.")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def _launched(environment: Mapping[str, str]) -> Shard:
+    def number(name: str, default: int | None = None) -> int:
+        text = environment.get(name, "")
+        if not text.isdecimal() and (text or default is None):
+            raise UsageError(f"--shard auto: {name} is {text!r}, not a whole number; give --shard I/N.")
+        return int(text) if text else int(default or 0)
+
+    parts = []
+    if environment.get("SLURM_ARRAY_TASK_ID"):
+        first, step = number("SLURM_ARRAY_TASK_MIN", 0), number("SLURM_ARRAY_TASK_STEP", 1) or 1
+        parts.append(Shard((number("SLURM_ARRAY_TASK_ID") - first) // step, number("SLURM_ARRAY_TASK_COUNT")))
+    if environment.get("RANK") and environment.get("WORLD_SIZE"):
+        parts.append(Shard(number("RANK"), number("WORLD_SIZE")))
+    elif environment.get("SLURM_PROCID") and environment.get("SLURM_NTASKS"):
+        parts.append(Shard(number("SLURM_PROCID"), number("SLURM_NTASKS")))
+    if not parts:
+        raise UsageError(
+            "--shard auto: neither torchrun (RANK, WORLD_SIZE) nor SLURM (SLURM_ARRAY_TASK_ID, SLURM_PROCID) "
+            "started this process. Give --shard I/N, such as 0/4."
+        )
+    shard = Shard(0, 1)
+    for part in parts:
+        shard = Shard(shard.index * part.count + part.index, shard.count * part.count)
+    if not 0 <= shard.index < shard.count:
+        raise UsageError(f"--shard auto: shard {shard.index} of {shard.count} is not one; give --shard I/N.")
+    return shard
 
 
 def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
@@ -175,6 +289,17 @@ def parse_seeds(text: str) -> list[int]:
     if not seeds or max(seeds) >= 2**63:
         raise UsageError(f"--seeds {text!r}: give seeds from 0 to 2^63-1, such as 0-63,100.")
     return list(dict.fromkeys(seeds))
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """`0-63,100`: what `parse_seeds` reads as these seeds, in this order."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
 
 
 def _seed(word: str) -> int:

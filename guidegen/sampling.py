@@ -12,7 +12,6 @@ from torch import Tensor
 from guidegen.checkpoints import is_flow
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import Guide
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -99,7 +98,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, l
 
 @torch.no_grad()
 def sample(
-    guide: Guide,
+    guide: Callable[[Tensor, Tensor, Level], Tensor],
     scheduler: Any,
     seeds: Sequence[int],
     shape: Sequence[int],
@@ -111,7 +110,7 @@ def sample(
     """Draws one image for each seed.
 
     Args:
-        guide: the guided prediction of this batch.
+        guide: (x_t, t, level) -> the guided prediction of this batch, such as a `Guide`.
         scheduler: a diffusers scheduler; its timesteps are set anew.
         seeds: B seeds; each sample's noise comes from a generator of its own.
         shape: (C, H, W).

@@ -25,7 +25,7 @@ Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
 ROW_KEYS = {"file", "mode", "w", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status"}
-COMMANDS = ("sample", "sweep", "inspect", "labels", "grid")
+COMMANDS = ("sample", "sweep", "inspect", "labels", "grid", "verify", "merge")
 HEAVY = re.compile(r"\|\s+(torch|diffusers|transformers)$", re.MULTILINE)
 SWEEP = ("--label", "0-1", "--num", "2", "--w", "0,1,3", "--steps", "3")
 
@@ -117,7 +117,7 @@ def test_help_names_every_flag_of_the_contract(guidegen: Command) -> None:
     flags = (
         "--model -m --mode --w --w-classifier --classifier -c --label --null-label --num -n --seed --seeds --steps "
         "--scheduler --eta --dtype --device --batch-size --compile --out -o --overwrite --json -q -v --dry-run --debug "
-        "--offline"
+        "--offline --shard --deterministic"
     )
     for command in ("sample", "sweep"):
         text = guidegen(command, "--help").stdout

@@ -1,9 +1,25 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from guidegen.errors import UsageError
-from guidegen.plan import Cell, batches, fingerprint, make_cells, mode_weights, parse_seeds, parse_weight, parse_weights
+from guidegen.plan import (
+    Cell,
+    Plan,
+    Shard,
+    batches,
+    fingerprint,
+    format_seeds,
+    make_cells,
+    mode_weights,
+    parse_seeds,
+    parse_shard,
+    parse_weight,
+    parse_weights,
+    read_plan,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +82,70 @@ def test_what_w_weighs_in_each_mode() -> None:
 def test_fingerprint_depends_on_every_part() -> None:
     assert fingerprint("a", [1]) == fingerprint("a", [1])
     assert len({fingerprint("a", [1]), fingerprint("a", [2]), fingerprint("b", [1])}) == 3
+
+
+# --- shards
+
+PLAN = Plan([3, 1], [0, 1, 2, 9], [0.0, 3.0], [None], ["a", "b"], grid=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 40])
+def test_shards_part_the_cells_and_keep_the_weights_of_a_sample_together(count: int) -> None:
+    shards = [PLAN.cells(Shard(i, count)) for i in range(count)]
+    cells = PLAN.cells()
+    assert sorted(map(cells.index, (cell for shard in shards for cell in shard))) == list(range(len(cells)))
+    owners = {(cell.prompt, cell.label, cell.seed): i for i, shard in enumerate(shards) for cell in shard}
+    assert all(owners[cell.prompt, cell.label, cell.seed] == i for i, shard in enumerate(shards) for cell in shard)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 2, "one sample more at most"
+
+
+def test_plan_survives_json_and_is_small() -> None:
+    assert read_plan(json.loads(json.dumps(PLAN.as_json()))).cells() == PLAN.cells()
+    assert len(json.dumps(Plan([1], range(50_000), [3.0]).as_json())) < 200
+    both = Plan([None], [5], [1.0], [0.5, 2.0])
+    assert read_plan(both.as_json()).cells() == both.cells()
+
+
+@pytest.mark.parametrize("text", ["0-3,100,50", "5", "3,2,1", "0-1,7-9"])
+def test_seeds_are_written_as_they_are_read(text: str) -> None:
+    assert format_seeds(parse_seeds(text)) == text
+
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
+SRUN = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "index", "count"),
+    [
+        ("0/1", {}, 0, 1),
+        ("3/4", TORCHRUN, 3, 4),
+        ("auto", TORCHRUN, 3, 8),
+        ("auto", ARRAY, 2, 4),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_STEP": "2"}, 2, 4),
+        ("auto", SRUN, 1, 2),
+        ("auto", TORCHRUN | SRUN, 3, 8),
+        ("auto", ARRAY | SRUN, 5, 8),
+        ("auto", ARRAY | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 2, 4),
+        ("auto", ARRAY | TORCHRUN, 19, 32),
+    ],
+)
+def test_shard(text: str, environment: dict[str, str], index: int, count: int) -> None:
+    assert parse_shard(text, environment) == Shard(index, count)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment"),
+    [
+        *[(text, {}) for text in ("", "1", "4/4", "-1/4", "0/0", "a/b", "1/2/3", "auto")],
+        ("auto", {"RANK": "0"}),
+        ("auto", {"RANK": "x", "WORLD_SIZE": "2"}),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_ID": "9"}),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_ID": "4"}),
+    ],
+)
+def test_shard_refused(text: str, environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        parse_shard(text, environment)

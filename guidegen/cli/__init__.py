@@ -14,6 +14,7 @@ from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
+from guidegen.cli.finish import register as register_finish
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError
 
@@ -45,6 +46,7 @@ def _root(
 
 
 register_draw(app)
+register_finish(app)
 register_show(app)
 register_convert(app)
 

@@ -168,6 +168,15 @@ def _command(
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N", help="Images at once: auto, or a number.", rich_help_panel=_HOW)
     ] = "auto",
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Call the networks with --batch-size rows each time, so that not even last bits depend on shards, "
+            "restarts or the batch; give every shard the same --batch-size.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     compile_networks: Annotated[
         bool, typer.Option("--compile", help="torch.compile the networks: slow start, faster steps.", rich_help_panel=_HOW)
     ] = False,
@@ -179,6 +188,15 @@ def _command(
             metavar="PATH",
             help="Run directory, or one file: x.png, x.webp, x.jpg (an image, or a "
             "sweep's grid), x.npz, or - for PNG on standard output. Default: guidegen-runs/NAME.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Draw part I of N, counted from 0; auto: as torchrun, accelerate or SLURM say. Then: guidegen merge.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None,

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,29 @@ from guidegen.checkpoints.files import weights_sha256
 from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.output import Output, already_there, export, parse_output
-from guidegen.errors import GuidegenError, StoppedError, UsageError
-from guidegen.plan import Cell, Settings, digest, fingerprint, make_cells, parse_seeds, parse_weight, parse_weights
-from guidegen.run import Row, Run, png_text, write_atomically
+from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.plan import (
+    Cell,
+    Plan,
+    Settings,
+    Shard,
+    digest,
+    fingerprint,
+    parse_seeds,
+    parse_shard,
+    parse_weight,
+    parse_weights,
+)
+from guidegen.run import Row, Rows, Run, png_text, write_atomically
 
 if TYPE_CHECKING:
     import torch
 
     from guidegen.engine import Painter
+
+
+_LISTED = 20
+"""Failed images that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +76,10 @@ class Flags:
     dtype: str
     device: str
     batch_size: str
+    deterministic: bool
     compile_networks: bool
     out: str | None
+    shard: str | None
     overwrite: bool
     dry_run: bool
     json_rows: bool
@@ -84,11 +101,13 @@ class Job:
         checkpoint: what will be drawn from.
         judge: the classifier that guides; None in modes without one.
         name_of: label id -> name.
-        cells: what to draw.
+        plan: what the run is to hold.
+        shard: which part of it this process draws; None for all.
+        cells: what this process draws.
         scheduler: a diffusers scheduler with its timesteps set.
         device: where to draw.
         settings: all but the hashes of the weights.
-        pages: the grid of a sweep.
+        pages: the grid of a sweep, where this process draws it.
         output: where it goes.
     """
 
@@ -96,6 +115,8 @@ class Job:
     checkpoint: Checkpoint
     judge: ClassifierInfo | None
     name_of: Callable[[int | None], str]
+    plan: Plan
+    shard: Shard | None
     cells: list[Cell]
     scheduler: Any
     device: torch.device
@@ -107,6 +128,14 @@ class Job:
     def title(self) -> str:
         """The line at the top of the grid."""
         return grid.title_of(asdict(self.settings))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
+        about = {"settings": asdict(self.settings)}
+        if self.output.is_file and self.output.one_image:
+            return about | {"cells": [asdict(cell) for cell in self.cells]}
+        return about | {"plan": self.plan.as_json()}
 
 
 def plan_job(flags: Flags) -> Job:
@@ -131,7 +160,9 @@ def plan_job(flags: Flags) -> Job:
     labels = _labels(flags, checkpoint, judge, known, prompts)
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
-    cells = make_cells(labels, seeds, ws, wcs, prompts)
+    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, grid=flags.sweep)
+    shard = _shard(flags, output)
+    cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
@@ -168,14 +199,16 @@ def plan_job(flags: Flags) -> Job:
     def name_of(label: int | None) -> str:
         return "" if label is None else known.name(label)
 
-    job = Job(flags, checkpoint, judge, name_of, cells, scheduler, device, settings, None, output)
-    facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in cells]
-    pages = grid.layout(facts, checkpoint.size, title=job.title) if flags.sweep else None
-    if pages and output.one_image:
-        output.check_grid(len(pages.pages), pages.size(), len(cells))
-    identity = fingerprint(asdict(settings), checkpoint.ref, checkpoint.revision, judge and judge.ref, facts)
-    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{identity}"
-    return replace(job, pages=pages, output=output.named(name))
+    job = Job(flags, checkpoint, judge, name_of, plan, shard, cells, scheduler, device, settings, None, output)
+    pages = None
+    if flags.sweep:
+        facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in (plan.cells() if shard else cells)]
+        pages = grid.layout(facts, checkpoint.size, title=job.title)
+        if output.one_image:
+            output.check_grid(len(pages.pages), pages.size(), len(cells))
+    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, plan.as_json(), [name_of(i) for i in labels])
+    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
+    return replace(job, pages=None if shard else pages, output=output.named(name))
 
 
 def say_what_it_takes(job: Job) -> None:
@@ -197,7 +230,7 @@ def say_what_it_takes(job: Job) -> None:
         console.result(json.dumps(facts))
         return
     console.result(f"{count:,} images of {width}x{height}, {facts['bytes']:,} bytes of pixels before compression")
-    console.result(f"{nfe:,} network calls (NFE), {nfe / count:g} an image on average")
+    console.result(f"{nfe:,} network calls (NFE), {nfe / max(1, count):g} an image on average")
     if sizes:
         console.result(f"grid of {facts['grid_pixels']:,} pixels: {', '.join(f'{w}x{h}' for w, h in sizes)}")
     console.result(f"into {job.output.path}")
@@ -210,11 +243,11 @@ def carry_out(job: Job) -> None:
         GuidegenError: as the exit codes say; what was finished is on disk.
     """
     job = _with_weights(job)
-    plan = {"settings": asdict(job.settings), "cells": [asdict(cell) for cell in job.cells]}
-    if job.output.is_file and (rows := already_there(job.output, plan, job.flags.overwrite)):
-        for line in map(_line, rows) if job.flags.json_rows else [str(job.output.path)]:
+    if job.output.is_file and (there := already_there(job.output, job.facts, job.flags.overwrite)):
+        for line in map(_line, there) if job.flags.json_rows else [str(job.output.path)]:
             console.result(line)
-        _report_failures(rows)
+        if failures := find_failures(there):
+            raise failures
         return
     if job.output.to_stdout and sys.stdout.isatty():
         raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
@@ -225,9 +258,13 @@ def carry_out(job: Job) -> None:
             console.note(f"note: {job.judge.ref} has other label ids; its labels are matched by name")
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
-        with _Signals() as signals, Run(folder, job.settings, _about(job), job.flags.overwrite) as run:
+        about = _about(job)
+        with Signals() as signals, Run(folder, job.settings, about, job.flags.overwrite, job.plan, job.shard) as run:
             rows = _draw(job, run, signals)
-            made = _finish(job, folder, rows, plan)
+            made = _finish(job, folder, rows)
+            failures = find_failures(rows)
+            if job.output.is_file:
+                shutil.rmtree(folder)
     except StoppedError as stopped:
         again = shlex.join(["guidegen", *(word for word in sys.argv[1:] if word != "--overwrite")])
         kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
@@ -237,7 +274,8 @@ def carry_out(job: Job) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if made and not job.flags.json_rows:
         console.result(str(made))
-    _report_failures(rows)
+    if failures:
+        raise failures
 
 
 def _with_weights(job: Job) -> Job:
@@ -265,39 +303,58 @@ def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
     return weights_sha256(part.part_folders.values() if isinstance(part, Checkpoint) else [part.folder], access)
 
 
-def _draw(job: Job, run: Run, signals: _Signals) -> list[Row]:
-    """Rows of all cells: those kept and those drawn now."""
+def _draw(job: Job, run: Run, signals: Signals) -> Rows:
+    """Draws the cells that are not finished; rows of all."""
     from guidegen import engine
 
     flags = job.flags
-    rows = run.finished(job.cells)
-    todo = [cell for cell in job.cells if cell not in rows]
+    kept = run.finished(job.cells)
+    todo = [cell for cell in job.cells if cell not in kept]
     show_rows = flags.json_rows and not job.output.to_stdout
-    for row in rows.values() if show_rows else ():
+    for row in run.rows([cell for cell in job.cells if cell in kept]) if show_rows else ():
         console.result(_line(row))
     if flags.verbose:
         console.note(
-            f"{len(rows)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
+            f"{len(kept)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
         )
     if todo:
+        size, fixed = engine.pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
         painter = engine.open_painter(
-            job.checkpoint, job.judge, job.scheduler, job.settings, job.device, flags.access, flags.compile_networks
+            job.checkpoint,
+            job.judge,
+            job.scheduler,
+            job.settings,
+            job.device,
+            flags.access,
+            flags.compile_networks,
+            size if fixed else None,
         )
         if not flags.quiet:
             _tell_cut_prompts(painter, todo)
-        size = engine.pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape)
+        tally = engine.Tally()
         with console.progress(len(todo) * len(job.scheduler.timesteps), len(todo), flags.quiet) as bar:
 
             def on_step(cells: int) -> None:
                 bar.step(cells)
                 signals.check(signal.SIGINT)
 
-            for cell, row in engine.draw(painter, todo, run, job.name_of, size, on_step, signals.check):
+            for _, row in engine.draw(painter, todo, run, job.name_of, size, on_step, signals.check, tally):
                 bar.image()
-                rows[cell] = row
                 if show_rows:
                     console.result(_line(row))
-    return [rows[cell] for cell in job.cells]
+        if flags.sweep and not (flags.quiet or flags.json_rows):
+            _tell_cost(job, len(todo), tally.made)
+    return run.rows(job.cells)
+
+
+def _tell_cost(job: Job, images: int, made: int) -> None:
+    """What a sweep spent, and what it saved against a loop that makes every call for every image."""
+    from guidegen import engine
+
+    plain = engine.plain_cost(images, job.settings, job.scheduler)
+    share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
+    saved = f"{share} fewer than" if made <= plain else f"{share} more than"
+    console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
 
 
 def _tell_cut_prompts(painter: Painter, cells: Sequence[Cell]) -> None:
@@ -306,19 +363,19 @@ def _tell_cut_prompts(painter: Painter, cells: Sequence[Cell]) -> None:
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
-def _finish(job: Job, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> Path | None:
+def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
     """Draws the grid, makes the one file if one was asked for; returns the path to print."""
     output = job.output
+    if job.shard is not None:
+        return folder
     made = folder / rows[0]["file"] if len(rows) == 1 and rows[0]["status"] == "ok" else folder
     if job.pages:
-        made = draw_grid(folder, rows, job.pages, plan)[0]
+        made = draw_grid(folder, rows, job.pages, job.facts)[0]
     if not output.is_file and not output.to_stdout:
         return made
     exported = any(row["status"] == "ok" for row in rows)
     if exported:
-        export(folder, rows, made, plan, output)
-    if output.is_file:
-        shutil.rmtree(folder)
+        export(folder, rows, made, job.facts, output)
     return output.path if output.is_file and exported else None
 
 
@@ -419,6 +476,16 @@ def _classifier_weights(flags: Flags) -> list[float] | list[None]:
     return [parse_weight("1" if text is None else text, "--w-classifier")]
 
 
+def _shard(flags: Flags, output: Output) -> Shard | None:
+    if flags.shard is None:
+        return None
+    if output.is_file or output.to_stdout:
+        raise UsageError("--shard draws into a run directory; `guidegen merge` makes files of it when all is there.")
+    if flags.overwrite:
+        raise UsageError("--overwrite would delete what other shards drew: remove the directory, or name another -o.")
+    return parse_shard(flags.shard, os.environ)
+
+
 def _seeds(flags: Flags) -> list[int]:
     if flags.seeds is not None:
         if flags.num is not None or flags.seed is not None:
@@ -495,28 +562,33 @@ def _condition(row: Row) -> str:
     return f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
 
 
-def _report_failures(rows: Sequence[Row]) -> None:
-    failed = [row for row in rows if row["status"] != "ok"]
-    if failed:
-        listed = "\n".join(f"  w {row['w']}, {_condition(row)}, seed {row['seed']}" for row in failed[:20])
-        more = f"\n  and {len(failed) - 20} more" if len(failed) > 20 else ""
-        error = GuidegenError(
-            f"{len(failed)} of {len(rows)} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:\n"
-            f"{listed}{more}"
-        )
-        error.code = 3
-        raise error
+def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
+    """The error of images that are not finite, with a list of them; None where all are."""
+    count = failed = 0
+    listed = ""
+    for row in rows:
+        count += 1
+        if row["status"] != "ok":
+            failed += 1
+            if failed <= _LISTED:
+                listed += f"\n  w {row['w']}, {_condition(row)}, seed {row['seed']}"
+    if not failed:
+        return None
+    more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""
+    return IncompleteError(
+        f"{failed} of {count} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:{listed}{more}"
+    )
 
 
-class _Signals:
-    """SIGTERM ends the drawing after the batch in flight, SIGINT after the step; a second one at once."""
+class Signals:
+    """SIGTERM and SIGUSR1 end the drawing after the batch in flight, SIGINT after the step; a second one at once."""
 
     def __init__(self) -> None:
         self._caught: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
                 self._before[number] = signal.signal(number, self._catch)
         return self
@@ -527,11 +599,15 @@ class _Signals:
 
     def _catch(self, number: int, _frame: object) -> None:
         if self._caught is not None:
-            os._exit(128 + number)
+            os._exit(_exit_code(number))
         self._caught = number
 
     def check(self, *only: int) -> None:
         """Raises StoppedError if a signal came, one of `only` if any are named."""
         if self._caught is not None and (not only or self._caught in only):
-            name = signal.Signals(self._caught).name
-            raise StoppedError(f"Stopped by {name}", self._caught)
+            raise StoppedError(f"Stopped by {signal.Signals(self._caught).name}", _exit_code(self._caught) - 128)
+
+
+def _exit_code(number: int) -> int:
+    """SIGUSR1 is a scheduler's way to say that SIGTERM is near: it ends in the same way."""
+    return 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)

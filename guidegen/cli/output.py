@@ -8,14 +8,14 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
 from guidegen.errors import UsageError
-from guidegen.run import parameters_line, png_text
+from guidegen.run import atomically, encode_row, parameters_line, png_text
 
 if TYPE_CHECKING:
     from guidegen.run import Row
@@ -114,17 +114,11 @@ def export(folder: Path, rows: Sequence[Row], picture: Path, plan: dict[str, Any
     if output.to_stdout:
         console.result_bytes(picture.read_bytes())
         return
-    plan = {**plan, "rows": list(rows)}
-    temporary = output.path.with_name(f".{output.path.name}.{os.getpid()}.part")
-    try:
+    with atomically(output.path) as temporary:
         if output.suffix == ".npz":
-            _write_npz(temporary, folder, rows, plan)
+            write_npz(temporary, folder, rows, plan)
         else:
-            temporary.write_bytes(_encode(picture, rows, plan, output.suffix))
-        temporary.replace(output.path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            temporary.write_bytes(_encode(picture, rows, {**plan, "rows": list(rows)}, output.suffix))
 
 
 def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: str) -> bytes:
@@ -146,24 +140,38 @@ def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: st
     return buffer.getvalue()
 
 
-def _write_npz(path: Path, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> None:
-    """uint8 NHWC `arr_0` and labels `arr_1`, as OpenAI's evaluator reads them, streamed image by image."""
+def write_npz(path: Path, folder: Path, rows: Sequence[Row], plan: dict[str, Any]) -> None:
+    """uint8 NHWC `arr_0` and labels `arr_1`, as OpenAI's evaluator reads them, streamed image by image.
+
+    Beside them `guidegen`, the plan as JSON, and `guidegen_rows`, the rows as packed JSON lines.
+    """
     import numpy as np
     from numpy.lib import format as npy
     from PIL import Image
 
-    good = [row for row in rows if row["status"] == "ok"]
+    def good() -> Iterator[Row]:
+        return (row for row in rows if row["status"] == "ok")
+
+    labels = np.array([-1 if row["label"] is None else row["label"] for row in good()], dtype=np.int64)
+    packer = zlib.compressobj(9)
+    packed = b"".join([*(packer.compress(encode_row(row)) for row in rows), packer.flush()])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        shape = (len(good), *good[0]["shape"])
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        shape = (len(labels), *next(good())["shape"])
+        with _member(archive, "arr_0") as file:
             npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for row in good:
+            for row in good():
                 with Image.open(folder / row["file"]) as image:
                     file.write(np.asarray(image).reshape(shape[1:]).tobytes())
-        labels = np.array([-1 if row["label"] is None else row["label"] for row in good], dtype=np.int64)
-        for name, array in (("arr_1", labels), ("guidegen", np.array(json.dumps(plan, sort_keys=True)))):
-            with archive.open(f"{name}.npy", "w") as file:
+        text = np.array(json.dumps(plan, sort_keys=True))
+        others = {"arr_1": labels, "guidegen": text, "guidegen_rows": np.frombuffer(packed, np.uint8)}
+        for name, array in others.items():
+            with _member(archive, name) as file:
                 npy.write_array(file, array)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Any:
+    """An array of the archive to write; without the time of day, so that equal images are equal bytes."""
+    return archive.open(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
 
 
 def _read_plan(path: Path) -> Any:
@@ -174,7 +182,8 @@ def _read_plan(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as data:
-                return json.loads(str(data["guidegen"]))
+                rows = zlib.decompress(data["guidegen_rows"].tobytes()).splitlines()
+                return {**json.loads(str(data["guidegen"])), "rows": [json.loads(row) for row in rows]}
         with Image.open(path) as image:
             if path.suffix.lower() == ".png":
                 return json.loads(image.text["guidegen"])  # type: ignore[attr-defined]

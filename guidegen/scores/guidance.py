@@ -7,7 +7,7 @@ same term as grad log p(x|y) - grad log p(x).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -88,6 +88,24 @@ def calls_per_step(w: float, w_classifier: float, cost: Cost = FREE) -> int:
     return _needs_null(w, w_classifier, cost) + (w != 0) + (w_classifier != 0) * cost.calls
 
 
+class _Calls(NamedTuple):
+    """R network calls that answer A needs, of which the equal ones are one call.
+
+    Attributes:
+        samples: which sample each call is of (R,).
+        labels: and which label (R,).
+        answers: the call that answers each need (A,); None where each has its own.
+    """
+
+    samples: Tensor
+    labels: Tensor
+    answers: Tensor | None
+
+    def spread(self, made: Tensor) -> Tensor:
+        """From what the R calls returned to what the A needs asked for."""
+        return made if self.answers is None else made.index_select(0, self.answers)
+
+
 class Guide:
     """Both kinds of guidance over one batch, with a weight for each sample.
 
@@ -104,6 +122,7 @@ class Guide:
         classifier: needed where any `w_classifier` is not zero.
         device: where x_t lives.
         classifier_labels: B labels as the classifier counts them, where it counts otherwise.
+        starts: B names of the noise that each sample starts from, such as its seed, for `first`.
     """
 
     def __init__(
@@ -115,6 +134,7 @@ class Guide:
         classifier: Classifier | None = None,
         device: torch.device | str = "cpu",
         classifier_labels: Sequence[int] | None = None,
+        starts: Sequence[Hashable] | None = None,
     ):
         self.denoiser, self.classifier = denoiser, classifier
         w_classifier = w_classifier or [0.0] * len(labels)
@@ -134,29 +154,51 @@ class Guide:
         def weights(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]
 
-        self._rows = index(null_rows + label_rows)  # which sample each network row draws
-        self._row_labels = index([NULL] * len(null_rows) + [labels[i] for i in label_rows])
+        def calls(samples: list[int], labels: list[int], starts: Sequence[Hashable]) -> _Calls:
+            needs = [(starts[i], label) for i, label in zip(samples, labels, strict=True)]
+            made = {need: n for n, need in reversed(list(enumerate(needs)))}  # the first of those that are equal
+            made = dict(sorted(made.items(), key=lambda item: item[1]))
+            place = {need: n for n, need in enumerate(made)}
+            answers = index([place[need] for need in needs]) if len(made) < len(needs) else None
+            return _Calls(index([samples[n] for n in made.values()]), index([labels[n] for n in made.values()]), answers)
+
+        rows, row_labels = null_rows + label_rows, [NULL] * len(null_rows) + [labels[i] for i in label_rows]
+        gradient_labels = [targets[i] for i in gradient_rows]
+        apart = range(len(labels))
+        starts = apart if starts is None else starts
+        self._network, self._network_first = calls(rows, row_labels, apart), calls(rows, row_labels, starts)
         # A sample with one call only takes it for both terms, whose difference is then zero.
         self._null_place = index([null_at.get(i, label_at.get(i, 0)) for i in range(len(labels))])
         self._label_place = index([label_at.get(i, null_at.get(i, 0)) for i in range(len(labels))])
         self._mixed = not null_at.keys().isdisjoint(label_at)
         self._w = weights(w)
         self._gradient_rows = index(gradient_rows)
-        self._gradient_labels = index([targets[i] for i in gradient_rows])
+        self._gradients = calls(gradient_rows, gradient_labels, apart)
+        self._gradients_first = calls(gradient_rows, gradient_labels, starts)
         self._gradient_w = weights([w_classifier[i] for i in gradient_rows])
+        self.shared = len(rows) - len(self._network_first.samples)
+        """Network calls that `first` makes fewer than any other step."""
+        self.shared += (len(gradient_rows) - len(self._gradients_first.samples)) * cost.calls
         self.calls = [calls_per_step(*pair, cost) for pair in zip(w, w_classifier, strict=True)]
         """Network calls of each sample at each step."""
 
     def __call__(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
         """The guided prediction (B, C, H, W) fp32 at one step, in the denoiser's prediction type."""
-        rows = self.denoiser(x_t.index_select(0, self._rows), t, self._row_labels)
+        return self._predict(x_t, t, level, self._network, self._gradients)
+
+    def first(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
+        """The same at the first step, where samples of one start have the same x_t and share their calls."""
+        return self._predict(x_t, t, level, self._network_first, self._gradients_first)
+
+    def _predict(self, x_t: Tensor, t: Tensor, level: Level, network: _Calls, gradients: _Calls) -> Tensor:
+        rows = network.spread(self.denoiser(x_t.index_select(0, network.samples), t, network.labels))
         prediction = null = rows.index_select(0, self._null_place)
         if self._mixed:
             prediction = classifier_free(null, rows.index_select(0, self._label_place), self._w)
         if len(self._gradient_rows) and self.classifier is not None:
+            x_some, null_some = x_t.index_select(0, gradients.samples), null.index_select(0, gradients.samples)
+            gradient = gradients.spread(self.classifier(x_some, t, gradients.labels, level, null_some))
             some = self._gradient_rows
-            x_some, null_some = x_t.index_select(0, some), null.index_select(0, some)
-            gradient = self.classifier(x_some, t, self._gradient_labels, level, null_some)
             guided = classifier_guided(
                 prediction.index_select(0, some), gradient, self._gradient_w, level, self.denoiser.prediction_type
             )

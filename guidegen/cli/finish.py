@@ -1,0 +1,247 @@
+"""`guidegen verify` and `guidegen merge`: what a run lacks, and one manifest, grid and files of it when it lacks nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guidegen import grid
+from guidegen.cli import console, options
+from guidegen.cli.job import draw_grid, find_failures
+from guidegen.cli.output import write_npz
+from guidegen.errors import IncompleteError
+from guidegen.plan import Cell
+from guidegen.run import (
+    Row,
+    Rows,
+    State,
+    alone,
+    atomically,
+    check,
+    clear_leftovers,
+    encode_row,
+    read_plans,
+    read_run,
+    write_atomically,
+)
+
+_LISTED = 20
+_BLOCK = 512  # of a tar file
+_RUN = typer.Argument(metavar="RUN", help="A run directory.")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the two commands."""
+    app.command("verify", help="Say what a run lacks, what in it is corrupt, and what does not belong to it.")(_verify)
+    app.command("merge", help="Make one manifest, the grid and files for evaluators of a run that lacks nothing.")(_merge)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A run directory and what it is to hold.
+
+    Attributes:
+        folder: the directory.
+        about: its run.json.
+        cells: of all its plans.
+        in_grid: those that a grid shows.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    cells: list[Cell]
+    in_grid: list[Cell]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its files carry; the same as where one process drew it."""
+        plans = self.about["plans"]
+        return {"settings": self.about["settings"], **({"plan": plans[0]} if len(plans) == 1 else {"plans": plans})}
+
+    def rows(self, cells: Sequence[Cell]) -> Rows:
+        return Rows(self.folder, (cell.file for cell in cells))
+
+
+def _read(folder: Path) -> _Held:
+    about = read_run(folder)
+    plans = read_plans(folder, about)
+
+    def cells(only_grids: bool) -> list[Cell]:
+        return list(dict.fromkeys(chain.from_iterable(plan.cells() for plan in plans if plan.grid or not only_grids)))
+
+    return _Held(folder, about, cells(False), cells(True))
+
+
+def _verify(
+    run: Annotated[Path, _RUN],
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    held = _read(run)
+    state = check(run, held.cells)
+    complete = not any(state)
+    if as_json:
+        console.result(json.dumps({"complete": complete, "images": len(held.cells), **state._asdict()}, ensure_ascii=False))
+    else:
+        console.result(_in_words(held, state))
+    if not complete:
+        lacks = state.missing or state.corrupt or state.nonfinite
+        raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", bool(lacks))
+
+
+def _in_words(held: _Held, state: State) -> str:
+    good = len(held.cells) - len(state.missing) - len(state.corrupt) - len(state.nonfinite)
+    lines = [f"{good} of {len(held.cells)} images are there, each with the hash of its row"]
+    for kind, files in state._asdict().items():
+        lines += [f"{kind}: {file}" for file in files[:_LISTED]]
+        if len(files) > _LISTED:
+            lines.append(f"{kind}: and {len(files) - _LISTED} more")
+    return "\n".join(lines)
+
+
+def _incomplete(held: _Held, what: str, draw: bool) -> IncompleteError:
+    """The error, with the command that draws what is not there."""
+    command = _whole(held.about.get("command", [])) if draw else []
+    return IncompleteError(f"{held.folder} {what}." + (f" To draw the rest: {shlex.join(command)}" if command else ""))
+
+
+def _whole(command: Sequence[str]) -> list[str]:
+    """The command for all shards, without what would start over."""
+    words = iter(command)
+    kept = []
+    for word in words:
+        if word == "--shard":
+            next(words, None)
+        elif word != "--overwrite" and not word.startswith("--shard="):
+            kept.append(word)
+    return kept
+
+
+def _merge(
+    run: Annotated[Path, _RUN],
+    npz: Annotated[
+        bool, typer.Option("--npz", help="Also w3.0.npz for each weight: uint8 NHWC arr_0, labels arr_1.")
+    ] = False,
+    tar: Annotated[
+        bool,
+        typer.Option("--tar", help="Also w3.0-00000.tar ... for each weight: WebDataset shards of .png, .cls and .json."),
+    ] = False,
+    tar_size: Annotated[float, typer.Option("--tar-size", metavar="MB", min=0, help="Most of one .tar.")] = 1000,
+    draw_the_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="The grid of a sweep.")] = True,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    _read(run)  # before a lock is left in what is no run
+    with alone(run):
+        held = _read(run)
+        _check_all_there(held)
+        clear_leftovers(run)
+        made = [_merge_manifests(held)]
+        if draw_the_grid and held.in_grid:
+            made += _draw_grid(held)
+        if npz:
+            made += _write_npz(held)
+        if tar:
+            made += _write_tars(held, int(tar_size * 1e6))
+    if as_json:
+        console.result(json.dumps({"images": len(held.cells), "files": [str(path) for path in made]}, ensure_ascii=False))
+    else:
+        console.result("\n".join(map(str, made)))
+    if failures := find_failures(held.rows(held.cells)):
+        raise failures
+
+
+def _check_all_there(held: _Held) -> None:
+    state = check(held.folder, held.cells)
+    lacking = len(state.missing) + len(state.corrupt)
+    if lacking:
+        first = (state.missing + state.corrupt)[0]
+        raise _incomplete(held, f"lacks {lacking} of {len(held.cells)} images, such as {first}; nothing was merged", True)
+    if state.extra:
+        console.note(f"note: {len(state.extra)} images are not of the plan and are left out, such as {state.extra[0]}")
+
+
+def _merge_manifests(held: _Held) -> Path:
+    """One manifest in the plan's order; those of the shards go when it is on disk."""
+    path = held.folder / "manifest.jsonl"
+    write_atomically(path, map(encode_row, held.rows(held.cells)))
+    for other in held.folder.glob("manifest.*-of-*.jsonl"):
+        other.unlink()
+    return path
+
+
+def _draw_grid(held: _Held) -> list[Path]:
+    rows = held.rows(held.in_grid)
+    shape = next((row["shape"] for row in rows if row["shape"]), None)
+    if shape is None:
+        return []
+    pages = grid.layout(list(rows), shape[:2], title=grid.title_of(held.about["settings"]))
+    return draw_grid(held.folder, rows, pages, held.facts)
+
+
+def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
+    """The rows of each weight that has any image."""
+    cells: dict[str, list[Cell]] = {}
+    for cell in held.cells:
+        cells.setdefault(cell.weights, []).append(cell)
+    for name, some in cells.items():
+        rows = held.rows(some)
+        if any(row["status"] == "ok" for row in rows):
+            yield name, rows
+
+
+def _write_npz(held: _Held) -> list[Path]:
+    made = []
+    for name, rows in _by_weights(held):
+        made.append(held.folder / f"{name}.npz")
+        with atomically(made[-1]) as temporary:
+            write_npz(temporary, held.folder, rows, held.facts)
+    return made
+
+
+def _write_tars(held: _Held, limit: int) -> list[Path]:
+    """WebDataset shards: KEY.png, .cls (label), .txt (prompt) and .json (row) of each image; equal images, equal bytes."""
+    made: list[Path] = []
+    for name, rows in _by_weights(held):
+        samples = enumerate(row for row in rows if row["status"] == "ok")
+        pending = next(samples, None)
+        of_name: list[Path] = []
+        while pending is not None:
+            of_name.append(held.folder / f"{name}-{len(of_name):05d}.tar")
+            with atomically(of_name[-1]) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+                size = 0
+                while pending is not None:
+                    members = _members(held.folder, *pending)
+                    size += sum(_BLOCK + len(data) + -len(data) % _BLOCK for _, data in members)
+                    if size > limit and archive.offset:
+                        break
+                    for member, data in members:
+                        archive.addfile(member, io.BytesIO(data))
+                    pending = next(samples, None)
+        for stale in set(held.folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar")) - set(of_name):
+            stale.unlink()
+        made += of_name
+    return made
+
+
+def _members(folder: Path, key: int, row: Row) -> list[tuple[tarfile.TarInfo, bytes]]:
+    files = {"png": (folder / row["file"]).read_bytes(), "json": json.dumps(row, ensure_ascii=False).encode()}
+    if row["label"] is not None:
+        files["cls"] = str(row["label"]).encode()
+    if row["prompt"] is not None:
+        files["txt"] = row["prompt"].encode()
+    members = []
+    for kind, data in sorted(files.items()):
+        member = tarfile.TarInfo(f"{key:06d}.{kind}")
+        member.size = len(data)
+        members.append((member, data))
+    return members
