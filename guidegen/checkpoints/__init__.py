@@ -248,6 +248,50 @@ def open_classifier(
     )
 
 
+def open_backbone(
+    ref: str | Path, weights: bool = False, offline: bool = False, allow_pickle: bool = False
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Folder, config and preprocessing of any image model: a `NoisyClassifier` has no preprocessing of its own.
+
+    Args:
+        ref: folder or hub id of a `NoisyClassifier`, or of an image model of transformers or timm.
+        weights: also download the weights of a hub id.
+        offline: use the hub's cache alone.
+        allow_pickle: accept `.bin` weights.
+
+    Raises:
+        CheckpointError: missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own.
+    """
+    folder, _ = locate(str(ref), weights, offline, allow_pickle)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not an image model: config.json is missing.")
+    config = _read_json(folder / "config.json")
+    _refuse_remote_code(config, folder)
+    if config.get("_class_name") == "NoisyClassifier":
+        return folder, config, {}
+    if "pretrained_cfg" in config:
+        return folder, config, _timm_preprocessor(config["pretrained_cfg"])
+    if "model_type" not in config:
+        found = config.get("_class_name") or "no model_type"
+        raise CheckpointError(f"{folder} is not an image model of transformers or timm: config.json says {found}.")
+    return folder, config, _preprocessor(folder)
+
+
+def _timm_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's words for a preprocessing, in transformers' words: resize the shorter edge, then crop the centre."""
+    _, height, width = config["input_size"]
+    filters = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+    return {
+        "size": {"shortest_edge": int(min(height, width) / config.get("crop_pct", 0.875))},
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "resample": filters.get(config.get("interpolation", "bilinear"), 3),
+        "image_mean": config["mean"],
+        "image_std": config["std"],
+    }
+
+
 def _preprocessor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from guidegen.checkpoints import Checkpoint, ClassifierInfo, weight_files
-from guidegen.errors import CheckpointError
+from guidegen.errors import CheckpointError, UsageError
 
 
 def load_unet(checkpoint: Checkpoint, device: torch.device | str, allow_pickle: bool = False) -> nn.Module:
@@ -39,6 +40,45 @@ def load_classifier(classifier: ClassifierInfo, device: torch.device | str, allo
         raise CheckpointError(f"{classifier.folder}/preprocessor_config.json: {error}.") from error
     network = _load(AutoModelForImageClassification, classifier.folder, device, allow_pickle)
     return ImageClassifier(network, preprocessing)
+
+
+def load_backbone(
+    folder: Path, config: Mapping[str, Any], device: torch.device | str, allow_pickle: bool = False
+) -> nn.Module:
+    """An image model without its head, with fp32 weights, in eval mode, on `device`.
+
+    transformers' `AutoModel`, or timm's where config.json is timm's.
+
+    Raises:
+        CheckpointError: the weights do not load.
+        UsageError: it is timm's, and timm is not installed.
+    """
+    if "pretrained_cfg" in config:
+        return _load_timm(folder, config, device)
+    from transformers import AutoModel
+
+    return _load(AutoModel, folder, device, allow_pickle)
+
+
+def _load_timm(folder: Path, config: Mapping[str, Any], device: torch.device | str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError(f"{folder} is a timm model, and timm is not installed: pip install timm") from error
+    from safetensors.torch import load_file
+
+    files = weight_files(folder)
+    check_weights(folder)
+    try:
+        network: nn.Module = timm.create_model(config["architecture"], pretrained=False, num_classes=0)
+        missing, _ = network.load_state_dict(load_file(files[0]), strict=False)  # its head stays behind
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
+    if missing:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json: {len(missing)} tensors missing, first {missing[0]}."
+        )
+    return network.to(device).eval().requires_grad_(False)
 
 
 def _load(cls: Any, folder: Path, device: torch.device | str, allow_pickle: bool) -> nn.Module:

@@ -13,6 +13,7 @@ import typer
 from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.draw import register as register_draw
+from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError
 
@@ -45,6 +46,7 @@ def _root(
 
 register_draw(app)
 register_show(app)
+register_evaluate(app)
 
 
 def main() -> None:
