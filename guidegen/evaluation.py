@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -201,10 +202,10 @@ def measure_run(
                 f"{drawn.folder} has {len(rows)} images at {describe(drawn.axes, key)}, and the metrics need {MIN_IMAGES} "
                 "at least: draw more seeds or labels."
             )
-    features = _by_sha(read_rows_with(reader, drawn.folder, drawn.rows, batch, on_image), drawn.rows)
+    features = read_rows_with(reader, drawn.folder, drawn.rows, batch, on_image)
     logits = None
     if judge is not None:
-        logits = _by_sha(read_rows_with(judge.reader, drawn.folder, drawn.rows, batch, on_image), drawn.rows)
+        logits = read_rows_with(judge.reader, drawn.folder, drawn.rows, batch, on_image)
     found = []
     for key, rows in groups.items():
         labels = [subject_of(row) for row in rows]
@@ -212,7 +213,7 @@ def measure_run(
         probability = correct = unknown
         if judge is not None and logits is not None:
             probability, correct = judge.read(_stack(logits, rows), labels)
-        hashes = [row["sha256"] for row in rows]
+        hashes = [features[row["sha256"]][1] for row in rows]
         measured = meter.measure(Measured(_stack(features, rows), hashes, labels, probability, correct), halves)
         found.append(
             {
@@ -275,9 +276,5 @@ def _intact(folder: Path, row: Row, check_hash: bool) -> bool:
         return False
 
 
-def _by_sha(values: Tensor, rows: Sequence[Row]) -> dict[str, Tensor]:
-    return {row["sha256"]: value for row, value in zip(rows, values, strict=True)}
-
-
-def _stack(values: Mapping[str, Tensor], rows: Sequence[Row]) -> Tensor:
-    return torch.stack([values[row["sha256"]] for row in rows])
+def _stack(values: Mapping[str, tuple[Any, str]], rows: Sequence[Row]) -> Tensor:
+    return torch.from_numpy(np.stack([values[row["sha256"]][0] for row in rows]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -130,11 +131,14 @@ def judge_columns(info: ClassifierInfo, labels: Mapping[int, str]) -> dict[int, 
     return found
 
 
-def read_rows_with(reader: Reader, run: Path, rows: Iterable[Row], batch: int, on_image: Callable[[int], None]) -> Tensor:
-    """What `reader` makes of a run's images (N, D), each image read once and kept in the run.
+def read_rows_with(
+    reader: Reader, run: Path, rows: Iterable[Row], batch: int, on_image: Callable[[int], None]
+) -> dict[str, tuple[NDArray[np.float32], str]]:
+    """What `reader` makes of a run's images, each read once and kept in the run: sha256 -> (D,) and a hash of the pixels.
 
-    Kept by the image's sha256 and the reader's identity, in `RUN/features/`, so what was drawn since
-    is all that is read next time. Memory holds one batch of images and the features.
+    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so what was drawn since
+    is all that is read next time. Memory holds one batch of images and the features. The hash of the
+    pixels tells which images are the same, which their files, that name their label, do not.
     """
     path = run / "features" / f"{reader.identity[:16]}.npz"
     kept = _read_cache(path, reader.identity)
@@ -142,12 +146,13 @@ def read_rows_with(reader: Reader, run: Path, rows: Iterable[Row], batch: int, o
     todo = list({row["sha256"]: row for row in rows if row["sha256"] not in kept}.values())
     on_image(len(rows) - len(todo))
     for part in batches(todo, batch):
-        made = reader(np.stack([read_image(run / row["file"]) for row in part]))
+        pixels = [read_image(run / row["file"]) for row in part]
+        made = zip(reader(np.stack(pixels)), map(_pixel_hash, pixels), strict=True)
         kept.update(zip((row["sha256"] for row in part), made, strict=True))
         on_image(len(part))
     if todo:
         _write_cache(path, reader.identity, kept)
-    return torch.from_numpy(np.stack([kept[row["sha256"]] for row in rows]))
+    return {row["sha256"]: kept[row["sha256"]] for row in rows}
 
 
 def read_image(path: Path | io.BytesIO) -> Pixels:
@@ -158,19 +163,31 @@ def read_image(path: Path | io.BytesIO) -> Pixels:
         return np.asarray(image.convert("RGB"))
 
 
-def _read_cache(path: Path, identity: str) -> dict[str, NDArray[np.float32]]:
+def _pixel_hash(image: Pixels) -> str:
+    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()[:32]
+
+
+def _read_cache(path: Path, identity: str) -> dict[str, tuple[NDArray[np.float32], str]]:
     try:
         with np.load(path, allow_pickle=False) as data:
             if str(data["identity"]) != identity:
                 return {}
-            return dict(zip(data["sha256"].tolist(), data["features"], strict=True))
+            values = zip(data["features"], data["pixels"].tolist(), strict=True)
+            return dict(zip(data["sha256"].tolist(), values, strict=True))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # none yet, or damaged: made again
         return {}
 
 
-def _write_cache(path: Path, identity: str, kept: Mapping[str, NDArray[np.float32]]) -> None:
+def _write_cache(path: Path, identity: str, kept: Mapping[str, tuple[NDArray[np.float32], str]]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, identity=np.array(identity), sha256=np.array(list(kept)), features=np.stack(list(kept.values())))
+    features, pixels = zip(*kept.values(), strict=True)
+    np.savez(
+        buffer,
+        identity=np.array(identity),
+        sha256=np.array(list(kept)),
+        pixels=np.array(pixels),
+        features=np.stack(features),
+    )
     write_atomically(path, buffer.getvalue())
 
 

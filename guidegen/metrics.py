@@ -45,10 +45,10 @@ METRICS = (
     Metric("recall", "Recall", 1),
     Metric("density", "Density", 1),
     Metric("coverage", "Coverage", 1),
-    Metric("accuracy", "Accuracy of the label", 1),
-    Metric("confidence", "Confidence in the label", 1),
-    Metric("vendi_score", "Vendi score in a class", 1),
-    Metric("pairwise_distance", "Pairwise distance in a class", 1),
+    Metric("accuracy", "Label accuracy", 1),
+    Metric("confidence", "Label confidence", 1),
+    Metric("vendi_score", "Vendi score", 1),
+    Metric("pairwise_distance", "Pairwise distance", 1),
 )
 
 

@@ -14,6 +14,7 @@ from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.draw import register as register_draw
 from guidegen.cli.evaluate import register as register_evaluate
+from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError
 
@@ -47,6 +48,7 @@ def _root(
 register_draw(app)
 register_show(app)
 register_evaluate(app)
+register_report(app)
 
 
 def main() -> None:

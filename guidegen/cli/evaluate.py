@@ -329,18 +329,22 @@ def _warn_of_few(rows: Sequence[dict[str, Any]], flags: EvaluateFlags) -> None:
     if flags.quiet:
         return
     width = rows[0]["features"]["width"]
-    fewest = min(row["distinct"] for row in rows)
+    counts = [row["distinct"] for row in rows]
     real = rows[0]["reference"]["images"]
-    if min(fewest, real) <= width:
-        what = f"{fewest} images at a weight" if fewest <= width else f"{real} reference images"
+    if min(max(counts), real) <= width:
+        what = f"{max(counts)} images at a weight" if max(counts) <= width else f"{real} reference images"
         console.note(
             f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
             "be compared only between equal numbers of images. The kernel distance has no such bias."
         )
-    if len({row["images"] for row in rows}) > 1:
-        console.note(
-            "warning: the numbers of images differ; Fréchet distance, recall, coverage and Vendi score depend on them"
-        )
+    for row in rows:
+        if row["distinct"] < row["images"]:
+            console.note(
+                f"warning: {row['mode']}, w = {row['w']:g}: only {row['distinct']} of the {row['images']} images differ (without "
+                "its label a seed draws one image for all); distances, precision, recall, density and coverage are of those"
+            )
+    if len(set(counts)) > 1:
+        console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
 
 
 def _show(

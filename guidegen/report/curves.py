@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from guidegen.evaluation import Drawn
 from guidegen.metrics import METRICS, Metric, title_of
-from guidegen.report.series import Series, make_series, shown
+from guidegen.report.series import Series, about_series, make_series, shown
 from guidegen.run import write_atomically
 
 COLOURS = ("#2563eb", "#d9660a", "#0f8a6d", "#b4237a", "#6d4bd1", "#7a6a00", "#0b7fa8", "#c2412d")
@@ -68,7 +68,7 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
         figure.subplots_adjust(
             left=0.065, right=0.985, top=1 - 0.82 / height, bottom=1.02 / height, hspace=0.52, wspace=0.26
         )
-        figure.text(0.065, 0.16 / height, _about(series), fontsize=7.5, color=_FAINT, va="bottom", linespacing=1.5)
+        figure.text(0.065, 0.16 / height, about_series(series), fontsize=7.5, color=_FAINT, va="bottom", linespacing=1.5)
         paths = []
         for kind, settings in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
             buffer = io.BytesIO()
@@ -86,16 +86,17 @@ def _over(place: Any, metric: Metric, series: Sequence[Series]) -> None:
         known = [j for j, value in enumerate(line.values(metric)) if value is not None]
         if not known:
             continue
-        xs = [line.x[j] for j in known]
-        ys = [line.values(metric)[j] or 0.0 for j in known]
-        spreads = [line.spreads(metric)[j] for j in known]
-        low, high = ([y + sign * s for y, s in zip(ys, spreads, strict=True)] for sign in (-1, 1))
+        comparable = [j for j in known if not line.thin(metric)[j]]
+        values = [value or 0.0 for value in line.values(metric)]
+        low, high = (
+            [values[j] + sign * spread for j, spread in enumerate(line.spreads(metric)) if j in comparable]
+            for sign in (-1, 1)
+        )
+        xs = [line.x[j] for j in comparable]
         place.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
-        place.plot(xs, ys, color=colour, linewidth=1.6)
-        for thin in (False, True):  # hollow where there are too few to compare
-            some = [k for k, j in enumerate(known) if line.thin()[j] == thin]
-            face = "white" if thin else colour
-            place.plot([xs[k] for k in some], [ys[k] for k in some], marker, ms=3.8, mfc=face, color=colour)
+        place.plot(xs, [values[j] for j in comparable], marker, ls="-", ms=3.8, color=colour, linewidth=1.6)
+        hollow = [j for j in known if j not in comparable]
+        place.plot([line.x[j] for j in hollow], [values[j] for j in hollow], marker, ms=3.8, mfc="white", color=colour)
         index = line.best(metric)
         if index is not None and len(known) > 1:
             ring = {"ms": 9, "mfc": "none", "mew": 1.4, "clip_on": False, "zorder": 5}
@@ -134,8 +135,8 @@ def _path(place: Any, series: Sequence[Series]) -> None:
         colour = COLOURS[i % len(COLOURS)]
         points = [
             (r, p, x)
-            for r, p, x in zip(line.values(recall), line.values(precision), line.x, strict=True)
-            if r is not None and p is not None
+            for r, p, x, thin in zip(line.values(recall), line.values(precision), line.x, line.thin(recall), strict=True)
+            if r is not None and p is not None and not thin
         ]
         if not points:
             continue
@@ -160,28 +161,3 @@ def _legend(figure: Any, series: Sequence[Series]) -> None:
         for i, line in enumerate(series)
     ]
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.055, 0.995), ncols=3, frameon=False, fontsize=9.5)
-
-
-def _about(series: Sequence[Series]) -> str:
-    """What the numbers are of: below the curves, so that the picture can travel alone."""
-    rows = [row for line in series for row in line.rows]
-    row, x = rows[0], series[0].axis
-    lines = [
-        f"{_range(row['images'] for row in rows)} images at each {x}; {row['reference']['images']:,} reference images "
-        f"({row['reference']['source']}); features: {row['features']['name']}, {row['features']['width']} wide"
-    ]
-    judge = row["judge"]
-    if judge:
-        right = judge["accuracy_on_reference"]
-        known = f", right on {right:.1%} of the reference images" if right is not None else ""
-        lines.append(f"labels judged by {judge['name']}{known}")
-    notes = [f"shaded: {row['spread']}"] if row["spread"] else []
-    if any(thin for line in series for thin in line.thin()):
-        few = _range(row["distinct"] for line in series for row, thin in zip(line.rows, line.thin(), strict=True) if thin)
-        notes.append(f"hollow: only {few} distinct images, not comparable")
-    return "\n".join((*lines, "; ".join(notes)))
-
-
-def _range(counts: Iterable[int]) -> str:
-    low, *_, high = sorted((*(some := list(counts)), *some))
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

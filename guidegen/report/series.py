@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +43,20 @@ class Series:
         """Its standard errors, 0 where there is none."""
         return [((row["metrics"].get(metric.name) or {}).get("spread")) or 0.0 for row in self.rows]
 
-    def thin(self) -> list[bool]:
-        """Where there are fewer than half as many distinct images as elsewhere: not to be compared with the others."""
-        counts = [row.get("distinct", row["images"]) for row in self.rows]
+    def counts(self, metric: Metric) -> list[int]:
+        """How many images it was measured on, 0 where it was not."""
+        return [((row["metrics"].get(metric.name) or {}).get("images")) or 0 for row in self.rows]
+
+    def thin(self, metric: Metric) -> list[bool]:
+        """Where it was measured on fewer than half as many images as elsewhere: not to be compared with the others."""
+        counts = self.counts(metric)
         return [2 * count < max(counts) for count in counts]
 
     def best(self, metric: Metric) -> int | None:
         """Index of its best value among those that can be compared."""
         known = [
             (metric.better * value, i)
-            for i, (value, thin) in enumerate(zip(self.values(metric), self.thin(), strict=True))
+            for i, (value, thin) in enumerate(zip(self.values(metric), self.thin(metric), strict=True))
             if value is not None and not thin
         ]
         return max(known, key=lambda item: (item[0], -item[1]))[1] if known else None
@@ -98,3 +102,29 @@ def _along(drawn: Drawn, rows: Sequence[Mapping[str, Any]]) -> str:
         if len(values) > 1 and all(isinstance(value, (int, float)) for value in values):
             return axis
     return "w"
+
+
+def about_series(series: Sequence[Series]) -> str:
+    """What the numbers are of: it travels with the curves."""
+    rows = [row for line in series for row in line.rows]
+    row, x = rows[0], series[0].axis
+    lines = [
+        f"{_range(row['images'] for row in rows)} images at each {x}; {row['reference']['images']:,} reference images "
+        f"({row['reference']['source']}); features: {row['features']['name']}, {row['features']['width']} wide"
+    ]
+    judge = row["judge"]
+    if judge:
+        right = judge["accuracy_on_reference"]
+        known = f", right on {right:.1%} of the reference images" if right is not None else ""
+        lines.append(f"judge of the labels: {judge['name']}{known}")
+    notes = [f"shaded: {row['spread']}"] if row["spread"] else []
+    pairs = [(line, metric) for line in series for metric in METRICS if any(line.values(metric))]
+    few = [n for line, metric in pairs for n, thin in zip(line.counts(metric), line.thin(metric), strict=True) if n and thin]
+    if few:
+        notes.append(f"hollow: only {_range(few)} distinct images, not comparable")
+    return "\n".join((*lines, "; ".join(notes)))
+
+
+def _range(counts: Iterable[int]) -> str:
+    low, *_, high = sorted((*(some := list(counts)), *some))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
