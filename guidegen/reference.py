@@ -175,15 +175,10 @@ def saved_reference(path: Path, reader: Reader, wanted: Collection[Any] | None, 
     Raises:
         UsageError: it was saved with other features, for other labels or another size.
     """
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix != ".npz" or not path.is_file() or not _is_saved(path):
         return None
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            if "features" not in data or "guidegen" not in data:
-                return None
-            about, features = json.loads(str(data["guidegen"])), torch.from_numpy(data["features"])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--reference {path} cannot be read as .npz: {error}") from error
+    with np.load(path, allow_pickle=False) as data:
+        about, features = json.loads(str(data["guidegen"])), torch.from_numpy(data["features"])
     if about["reader"] != reader.identity:
         raise UsageError(f"{path} holds features of {about['reader_name']}, not these of {reader.name}: save it again.")
     if tuple(about["size"]) != size:
@@ -195,6 +190,27 @@ def saved_reference(path: Path, reader: Reader, wanted: Collection[Any] | None, 
             "or take it as it is with --reference-labels all."
         )
     return Reference(about["source"], about["identity"], features, about["labels"], about["accuracy"])
+
+
+def first_image(path: Path) -> Pixels | None:
+    """The first image of a reference; None where it holds features already.
+
+    Raises:
+        UsageError: it is nothing that can be measured against.
+    """
+    if path.suffix == ".npz" and path.is_file() and _is_saved(path):
+        return None
+    for image, _ in open_source(path, {}).images(None):
+        return image
+    raise UsageError(f"--reference {path} holds no images.")
+
+
+def _is_saved(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return "features" in data and "guidegen" in data
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"--reference {path} cannot be read as .npz: {error}") from error
 
 
 def _folder_source(folder: Path, names: Mapping[str, int]) -> Source:

@@ -206,6 +206,23 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
                 console.note(f"curves: {path}")
 
 
+def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
+    """What can be refused before the images of (height, width) `size` are drawn.
+
+    Raises:
+        UsageError: a flag, a package that is missing, or a reference of another size.
+    """
+    from guidegen import metrics
+    from guidegen.reference import first_image, fit
+
+    _check(flags)
+    metrics.require("torchmetrics", "--evaluate")
+    metrics.require("matplotlib", "--evaluate")
+    image = first_image(flags.reference)
+    if image is not None:
+        fit(image, size, flags.resize)
+
+
 def _check(flags: EvaluateFlags) -> None:
     from guidegen.reference import FILTERS, check_writable
 
@@ -340,8 +357,8 @@ def _warn_of_few(rows: Sequence[dict[str, Any]], flags: EvaluateFlags) -> None:
     for row in rows:
         if row["distinct"] < row["images"]:
             console.note(
-                f"warning: {row['mode']}, w = {row['w']:g}: only {row['distinct']} of the {row['images']} images differ (without "
-                "its label a seed draws one image for all); distances, precision, recall, density and coverage are of those"
+                f"warning: {row['mode']}, w = {row['w']:g}: {row['distinct']} of {row['images']} images differ, as without "
+                "its label a seed draws one image for all; distances, precision, recall, density and coverage are of those"
             )
     if len(set(counts)) > 1:
         console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
