@@ -357,8 +357,8 @@ def _warn_of_few(rows: Sequence[dict[str, Any]], flags: EvaluateFlags) -> None:
     for row in rows:
         if row["distinct"] < row["images"]:
             console.note(
-                f"warning: {row['mode']}, w = {row['w']:g}: {row['distinct']} of {row['images']} images differ, as without "
-                "its label a seed draws one image for all; distances, precision, recall, density and coverage are of those"
+                f"warning: {row['mode']}, w = {row['w']:g}: only {row['distinct']} of {row['images']} images differ (a seed "
+                "without its label is one image); distances, precision, recall, density and coverage are of those"
             )
     if len(set(counts)) > 1:
         console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")

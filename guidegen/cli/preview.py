@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +31,15 @@ def preview(folder: Path, rows: Sequence[Row], title: str) -> None:
     good = [row for row in rows if row["status"] == "ok"]
     if not (err.is_terminal and sys.stdout.isatty() and good):
         return
-    from textual_image.renderable import Image  # asks the terminal what it can show
-
+    logging.getLogger("textual_image").setLevel(logging.ERROR)
     picture = _picture(folder, good, title)
     height = min(_ROWS, max(4, err.height - 4)) if len(good) == 1 else "auto"
-    err.print(Image(picture, "auto", height))
+    try:
+        from textual_image.renderable import Image  # asks the terminal what it can show
+
+        err.print(Image(picture, "auto", height))
+    except Exception as error:  # whatever a terminal may answer: the images are drawn and kept all the same
+        console.note(f"note: this terminal cannot show the preview: {type(error).__name__}: {error}")
 
 
 def _picture(folder: Path, rows: Sequence[Row], title: str) -> Any:
