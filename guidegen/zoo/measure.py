@@ -89,6 +89,12 @@ def train_judge(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:
     return judge.eval()
 
 
+def make_ready(folder: Path, data: Path, epochs: int) -> None:
+    """Trains the judge and saves it, unless it is there."""
+    if not (folder / "config.json").exists():
+        save_judge(train_judge(data, epochs), folder)
+
+
 @torch.no_grad()
 def probabilities(judge: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """p(label | image) of uint8 images (B, 3, H, W), in fp32."""
@@ -129,8 +135,7 @@ def main(
     epochs: Annotated[int, typer.Option(help="Epochs of the judge.")] = 12,
 ) -> None:
     """Share of the intended label by guidance weight, under a classifier that never guided."""
-    if not (folder / "config.json").exists():
-        save_judge(train_judge(data, epochs), folder)
+    make_ready(folder, data, epochs)
     judge = load_classifier(open_classifier(folder), "cpu")
     images, labels = load_images(data, "val", _COLUMNS, 32)
     accuracy = (probabilities(judge, images).argmax(1) == columns_of(labels)).float().mean()
