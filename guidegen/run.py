@@ -235,10 +235,11 @@ def _lock(folder: Path) -> Any:
 
 
 def _wipe(folder: Path) -> None:
-    for pattern in ("run.json", "manifest*.jsonl", "grid*.png"):
+    for pattern in ("run.json", "manifest*.jsonl", "grid*.png", "metrics.jsonl", "curves.*", "report.html"):
         for path in folder.glob(pattern):
             path.unlink()
-    shutil.rmtree(folder / "images", ignore_errors=True)
+    for made in ("images", "features"):
+        shutil.rmtree(folder / made, ignore_errors=True)
 
 
 def _check_settings(folder: Path, settings: Settings) -> None:

@@ -287,6 +287,16 @@ def test_the_keys(page: Path, visit: Callable[..., Any]) -> None:
     assert tab.locator(".row:visible h3").all_inner_texts() == [f"{LABELS[5]}\nlabel 5"]
 
 
+def test_seeds_of_its_own_for_each_label(tmp_path: Path, visit: Callable[..., Any]) -> None:
+    given = Settings("cfg", "model", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5)
+    with Run(tmp_path / "run", given, {}) as run:
+        for label, seed in ((3, 0), (3, 1), (5, 2), (7, 9)):
+            run.write(Cell(label, seed, 1.0), pixels(label, seed, 1.0), LABELS[label], 7)
+    write_report([tmp_path / "run"], tmp_path / "r.html", quiet=True)
+    names = [f"images/w1.0/label{label:04d}/{seed:06d}.png" for label, seed in ((3, 0), (3, 1), (5, 2), (7, 9))]
+    assert visit(tmp_path / "r.html").evaluate(FILES) == names
+
+
 def test_names_do_no_harm(page: Path, visit: Callable[..., Any]) -> None:
     tab = visit(page)
     assert tab.evaluate("window.harmed") is None

@@ -209,7 +209,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "folder": str(drawn.folder),
         "settings": {
             **drawn.about["settings"],
-            **{key: value.get("path", "") if isinstance(value, dict) else value for key, value in about.items()},
+            **{f"{key} from": value.get("path", "") if isinstance(value, dict) else value for key, value in about.items()},
             **{f"{package} version": version for package, version in versions.items()},
         },
         "command": shlex.join(map(str, drawn.about.get("command", []))),
@@ -217,7 +217,6 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "axes": [{"name": other, "values": found} for other, found in zip(others, values, strict=True)],
         "x": sorted({row.get(axis) for row in rows}, key=lambda value: sortable((value,))),
         "subjects": list(subjects.values()),
-        "seeds": sorted({row["seed"] for row in rows}),
         "cells": cells,
     }
 
@@ -256,7 +255,7 @@ def _curves(series: Sequence[Series]) -> dict[str, Any]:
     inception = any(row["features"]["inception"] for line in series for row in line.rows)
     return {
         "metrics": [{"name": m.name, "title": title_of(m, inception), "better": m.better} for m in metrics],
-        "about": about_series(series).replace("\n", ". ") + ".",
+        "about": about_series(series).replace("\n", "; ") + ".",
         "series": [
             {
                 "name": line.name,

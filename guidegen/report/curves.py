@@ -108,7 +108,9 @@ def _over(place: Any, metric: Metric, series: Sequence[Series]) -> None:
     place.text(0, 1.045, arrow, transform=place.transAxes, fontsize=7.5, color=_FAINT)
     _name_best(place, series, best)
     place.set_xlabel(series[0].axis, labelpad=1, fontsize=8.5)
-    place.margins(x=0.04)
+    xs = [x for line in series for x in line.x]
+    margin = 0.04 * (max(xs) - min(xs) or 1)
+    place.set_xlim(min(xs) - margin, max(xs) + margin)  # the same in all panels, measured there or not
 
 
 def _name_best(place: Any, series: Sequence[Series], best: Sequence[tuple[str, str]]) -> None:
