@@ -132,6 +132,9 @@ def _name_best(place: Any, series: Sequence[Series], best: Sequence[tuple[str, s
 
 def _path(place: Any, series: Sequence[Series]) -> None:
     """Precision over recall, a dot for each w, the ends named."""
+    from matplotlib.patheffects import withStroke
+
+    halo = withStroke(linewidth=2.5, foreground="white")  # so that a name on a line can be read
     recall, precision = (next(metric for metric in METRICS if metric.name == name) for name in ("recall", "precision"))
     for i, line in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
@@ -144,8 +147,9 @@ def _path(place: Any, series: Sequence[Series]) -> None:
             continue
         path = [r for r, _, _ in points], [p for _, p, _ in points]
         place.plot(*path, color=colour, marker=MARKERS[i % len(MARKERS)], ms=3.6, linewidth=1.4)
-        for (r, p, x), offset in zip((points[0], points[-1]), ((6, -3), (6, -3)), strict=True):
-            place.annotate(f"{x:g}", (r, p), offset, textcoords="offset points", fontsize=8, color=colour, fontweight="bold")
+        for r, p, x in {points[0], points[-1]}:
+            name = {"fontsize": 8.5, "fontweight": "bold", "color": colour, "path_effects": [halo], "zorder": 6}
+            place.annotate(f"{x:g}", (r, p), (-3, 6 - 16 * (i % 2)), textcoords="offset points", **name)
     place.set_title("Precision and recall", loc="left", fontsize=10, fontweight="bold", pad=17)
     place.text(
         0, 1.045, f"the path along {series[0].axis}, its ends named", transform=place.transAxes, fontsize=7.5, color=_FAINT
