@@ -166,7 +166,7 @@ def test_accuracy_is_of_the_label_of_that_name(run: Path, npz: Path, network: Pa
     right = []
     for label, column in ((0, 3), (2, 2)):
         for path in sorted((run / "images" / "w2.0" / f"label{label:04d}").iterdir()):
-            right.append(judge(np.asarray(Image.open(path))[None]).argmax() == column)
+            right.append(judge(np.array(Image.open(path))[None]).argmax() == column)
     assert rows[1]["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 

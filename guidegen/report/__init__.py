@@ -24,7 +24,7 @@ from guidegen.run import Row, read_rows
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
 _PER_RUN = {"-w", "--w", "--w-classifier", "--label", "-l", "--num", "-n", "--seed", "--seeds", "--out", "-o", "--by"}
-_PER_RUN |= {"--prompt", "--shard", "--evaluate"}
+_PER_RUN |= {"--prompt", "--shard", "--evaluate", "--features", "--judge", "--resize"}
 _SWITCHES = {"--json", "--overwrite", "--quiet", "-q", "--verbose", "-v", "--preview", "--report", "--debug"}
 
 
