@@ -505,10 +505,11 @@ def _run_json_lock(folder: Path) -> Iterator[None]:
 
 
 def _wipe(folder: Path) -> None:
-    for pattern in ("run.json", "manifest*.jsonl", "grid*.png"):
+    for pattern in ("run.json", "manifest*.jsonl", "grid*.png", "metrics.jsonl", "curves.*", "report.html"):
         for path in folder.glob(pattern):
             path.unlink()
-    shutil.rmtree(folder / "images", ignore_errors=True)
+    for made in ("images", "features"):
+        shutil.rmtree(folder / made, ignore_errors=True)
 
 
 def _settle(folder: Path, settings: Settings, about: Mapping[str, Any], plan: Plan | None) -> None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from guidegen.checkpoints import open_checkpoint, open_classifier
+from guidegen.checkpoints.loading import load_classifier
 from guidegen.plan import Cell, Settings
 from guidegen.run import Run
-from guidegen.zoo import measure
+from guidegen.zoo import BUNDLED, measure
 
 
-def colour_judge(images: torch.Tensor) -> SimpleNamespace:
+def colour_judge(images: torch.Tensor) -> torch.Tensor:
     """Sure of column 0 where a picture is bright, of column 4 where it is dark."""
     logits = torch.zeros(len(images), len(measure._COLUMNS))
     bright = images.mean((1, 2, 3)) > 0
     logits[:, 0] = torch.where(bright, 9.0, 0.0)
     logits[:, 4] = torch.where(bright, 0.0, 9.0)
-    return SimpleNamespace(logits=logits)
+    return logits
 
 
 def test_share_by_weight(tmp_path: Path) -> None:
@@ -41,3 +42,14 @@ def test_the_judge_takes_pictures_of_32_pixels() -> None:
     judge = measure.make_judge().eval()
     assert measure.probabilities(judge, torch.zeros((2, 3, 32, 32), dtype=torch.uint8)).shape == (2, 20)
     assert measure.columns_of(torch.tensor([1, 207])).tolist() == [0, measure._COLUMNS.index(207)]
+
+
+def test_the_judge_comes_back_from_its_folder(tmp_path: Path) -> None:
+    judge = measure.make_judge().eval()
+    measure.save_judge(judge, tmp_path / "judge")
+    info = open_classifier(tmp_path / "judge")
+    labels = open_checkpoint(BUNDLED).labels
+    assert info.columns(labels) == {label: column for column, label in enumerate(measure._COLUMNS)}
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(load_classifier(info, "cpu")(images), judge(images))

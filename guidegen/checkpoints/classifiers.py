@@ -124,6 +124,51 @@ def open_classifier(
     return ClassifierInfo(ref, folder, revision, config, labels, reads, preprocessor, zero_shot)
 
 
+def open_backbone(
+    ref: str | Path, weights: bool = False, access: Access = DEFAULT_ACCESS
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Folder, config and preprocessing of any image model: a `NoisyClassifier` has no preprocessing of its own.
+
+    Args:
+        ref: folder or hub id of a `NoisyClassifier`, or of an image model of transformers or timm.
+        weights: also download the weights of a hub id.
+        access: how it may be read.
+
+    Raises:
+        CheckpointError: missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own.
+    """
+    folder, revision = locate(str(ref), access.offline)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not an image model: config.json is missing.")
+    config = read_json(folder / "config.json")
+    refuse_remote_code(config, folder)
+    if weights and revision:
+        download_weights(str(ref), revision, [""], access)
+    if config.get("_class_name") == "NoisyClassifier":
+        return folder, config, {}
+    if "pretrained_cfg" in config:
+        return folder, config, _timm_preprocessor(config["pretrained_cfg"])
+    if "model_type" not in config:
+        found = config.get("_class_name") or "no model_type"
+        raise CheckpointError(f"{folder} is not an image model of transformers or timm: config.json says {found}.")
+    return folder, config, _preprocessor(folder)
+
+
+def _timm_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's words for a preprocessing, in transformers' words: resize the shorter edge, then crop the centre."""
+    _, height, width = config["input_size"]
+    filters = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+    return {
+        "size": {"shortest_edge": int(min(height, width) / config.get("crop_pct", 0.875))},
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "resample": filters.get(config.get("interpolation", "bilinear"), 3),
+        "image_mean": config["mean"],
+        "image_std": config["std"],
+    }
+
+
 def _labels(config: Mapping[str, Any], folder: Path) -> Labels:
     try:
         return Labels({int(label): name for label, name in config["id2label"].items()})

@@ -11,7 +11,7 @@ from torch import nn
 
 from guidegen.checkpoints import Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, find_weights
-from guidegen.errors import CheckpointError
+from guidegen.errors import CheckpointError, UsageError
 
 Device = torch.device | str
 
@@ -84,6 +84,43 @@ def load_classifier(
         network = _load(AutoModelForZeroShotImageClassification, classifier.folder, device, access)
         return ZeroShotClassifier(network, preprocessing, _tokenizer(classifier.folder), texts)
     return ImageClassifier(_load(AutoModelForImageClassification, classifier.folder, device, access), preprocessing)
+
+
+def load_backbone(folder: Path, config: Mapping[str, Any], device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
+    """An image model without its head, with fp32 weights, in eval mode, on `device`.
+
+    transformers' `AutoModel`, or timm's where config.json is timm's.
+
+    Raises:
+        CheckpointError: the weights do not load.
+        UsageError: it is timm's, and timm is not installed.
+    """
+    if "pretrained_cfg" in config:
+        return _load_timm(folder, config, device)
+    from transformers import AutoModel
+
+    return _load(AutoModel, folder, device, access)
+
+
+def _load_timm(folder: Path, config: Mapping[str, Any], device: Device) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError(f"{folder} is a timm model, and timm is not installed: pip install timm") from error
+    from safetensors.torch import load_file
+
+    check_weights(folder)
+    try:
+        network: nn.Module = timm.create_model(config["architecture"], pretrained=False, num_classes=0)
+        weights = load_file(find_weights(folder).files[0])
+        missing, _ = network.load_state_dict(weights, strict=False)  # its head stays behind
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
+    if missing:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json: {len(missing)} tensors missing, first {missing[0]}."
+        )
+    return network.to(device).eval().requires_grad_(False)
 
 
 def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> None:

@@ -14,7 +14,9 @@ from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
+from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.finish import register as register_finish
+from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError
 
@@ -49,6 +51,8 @@ register_draw(app)
 register_finish(app)
 register_show(app)
 register_convert(app)
+register_evaluate(app)
+register_report(app)
 
 
 def main() -> None:

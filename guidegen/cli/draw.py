@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guidegen.cli import options
+from guidegen.cli import afterwards, options
 from guidegen.cli.job import Flags, carry_out, plan_job, say_what_it_takes
 
 _WHAT, _HOW = "What to draw", "How to draw it"
@@ -210,17 +210,26 @@ def _command(
             "--dry-run", help="Say what would be drawn and what it costs; load no weights.", rich_help_panel=options._OUTPUT
         ),
     ] = False,
+    preview: afterwards.Preview = False,
+    evaluate: afterwards.Evaluate = None,
+    features: afterwards.Features = None,
+    judge: afterwards.Judge = None,
+    resize: afterwards.Resize = None,
+    report: afterwards.Report = False,
     json_rows: options.Json = False,
     quiet: options.Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=options._TALK)] = False,
     debug: options.Debug = False,
 ) -> None:
-    given = {name: value for name, value in locals().items() if name not in ("ctx", "debug")}
+    after = afterwards.Afterwards(preview, evaluate, features, judge, resize, report)
+    given = {name: value for name, value in locals().items() if name not in ("ctx", "debug", "after", *vars(after))}
     given |= {"mode": mode.value, "dtype": dtype.value}
     given["classifier_input"] = classifier_input.value if classifier_input else None
     given["classifier_gradient"] = classifier_gradient.value if classifier_gradient else None
     job = plan_job(Flags(sweep=ctx.info_name == "sweep", **given))
     if dry_run:
         say_what_it_takes(job)
-    else:
-        carry_out(job)
+        return
+    after.check(job.output, job.checkpoint.size)
+    carry_out(job)
+    after.carry_out(job.output, job.title, json_rows, quiet)

@@ -1,12 +1,14 @@
-"""How often a sample shows its label: `python -m guidegen.zoo.measure --data DIR --judge FILE RUN...`.
+"""How often a sample shows its label: `python -m guidegen.zoo.measure --data DIR --judge DIR RUN...`.
 
 The judge is a small ResNet of transformers, trained here on clean photographs with another
-architecture and seed than the noise-aware classifier; it never guides.
+architecture and seed than the noise-aware classifier; it never guides. Its folder is one that
+`guidegen evaluate --judge DIR --features DIR` reads.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +16,19 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from guidegen.checkpoints import open_checkpoint, open_classifier
+from guidegen.checkpoints.loading import load_classifier
+from guidegen.checkpoints.preprocessing import ImageClassifier, Preprocessing
 from guidegen.run import read_rows, read_run
+from guidegen.zoo import BUNDLED
 from guidegen.zoo.train import CLASSES, load_images
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
+_PREPROCESSOR = {"size": {"height": 128, "width": 128}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
-def make_judge() -> Any:
-    """An untrained ResNet for 32x32 images, 2.8 million parameters."""
+def make_judge() -> ImageClassifier:
+    """An untrained ResNet of 2.8 million parameters; its stem, made for large images, sees ours four times enlarged."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
@@ -29,12 +36,19 @@ def make_judge() -> Any:
         hidden_sizes=[32, 64, 128, 256],
         depths=[2, 2, 2, 2],
         layer_type="basic",
-        num_labels=len(_COLUMNS),
+        id2label={column: str(label) for column, label in enumerate(_COLUMNS)},
     )
-    model = ResNetForImageClassification(config)
-    model.resnet.embedder.embedder.convolution = nn.Conv2d(3, 32, 3, padding=1, bias=False)  # keep 32x32
-    model.resnet.embedder.pooler = nn.Identity()
-    return model
+    return ImageClassifier(ResNetForImageClassification(config), Preprocessing.from_config(_PREPROCESSOR))
+
+
+def save_judge(judge: ImageClassifier, folder: Path) -> None:
+    """A transformers folder whose labels are those of the bundled checkpoint."""
+    labels = open_checkpoint(BUNDLED).labels
+    network: Any = judge.network
+    network.config.id2label = {column: labels.names[label] for column, label in enumerate(_COLUMNS)}
+    network.config.label2id = {name: column for column, name in network.config.id2label.items()}
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
 
 
 def columns_of(labels: Tensor) -> Tensor:
@@ -53,7 +67,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return nn.functional.pad(x, (4, 4, 4, 4), mode="reflect")[:, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
 
 
-def train_judge(data: Path, epochs: int, batch: int = 32) -> Any:
+def train_judge(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:
     """Trains the judge on the training photographs."""
     torch.manual_seed(1234)
     images, labels = load_images(data, "train", _COLUMNS, 32)
@@ -66,7 +80,7 @@ def train_judge(data: Path, epochs: int, batch: int = 32) -> Any:
         order = torch.randperm(len(images), generator=generator)
         for index in order.split(batch)[: len(images) // batch]:
             with torch.autocast("cpu", torch.bfloat16):
-                logits = judge(augment(images[index], generator)).logits
+                logits = judge(augment(images[index], generator))
             loss = nn.functional.cross_entropy(logits.float(), targets[index], label_smoothing=0.1)
             loss.backward()
             optimizer.step()
@@ -75,13 +89,19 @@ def train_judge(data: Path, epochs: int, batch: int = 32) -> Any:
     return judge.eval()
 
 
+def make_ready(folder: Path, data: Path, epochs: int) -> None:
+    """Trains the judge and saves it, unless it is there."""
+    if not (folder / "config.json").exists():
+        save_judge(train_judge(data, epochs), folder)
+
+
 @torch.no_grad()
-def probabilities(judge: Any, images: Tensor) -> Tensor:
+def probabilities(judge: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """p(label | image) of uint8 images (B, 3, H, W), in fp32."""
-    return torch.cat([judge(part.float() / 127.5 - 1).logits.softmax(-1) for part in images.split(256)])
+    return torch.cat([judge(part.float() / 127.5 - 1).softmax(-1) for part in images.split(256)])
 
 
-def score_run(judge: Any, run: Path) -> list[dict[str, Any]]:
+def score_run(judge: Callable[[Tensor], Tensor], run: Path) -> list[dict[str, Any]]:
     """For each w of a run: number of images, share whose likeliest label is the intended one, mean p of it."""
     import numpy as np
     from PIL import Image
@@ -107,22 +127,20 @@ def score_run(judge: Any, run: Path) -> list[dict[str, Any]]:
 
 
 def main(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories of 32x32 images with the labels of the recipe.")],
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and val*.parquet.")],
-    judge_file: Annotated[Path, typer.Option("--judge", help="Weights of the judge; trained first if not there.")],
+    folder: Annotated[Path, typer.Option("--judge", help="Folder of the judge; trained first if not there.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories of 32x32 images with the labels of the recipe.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the judge.")] = 12,
 ) -> None:
     """Share of the intended label by guidance weight, under a classifier that never guided."""
-    if judge_file.exists():
-        judge = make_judge().eval()
-        judge.load_state_dict(torch.load(judge_file, weights_only=True))
-    else:
-        judge = train_judge(data, epochs)
-        torch.save(judge.state_dict(), judge_file)
+    make_ready(folder, data, epochs)
+    judge = load_classifier(open_classifier(folder), "cpu")
     images, labels = load_images(data, "val", _COLUMNS, 32)
     accuracy = (probabilities(judge, images).argmax(1) == columns_of(labels)).float().mean()
     typer.echo(f"judge: {accuracy:.1%} on {len(images)} held-out photographs")
-    for run in runs:
+    for run in runs or ():
         for row in score_run(judge, run):
             typer.echo(json.dumps(row))
 

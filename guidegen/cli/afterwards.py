@@ -1,0 +1,108 @@
+"""What `sample` and `sweep` do once the images are there: show them, measure them, make a page of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guidegen.cli.evaluate import EvaluateFlags, check_before, evaluate
+from guidegen.cli.output import Output
+from guidegen.cli.preview import check_preview, preview
+from guidegen.cli.report import write_report
+from guidegen.errors import UsageError
+from guidegen.run import Row, read_rows
+
+_AFTER = "Afterwards"
+
+Preview = Annotated[
+    bool,
+    typer.Option("--preview", help="Show the image or the grid in the terminal.", rich_help_panel=_AFTER),
+]
+Evaluate = Annotated[
+    Path | None,
+    typer.Option(
+        "--evaluate",
+        metavar="REFERENCE",
+        help="Measure against real images, as `guidegen evaluate --reference` does.",
+        rich_help_panel=_AFTER,
+    ),
+]
+Features = Annotated[
+    str | None,
+    typer.Option("--features", metavar="ID|DIR", help="With --evaluate: as there.", rich_help_panel=_AFTER),
+]
+Judge = Annotated[
+    str | None, typer.Option("--judge", metavar="ID|DIR", help="With --evaluate: as there.", rich_help_panel=_AFTER)
+]
+Resize = Annotated[
+    str | None, typer.Option("--resize", metavar="FILTER", help="With --evaluate: as there.", rich_help_panel=_AFTER)
+]
+Report = Annotated[
+    bool, typer.Option("--report", help="Make report.html in the run, as `guidegen report` does.", rich_help_panel=_AFTER)
+]
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """The flags for it; the names are those of the flags."""
+
+    preview: bool = False
+    evaluate: Path | None = None
+    features: str | None = None
+    judge: str | None = None
+    resize: str | None = None
+    report: bool = False
+
+    def check(self, output: Output, size: tuple[int, int]) -> None:
+        """Refuses, before anything is drawn, what could not be done after it.
+
+        Args:
+            output: where the images go.
+            size: (height, width) of an image.
+
+        Raises:
+            UsageError: it cannot be done.
+        """
+        if self.preview:
+            check_preview()
+        if (self.evaluate or self.report) and (output.is_file or output.to_stdout):
+            raise UsageError(f"--evaluate and --report need a run directory, and -o is {output.path}.")
+        if self.evaluate is None and (self.features or self.judge or self.resize):
+            raise UsageError("--features, --judge and --resize are for --evaluate REFERENCE.")
+        if flags := self._evaluate_flags():
+            check_before(flags, size)
+
+    def carry_out(self, output: Output, title: str, json_rows: bool, quiet: bool) -> None:
+        """Does it, on the run in `output`.
+
+        Args:
+            output: where the images went.
+            title: of the grid.
+            json_rows: `--json` was given.
+            quiet: `--quiet` was.
+        """
+        folder = output.folder
+        if folder is None or not folder.is_dir():
+            return
+        if self.preview:
+            rows: list[Row] = read_rows(folder)
+            preview(folder, rows, title)
+        if flags := self._evaluate_flags(json_rows, quiet):
+            evaluate([folder], flags)
+        if self.report:
+            write_report([folder], folder / "report.html", quiet=quiet)
+
+    def _evaluate_flags(self, json_rows: bool = False, quiet: bool = False) -> EvaluateFlags | None:
+        if self.evaluate is None:
+            return None
+        return EvaluateFlags(
+            self.evaluate,
+            features=self.features,
+            judge=self.judge,
+            resize=self.resize,
+            json_rows=json_rows,
+            quiet=quiet,
+        )

@@ -1,0 +1,425 @@
+"""`guidegen evaluate`: metrics of a run against real images, as a table, as rows and as curves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guidegen.checkpoints import Access
+from guidegen.cli import console, options
+from guidegen.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from guidegen.evaluation import Drawn, Judge
+    from guidegen.features import Reader
+    from guidegen.reference import Reference
+
+_AGAINST, _HOW = "What to measure against", "How to measure"
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """The command line as it was given; the names are those of the flags."""
+
+    reference: Path
+    features: str | None = None
+    judge: str | None = None
+    reference_labels: str = "run"
+    resize: str | None = None
+    save_reference: Path | None = None
+    halves: int = 20
+    partial: bool = False
+    curves: bool = True
+    out: Path | None = None
+    batch_size: int = 64
+    device: str = "auto"
+    offline: bool = False
+    allow_pickle: bool = False
+    json_rows: bool = False
+    quiet: bool = False
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("evaluate", help="Measure quality and diversity of runs against real images, for every w.")(_command)
+
+
+def _command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; their curves share one figure.")],
+    reference: Annotated[
+        Path,
+        typer.Option(
+            "--reference",
+            metavar="PATH",
+            help="Real images: a folder, .npz (arr_0, arr_1), .parquet (image, label), another run, or what "
+            "--save-reference saved.",
+            rich_help_panel=_AGAINST,
+        ),
+    ],
+    reference_labels: Annotated[
+        str,
+        typer.Option(
+            "--reference-labels",
+            metavar="LIST",
+            help="Which of them: run (those with the labels of the run), all, or ids such as 1,5-9.",
+            rich_help_panel=_AGAINST,
+        ),
+    ] = "run",
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            "--resize",
+            metavar="FILTER",
+            help="Bring images of another size to the run's, cropped at the centre: box, bilinear, hamming, bicubic, "
+            "lanczos or nearest. Otherwise they are refused.",
+            rich_help_panel=_AGAINST,
+        ),
+    ] = None,
+    save_reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-reference", metavar="NPZ", help="Keep its features for the next time.", rich_help_panel=_AGAINST
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            "--features",
+            metavar="ID|DIR",
+            help="Network whose features are compared: an image model of transformers or timm, bundled, or inception "
+            "(then it is called FID). Default: bundled.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="ID|DIR",
+            help="Classifier that says whether an image shows its label; take one that did not guide. Default: bundled.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    halves: Annotated[
+        int,
+        typer.Option(
+            "--halves",
+            min=0,
+            help="Random halves of the images that the standard errors come from; 0: none.",
+            rich_help_panel=_HOW,
+        ),
+    ] = 20,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Measure a run that is not complete.", rich_help_panel=_HOW)
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images read at once.", rich_help_panel=_HOW)] = 64,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
+    ] = "auto",
+    curves: Annotated[
+        bool, typer.Option("--curves/--no-curves", help="Draw curves.svg and curves.png.", rich_help_panel=options._OUTPUT)
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Where. Default: the first run.", rich_help_panel=options._OUTPUT),
+    ] = None,
+    offline: options.Offline = False,
+    allow_pickle: options.AllowPickle = False,
+    json_rows: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    given = {name: value for name, value in locals().items() if name not in ("runs", "debug")}
+    evaluate(runs, EvaluateFlags(**given))
+
+
+def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
+    """Measures the runs, writes metrics.jsonl into each and the curves, and prints the rows.
+
+    Raises:
+        UsageError: a run that is incomplete, or images of another size or too few.
+        CheckpointError: a network that cannot be opened.
+    """
+    from guidegen import evaluation
+
+    _check(flags)
+    drawn = [_open_run(run, flags.partial) for run in runs]
+    _check_alike(drawn)
+    from guidegen import engine, metrics
+    from guidegen.features import BUNDLED_CLASSIFIER, open_features, open_judge
+
+    metrics.require("torchmetrics", "guidegen evaluate")
+    if flags.curves:
+        metrics.require("matplotlib", "Drawing curves (--no-curves leaves them out)")
+    device = engine.pick_device(flags.device)
+    reader = open_features(flags.features or "bundled", device, Access(flags.offline, flags.allow_pickle))
+    if reader.size is not None and reader.size != drawn[0].size:
+        high, wide = drawn[0].size
+        raise UsageError(
+            f"The {reader.name} reads images of {reader.size[1]}x{reader.size[0]}, and the run has {wide}x{high}: "
+            "name an image model with --features ID|DIR."
+        )
+    judge = None
+    names = {label: name for run in drawn for label, name in run.label_names.items()}
+    if names and (flags.judge or drawn[0].size == _size_of(BUNDLED_CLASSIFIER)):
+        judge = evaluation.make_judge(
+            *open_judge(flags.judge or "bundled", device, Access(flags.offline, flags.allow_pickle)), names
+        )
+    _say_who_judges(drawn, reader, judge, names, flags)
+    with _counter("images read", flags.quiet) as on_image:
+        reference = _reference(drawn, reader, judge, device, names, flags, on_image)
+        if len(reference.features) < metrics.MIN_IMAGES:
+            raise UsageError(
+                f"--reference {reference.source} has {len(reference.features)} images, and the metrics need "
+                f"{metrics.MIN_IMAGES} at least."
+            )
+        if flags.save_reference:
+            from guidegen.reference import save_reference
+
+            save_reference(flags.save_reference, reference, reader, drawn[0].size)
+        meter = metrics.Meter(reference.features)
+        measured = [
+            evaluation.measure_run(
+                run, reader, reference, meter, judge, flags.halves, flags.batch_size, on_image, lambda: on_image(0)
+            )
+            for run in drawn
+        ]
+    for run, rows in zip(drawn, measured, strict=True):
+        evaluation.write_metrics(run.folder, rows)
+    everything = [row for rows in measured for row in rows]
+    _warn_of_few(everything, flags)
+    _show(drawn, measured, reader, reference, flags)
+    if flags.curves:
+        from guidegen.report.curves import draw_curves
+
+        where = flags.out or drawn[0].folder
+        for path in draw_curves(list(zip(drawn, measured, strict=True)), where):
+            if not flags.quiet:
+                console.note(f"curves: {path}")
+
+
+def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
+    """What can be refused before the images of (height, width) `size` are drawn.
+
+    Raises:
+        UsageError: a flag, a package that is missing, or a reference of another size.
+    """
+    from guidegen import metrics
+    from guidegen.reference import first_image, fit
+
+    _check(flags)
+    metrics.require("torchmetrics", "--evaluate")
+    metrics.require("matplotlib", "--evaluate")
+    image = first_image(flags.reference)
+    if image is not None:
+        fit(image, size, flags.resize)
+
+
+def _check(flags: EvaluateFlags) -> None:
+    from guidegen.reference import FILTERS, check_writable
+
+    if flags.resize is not None and flags.resize not in FILTERS:
+        raise UsageError(f"--resize {flags.resize}: choose {', '.join(FILTERS)}.")
+    if flags.save_reference:
+        check_writable(flags.save_reference)
+    if not flags.reference.exists():
+        raise UsageError(f"--reference {flags.reference}: no such file or folder.")
+    if flags.reference_labels not in ("run", "all"):
+        _ids(flags.reference_labels)
+    if flags.out is not None and not flags.out.is_dir():
+        raise UsageError(f"-o {flags.out}: no such folder; the curves go into one.")
+
+
+def _ids(text: str) -> list[int]:
+    from guidegen.plan import parse_seeds
+
+    try:
+        return parse_seeds(text)  # the same numbers and ranges
+    except UsageError:
+        raise UsageError(f"--reference-labels {text!r}: give run, all, or ids such as 1,5-9.") from None
+
+
+def _open_run(folder: Path, partial: bool) -> Drawn:
+    from guidegen.evaluation import open_drawn
+
+    drawn = open_drawn(folder)
+    if drawn.missing and not partial:
+        raise UsageError(
+            f"{folder} is not complete: {'; '.join(drawn.missing)}.\n"
+            "Finish it with the command that began it, or measure what is there with --partial."
+        )
+    for lack in drawn.missing:
+        console.note(f"note: {folder} is not complete: {lack}")
+    return drawn
+
+
+def _check_alike(drawn: Sequence[Drawn]) -> None:
+    sizes = {(run.size, run.folder) for run in drawn}
+    shapes = {tuple(row["shape"][:2]) for run in drawn for row in run.rows}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{folder} {wide}x{high}" for (high, wide), folder in sorted(sizes))
+        raise UsageError(f"The images differ in size ({listed}); measure runs of one size at a time.")
+
+
+def _size_of(classifier: Path) -> tuple[int, int]:
+    size = json.loads((classifier / "config.json").read_text(encoding="utf-8"))["sample_size"]
+    return size, size
+
+
+def _say_who_judges(
+    drawn: Sequence[Drawn], reader: Reader, judge: Judge | None, names: dict[int, str], flags: EvaluateFlags
+) -> None:
+    if flags.quiet:
+        return
+    for run in drawn:
+        guided = run.about["settings"].get("classifier_sha256")
+        if guided and judge and judge.reader.weights == guided:
+            console.note(
+                f"warning: the judge guided {run.folder}, so accuracy and confidence flatter it; "
+                "name a classifier that did not: --judge ID|DIR"
+            )
+        if guided and reader.weights == guided:
+            console.note(f"warning: the features are those of the classifier that guided {run.folder}; see --features")
+    if judge is None and names:
+        console.note("note: no judge knows these labels, so accuracy and confidence are left out; see --judge")
+    elif judge is not None and (unknown := [i for i in names if i not in judge.columns]):
+        console.note(f"note: the judge does not know {len(unknown)} of the {len(names)} labels, such as {unknown[0]}")
+
+
+def _reference(
+    drawn: Sequence[Drawn],
+    reader: Reader,
+    judge: Judge | None,
+    device: torch.device,
+    names: dict[int, str],
+    flags: EvaluateFlags,
+    on_image: Callable[[int], None],
+) -> Reference:
+    from guidegen.reference import open_source, read_reference, saved_reference
+
+    wanted = _wanted(drawn, flags.reference_labels)
+    saved = saved_reference(flags.reference, reader, wanted, drawn[0].size)
+    if saved is not None:
+        return saved
+    source = open_source(flags.reference, {name.casefold(): label for label, name in names.items() if name})
+    if flags.reference_labels not in ("run", "all") and not source.labelled:
+        raise UsageError(f"--reference-labels: {flags.reference} has no labels.")
+    right = judge.right if judge else None
+    return read_reference(source, wanted, drawn[0].size, flags.resize, reader, right, flags.batch_size, on_image)
+
+
+def _wanted(drawn: Sequence[Drawn], text: str) -> set[Any] | None:
+    """Labels or prompts of the reference to keep; None for all."""
+    from guidegen.evaluation import subject_of
+
+    if text == "all":
+        return None
+    if text != "run":
+        return set(_ids(text))
+    return {subject for run in drawn for row in run.rows if (subject := subject_of(row)) is not None} or None
+
+
+@contextmanager
+def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Counts on a terminal what is read; silent elsewhere."""
+    err = console.stderr()
+    if quiet or not err.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.completed:.0f} {task.description}")
+    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=err, transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda count: bar.advance(task, count)
+
+
+def _warn_of_few(rows: Sequence[dict[str, Any]], flags: EvaluateFlags) -> None:
+    if flags.quiet:
+        return
+    width = rows[0]["features"]["width"]
+    counts = [row["distinct"] for row in rows]
+    real = rows[0]["reference"]["images"]
+    if min(max(counts), real) <= width:
+        what = f"{max(counts)} images at a weight" if max(counts) <= width else f"{real} reference images"
+        console.note(
+            f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
+            "be compared only between equal numbers of images. The kernel distance has no such bias."
+        )
+    for row in rows:
+        if row["distinct"] < row["images"]:
+            console.note(
+                f"warning: {row['mode']}, w = {row['w']:g}: only {row['distinct']} of {row['images']} images differ (a seed "
+                "without its label is one image); distances, precision, recall, density and coverage are of those"
+            )
+    if len(set(counts)) > 1:
+        console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
+
+
+def _show(
+    drawn: Sequence[Drawn],
+    measured: Sequence[Sequence[dict[str, Any]]],
+    reader: Reader,
+    reference: Reference,
+    flags: EvaluateFlags,
+) -> None:
+    from guidegen.metrics import METRICS, title_of
+
+    if flags.json_rows:
+        for run, rows in zip(drawn, measured, strict=True):
+            for row in rows:
+                console.result(json.dumps({"run": str(run.folder), **row}, ensure_ascii=False))
+        return
+    axes = list(dict.fromkeys(axis for run in drawn for axis in run.axes))
+    head = ["run" if len({run.mode for run in drawn}) < len(drawn) else "mode", *axes, "images"]
+    metrics = [metric for metric in METRICS if any(row["metrics"][metric.name] for rows in measured for row in rows)]
+    lines = []
+    for run, rows in zip(drawn, measured, strict=True):
+        name = run.folder.name if head[0] == "run" else run.mode
+        for row in rows:
+            figures = [_figure(row["metrics"][metric.name], row["images"]) for metric in metrics]
+            lines.append([name, *(_plain(row.get(axis)) for axis in axes), f"{row['images']:,}", *figures])
+    titles = [title_of(metric, reader.inception) for metric in metrics]
+    about = f"{reader.name} features, {len(reference.features):,} reference images of {reference.source}"
+    if reference.accuracy is not None:
+        about += f", {reference.accuracy:.1%} of which the judge names right"
+    if not flags.quiet:
+        console.note(about)
+    if not sys.stdout.isatty():
+        short = [title.lower() if title.isupper() else metric.name for metric, title in zip(metrics, titles, strict=True)]
+        table = [[*head, *short], *lines]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        for line in table:
+            console.result("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table_of: Any = Table(box=None, pad_edge=False, header_style="bold")
+    for title in [*head, *titles]:
+        table_of.add_column(title, justify="right")
+    for line in lines:
+        table_of.add_row(*(text.replace("±", " ±") for text in line))
+    Console(highlight=False, markup=False).print(table_of)
+
+
+def _figure(found: dict[str, Any] | None, images: int) -> str:
+    """`12.3±0.4`, with the number of images where it is another than the row's."""
+    if found is None:
+        return "-"
+    spread = "" if found["spread"] is None else f"±{found['spread']:.2g}"
+    count = "" if found["images"] == images else f"({found['images']:,})"
+    return f"{found['value']:.4g}{spread}{count}"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

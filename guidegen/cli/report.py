@@ -1,0 +1,83 @@
+"""`guidegen report`: one HTML file of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guidegen.cli import console, options
+from guidegen.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("report", help="Make one HTML file of runs: drag w and watch each sample change.")(_command)
+
+
+def _command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; two stand side by side.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="HTML", help="The file to write.", rich_help_panel=options._OUTPUT)
+    ] = Path("report.html"),
+    max_size: Annotated[
+        float,
+        typer.Option(
+            "--max-size",
+            metavar="MB",
+            min=0,
+            help="Past this size the images are linked from the file instead of put into it.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = 30.0,
+    thumbnail: Annotated[
+        int,
+        typer.Option(
+            "--thumbnail",
+            metavar="PIXELS",
+            min=16,
+            help="Longest side of an image inside the file.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = 256,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    write_report(runs, out, max_size, thumbnail, quiet)
+
+
+def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbnail: int = 256, quiet: bool = False) -> None:
+    """Writes the page, prints its path, and says how large it is.
+
+    Raises:
+        UsageError: no run, or a file of another kind.
+    """
+    from guidegen.evaluation import open_drawn, read_metrics
+    from guidegen.report import build_page
+    from guidegen.run import write_atomically
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"-o {out}: a report is written as .html.")
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"-o {out}: no such folder.")
+    drawn = [open_drawn(run, check_hashes=False) for run in runs]
+    pairs, warnings = [], []
+    for run in drawn:
+        rows, stale = read_metrics(run)
+        pairs.append((run, rows))
+        warnings += [f"{run.folder} is not complete: {lack}" for lack in run.missing]
+        if stale:
+            warnings.append(f"{run.folder}: {stale} rows of metrics are of other images and are left out; evaluate it again")
+    page, inside = build_page(pairs, out, int(max_size * 1e6), thumbnail, warnings)
+    data = page.encode()
+    write_atomically(out, data)
+    console.result(str(out))
+    if quiet:
+        return
+    for warning in warnings:
+        console.note(f"warning: {warning}")
+    count = sum(len(run.rows) for run in drawn)
+    where = "inside it" if inside else f"linked from where they are, as they are past --max-size {max_size:g}"
+    console.note(f"{len(data) / 1e6:.1f} MB, {count:,} images {where}")

@@ -1,0 +1,280 @@
+"""A run against a reference: one row of metrics for each w and each other axis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidegen.checkpoints import ClassifierInfo
+from guidegen.errors import UsageError
+from guidegen.features import Pixels, Reader, judge_columns, read_rows_with
+from guidegen.metrics import MIN_IMAGES, Measured, Meter
+from guidegen.plan import digest
+from guidegen.reference import Reference
+from guidegen.run import Row, read_rows, read_run, write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+_NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "w"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run as it is on disk.
+
+    Attributes:
+        folder: its directory.
+        about: its run.json.
+        rows: of the finished images that are there with their hash.
+        axes: what varies from row to row besides label, prompt and seed; w is always the first.
+        missing: what an interrupted or damaged run lacks, one sentence each.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    rows: list[Row]
+    axes: tuple[str, ...]
+    missing: list[str]
+
+    @property
+    def mode(self) -> str:
+        """cfg, classifier, both or none."""
+        return str(self.about["settings"]["mode"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images."""
+        return self.rows[0]["shape"][0], self.rows[0]["shape"][1]
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label id -> name, of what was drawn."""
+        return {row["label"]: row["label_name"] or "" for row in self.rows if row["label"] is not None}
+
+    def groups(self) -> dict[tuple[Any, ...], list[Row]]:
+        """Values of the axes -> rows, in the order of the values."""
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(key_of(row, self.axes), []).append(row)
+        return dict(sorted(found.items(), key=lambda item: sortable(item[0])))
+
+
+def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
+    """Reads a run, and what it lacks.
+
+    Args:
+        folder: a run directory.
+        check_hashes: also read every image and compare its sha256.
+
+    Raises:
+        UsageError: `folder` is no run directory, or holds no finished images.
+    """
+    about, everything = read_run(folder), read_rows(folder)
+    axes = axes_of(everything)
+    rows, failed, damaged = [], 0, []
+    for row in everything:
+        if row["status"] != "ok":
+            failed += 1
+        elif not _intact(folder, row, check_hashes):
+            damaged.append(row["file"])
+        else:
+            rows.append(row)
+    if not rows:
+        raise UsageError(f"{folder} holds no finished images.")
+    missing = []
+    if failed:
+        missing.append(f"{failed} images came out non-finite")
+    if damaged:
+        missing.append(f"{len(damaged)} images are gone or changed since they were drawn, such as {damaged[0]}")
+    cells = {(subject_of(row), row["seed"]) for row in everything}
+    keys = {key_of(row, axes) for row in everything}
+    gap = len(cells) * len(keys) - len({(subject_of(row), row["seed"], key_of(row, axes)) for row in everything})
+    if gap:
+        missing.append(f"{gap} of the {len(cells) * len(keys)} images of its labels, seeds and weights were not drawn")
+    elif about.get("command", [""])[1:2] == ["sweep"] and not any(folder.glob("grid*.png")):
+        missing.append("its sweep has not come to its grid")
+    return Drawn(folder, about, rows, axes, missing)
+
+
+def axes_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """w, and every other key with one plain value a row that is not the same in all rows."""
+    values: dict[str, set[Any]] = {}
+    rows = list(rows)
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key not in _NOT_AXES and all(isinstance(row.get(key), (str, int, float, bool, type(None))) for row in rows):
+            values[key] = {row.get(key) for row in rows}
+    return ("w", *(key for key, found in values.items() if len(found) > 1))
+
+
+def key_of(row: Row, axes: Sequence[str]) -> tuple[Any, ...]:
+    """The values of a row along `axes`."""
+    return tuple(row.get(axis) for axis in axes)
+
+
+def subject_of(row: Row) -> Any:
+    """What an image shows: its label, else its prompt."""
+    return row["prompt"] if row["label"] is None else row["label"]
+
+
+def sortable(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Numbers before words, missing ones first."""
+    return tuple((value is not None, isinstance(value, str), value if value is not None else 0) for value in values)
+
+
+def images_digest(rows: Iterable[Row]) -> str:
+    """Of a set of images: metrics are of just these."""
+    return digest(sorted(row["sha256"] for row in rows))[:16]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier that says whether an image shows its label.
+
+    Attributes:
+        reader: its logits.
+        info: what it knows.
+        columns: label id -> column of the logits.
+    """
+
+    reader: Reader
+    info: ClassifierInfo
+    columns: Mapping[Any, int]
+
+    def right(self, pixels: Pixels, labels: list[Any]) -> list[bool]:
+        """Whether each image (B, H, W, 3) whose label it knows shows it."""
+        best = self.reader(pixels).argmax(1).tolist()
+        return [column == self.columns[label] for column, label in zip(best, labels, strict=True) if label in self.columns]
+
+    def read(self, logits: Tensor, labels: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Probability of each intended label, and whether it is the likeliest (N,); NaN where it is not known."""
+        column = torch.tensor([self.columns.get(label, -1) for label in labels])
+        known, index = column >= 0, column.clamp_min(0)
+        nan = torch.full((len(column),), torch.nan)
+        probability = logits.softmax(1).gather(1, index[:, None])[:, 0]
+        correct = (logits.argmax(1) == index).float()
+        return torch.where(known, probability, nan), torch.where(known, correct, nan)
+
+
+def make_judge(reader: Reader, info: ClassifierInfo, names: Mapping[int, str]) -> Judge | None:
+    """The judge of labels with these names; None if it knows none of them."""
+    columns = judge_columns(info, names)
+    return Judge(reader, info, columns) if columns else None
+
+
+def measure_run(
+    drawn: Drawn,
+    reader: Reader,
+    reference: Reference,
+    meter: Meter,
+    judge: Judge | None,
+    halves: int,
+    batch: int,
+    on_image: Callable[[int], None],
+    on_group: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Rows of metrics, one for each group of the run, in the order of w.
+
+    Args:
+        drawn: the run.
+        reader: makes the features.
+        reference: what to measure against.
+        meter: made of the reference.
+        judge: None leaves out accuracy and confidence.
+        halves: random halves that each spread is taken over.
+        batch: images read at once.
+        on_image: told how many were read.
+        on_group: called after each group.
+
+    Raises:
+        UsageError: a group of fewer than `MIN_IMAGES` images.
+    """
+    groups = drawn.groups()
+    for key, rows in groups.items():
+        if len(rows) < MIN_IMAGES:
+            raise UsageError(
+                f"{drawn.folder} has {len(rows)} images at {describe(drawn.axes, key)}, and the metrics need {MIN_IMAGES} "
+                "at least: draw more seeds or labels."
+            )
+    features = read_rows_with(reader, drawn.folder, drawn.rows, batch, on_image)
+    logits = None
+    if judge is not None:
+        logits = read_rows_with(judge.reader, drawn.folder, drawn.rows, batch, on_image)
+    found = []
+    for key, rows in groups.items():
+        labels = [subject_of(row) for row in rows]
+        unknown = torch.full((len(rows),), torch.nan)
+        probability = correct = unknown
+        if judge is not None and logits is not None:
+            probability, correct = judge.read(_stack(logits, rows), labels)
+        hashes = [features[row["sha256"]][1] for row in rows]
+        measured = meter.measure(Measured(_stack(features, rows), hashes, labels, probability, correct), halves)
+        found.append(
+            {
+                "mode": drawn.mode,
+                **dict(zip(drawn.axes, key, strict=True)),
+                "images": len(rows),
+                "distinct": len(set(hashes)),
+                "metrics": measured,
+                "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
+                "judge": judge and _about(judge.reader) | {"accuracy_on_reference": reference.accuracy},
+                "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
+                "spread": f"standard error over {halves} random halves" if halves > 1 else None,
+                "images_sha256": images_digest(rows),
+            }
+        )
+        on_group()
+    return found
+
+
+def describe(axes: Sequence[str], values: Sequence[Any]) -> str:
+    """`w = 3, guidance = apg`."""
+    return ", ".join(
+        f"{axis} = {f'{value:g}' if isinstance(value, float) else value}" for axis, value in zip(axes, values, strict=True)
+    )
+
+
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The metrics of a run, in it; those of an earlier evaluation are replaced."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(folder / METRICS_FILE, lines.encode())
+
+
+def read_metrics(drawn: Drawn) -> tuple[list[dict[str, Any]], int]:
+    """Metrics of the images that are there now, and how many rows were of others and are left out."""
+    try:
+        lines = (drawn.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return [], 0
+    now = {key: images_digest(rows) for key, rows in drawn.groups().items()}
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and now.get(key_of(row, drawn.axes)) == row.get("images_sha256"):
+            rows.append(row)
+    return rows, len(lines) - len(rows)
+
+
+def _about(reader: Reader) -> dict[str, Any]:
+    return {"name": reader.name, "sha256": reader.weights}
+
+
+def _intact(folder: Path, row: Row, check_hash: bool) -> bool:
+    try:
+        path: Path = folder / row["file"]
+        return path.is_file() if not check_hash else hashlib.sha256(path.read_bytes()).hexdigest() == str(row["sha256"])
+    except FileNotFoundError:
+        return False
+
+
+def _stack(values: Mapping[str, tuple[Any, str]], rows: Sequence[Row]) -> Tensor:
+    return torch.from_numpy(np.stack([values[row["sha256"]][0] for row in rows]))

@@ -1,0 +1,169 @@
+"""curves.svg and curves.png: each metric over w, several runs on the same axes, and the precision-recall path."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guidegen.evaluation import Drawn
+from guidegen.metrics import METRICS, Metric, title_of
+from guidegen.report.series import Series, about_series, make_series, shown
+from guidegen.run import write_atomically
+
+COLOURS = ("#2563eb", "#d9660a", "#0f8a6d", "#b4237a", "#6d4bd1", "#7a6a00", "#0b7fa8", "#c2412d")
+MARKERS = "osD^vPX*"
+_INK, _FAINT = "#1f2430", "#8a90a0"
+_STYLE = {
+    "font.family": "DejaVu Sans",  # matplotlib carries it
+    "font.size": 8.5,
+    "axes.edgecolor": "#c5c9d3",
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8eaf0",
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "xtick.color": "#5a6070",
+    "ytick.color": "#5a6070",
+    "figure.facecolor": "white",
+    "svg.hashsalt": "guidegen",  # the same metrics make the same file
+    "svg.fonttype": "path",
+}
+
+
+def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folder: Path) -> list[Path]:
+    """Draws curves.svg and curves.png into `folder`; returns their paths.
+
+    Args:
+        runs: each with its rows of metrics.
+        folder: where; it is there.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = make_series(runs)
+    metrics = shown(series)
+    with matplotlib.rc_context(_STYLE):
+        panels: list[Metric | None] = [*metrics]
+        if {"precision", "recall"} <= {metric.name for metric in metrics}:
+            panels.insert(2, None)  # the path, between the distances and their parts
+        rows = -(-len(panels) // 3)
+        figure = Figure(figsize=(10, 1.45 + 2.55 * rows))
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, 3, squeeze=False)
+        for place, panel in zip(grid.flat, panels, strict=False):
+            if panel is None:
+                _path(place, series)
+            else:
+                _over(place, panel, series)
+        for place in list(grid.flat)[len(panels) :]:
+            place.set_axis_off()
+        _legend(figure, series)
+        height = figure.get_figheight()
+        figure.subplots_adjust(
+            left=0.065, right=0.985, top=1 - 0.82 / height, bottom=1.02 / height, hspace=0.52, wspace=0.26
+        )
+        figure.text(0.065, 0.16 / height, about_series(series), fontsize=7.5, color=_FAINT, va="bottom", linespacing=1.5)
+        paths = []
+        for kind, settings in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, **settings)
+            paths.append(folder / f"curves.{kind}")
+            write_atomically(paths[-1], buffer.getvalue())
+    return paths
+
+
+def _over(place: Any, metric: Metric, series: Sequence[Series]) -> None:
+    """One metric along x, the best value of each line ringed."""
+    best = []
+    for i, line in enumerate(series):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        known = [j for j, value in enumerate(line.values(metric)) if value is not None]
+        if not known:
+            continue
+        comparable = [j for j in known if not line.thin(metric)[j]]
+        values = [value or 0.0 for value in line.values(metric)]
+        low, high = (
+            [values[j] + sign * spread for j, spread in enumerate(line.spreads(metric)) if j in comparable]
+            for sign in (-1, 1)
+        )
+        xs = [line.x[j] for j in comparable]
+        place.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
+        place.plot(xs, [values[j] for j in comparable], marker, ls="-", ms=3.8, color=colour, linewidth=1.6)
+        hollow = [j for j in known if j not in comparable]
+        place.plot([line.x[j] for j in hollow], [values[j] for j in hollow], marker, ms=3.8, mfc="white", color=colour)
+        index = line.best(metric)
+        if index is not None and len(known) > 1:
+            ring = {"ms": 9, "mfc": "none", "mew": 1.4, "clip_on": False, "zorder": 5}
+            place.plot(line.x[index], line.values(metric)[index], "o", color=colour, **ring)
+            best.append((f"{line.x[index]:g}", colour))
+    inception = any(row["features"]["inception"] for line in series for row in line.rows)
+    arrow = "lower is better" if metric.better < 0 else "higher is better"
+    place.set_title(title_of(metric, inception), loc="left", fontsize=10, fontweight="bold", pad=17)
+    place.text(0, 1.045, arrow, transform=place.transAxes, fontsize=7.5, color=_FAINT)
+    _name_best(place, series, best)
+    place.set_xlabel(series[0].axis, labelpad=1, fontsize=8.5)
+    xs = [x for line in series for x in line.x]
+    margin = 0.04 * (max(xs) - min(xs) or 1)
+    place.set_xlim(min(xs) - margin, max(xs) + margin)  # the same in all panels, measured there or not
+
+
+def _name_best(place: Any, series: Sequence[Series], best: Sequence[tuple[str, str]]) -> None:
+    """`best w  2  1.5` at the right, each in the colour of its line."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
+    if not best:
+        return
+    words: list[Any] = [TextArea(f"best {series[0].axis}", textprops={"fontsize": 7.5, "color": _FAINT})]
+    words += [TextArea(text, textprops={"fontsize": 8.5, "color": colour, "fontweight": "bold"}) for text, colour in best]
+    packed = HPacker(children=words, align="baseline", pad=0, sep=5)
+    place.add_artist(
+        AnchoredOffsetbox(
+            "lower right", child=packed, pad=0, borderpad=0, frameon=False, bbox_to_anchor=(1, 1.035),
+            bbox_transform=place.transAxes,
+        )
+    )  # fmt: skip
+
+
+def _path(place: Any, series: Sequence[Series]) -> None:
+    """Precision over recall, a dot for each w, the ends named."""
+    from matplotlib.patheffects import withStroke
+
+    halo = withStroke(linewidth=2.5, foreground="white")  # so that a name on a line can be read
+    recall, precision = (next(metric for metric in METRICS if metric.name == name) for name in ("recall", "precision"))
+    for i, line in enumerate(series):
+        colour = COLOURS[i % len(COLOURS)]
+        points = [
+            (r, p, x)
+            for r, p, x, thin in zip(line.values(recall), line.values(precision), line.x, line.thin(recall), strict=True)
+            if r is not None and p is not None and not thin
+        ]
+        if not points:
+            continue
+        path = [r for r, _, _ in points], [p for _, p, _ in points]
+        place.plot(*path, color=colour, marker=MARKERS[i % len(MARKERS)], ms=3.6, linewidth=1.4)
+        for r, p, x in {points[0], points[-1]}:
+            name = {"fontsize": 8.5, "fontweight": "bold", "color": colour, "path_effects": [halo], "zorder": 6}
+            place.annotate(f"{x:g}", (r, p), (-3, 6 - 16 * (i % 2)), textcoords="offset points", **name)
+    place.set_title("Precision and recall", loc="left", fontsize=10, fontweight="bold", pad=17)
+    place.text(
+        0, 1.045, f"the path along {series[0].axis}, its ends named", transform=place.transAxes, fontsize=7.5, color=_FAINT
+    )
+    place.set_xlabel("recall", labelpad=1, fontsize=8.5)
+    place.set_ylabel("precision", labelpad=2, fontsize=8.5)
+    place.margins(0.12)
+
+
+def _legend(figure: Any, series: Sequence[Series]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=5, label=line.name)
+        for i, line in enumerate(series)
+    ]
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.055, 0.995), ncols=3, frameon=False, fontsize=9.5)

@@ -1,0 +1,130 @@
+"""Rows of metrics as lines to draw: one for each run and each combination of its axes other than w."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guidegen.evaluation import Drawn, describe, key_of, sortable
+from guidegen.metrics import METRICS, Metric
+
+MODE_NAMES = {
+    "cfg": "classifier-free guidance",
+    "classifier": "classifier guidance",
+    "both": "both guidances",
+    "none": "no guidance",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line.
+
+    Attributes:
+        name: for the legend.
+        run: index of its run.
+        axis: what runs along x.
+        x: values along it, ascending.
+        rows: the row of metrics at each.
+    """
+
+    name: str
+    run: int
+    axis: str
+    x: list[float]
+    rows: list[Mapping[str, Any]]
+
+    def values(self, metric: Metric) -> list[float | None]:
+        """The metric along the line; None where it was not measured."""
+        return [None if (figure := row["metrics"].get(metric.name)) is None else figure["value"] for row in self.rows]
+
+    def spreads(self, metric: Metric) -> list[float]:
+        """Its standard errors, 0 where there is none."""
+        return [((row["metrics"].get(metric.name) or {}).get("spread")) or 0.0 for row in self.rows]
+
+    def counts(self, metric: Metric) -> list[int]:
+        """How many images it was measured on, 0 where it was not."""
+        return [((row["metrics"].get(metric.name) or {}).get("images")) or 0 for row in self.rows]
+
+    def thin(self, metric: Metric) -> list[bool]:
+        """Where it was measured on fewer than half as many images as elsewhere: not to be compared with the others."""
+        counts = self.counts(metric)
+        return [2 * count < max(counts) for count in counts]
+
+    def best(self, metric: Metric) -> int | None:
+        """Index of its best value among those that can be compared."""
+        known = [
+            (metric.better * value, i)
+            for i, (value, thin) in enumerate(zip(self.values(metric), self.thin(metric), strict=True))
+            if value is not None and not thin
+        ]
+        return max(known, key=lambda item: (item[0], -item[1]))[1] if known else None
+
+
+def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> list[Series]:
+    """The lines of several runs, over w, or over the first other number that varies where w does not."""
+    names = run_names([drawn for drawn, _ in runs])
+    found = []
+    for index, (drawn, rows) in enumerate(runs):
+        axis = _along(drawn, rows)
+        others = [name for name in drawn.axes if name != axis and name != "w"] + ["w"] * (axis != "w")
+        lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            if isinstance(row.get(axis), (int, float)):
+                lines.setdefault(key_of(dict(row), others), []).append(row)
+        for key, some in sorted(lines.items(), key=lambda item: sortable(item[0])):
+            some.sort(key=lambda row: row[axis])
+            varying = [i for i in range(len(others)) if len({other[i] for other in lines}) > 1]
+            suffix = describe([others[i] for i in varying], [key[i] for i in varying])
+            name = ", ".join(filter(None, (names[index], suffix)))
+            found.append(Series(name, index, axis, [float(row[axis]) for row in some], some))
+    return found
+
+
+def run_names(drawn: Sequence[Drawn]) -> list[str]:
+    """What tells the runs apart: the mode, else the folder too."""
+    names = [MODE_NAMES.get(run.mode, run.mode) for run in drawn]
+    return [
+        f"{name} ({run.folder.resolve().name})" if names.count(name) > 1 else name
+        for name, run in zip(names, drawn, strict=True)
+    ]
+
+
+def shown(series: Sequence[Series]) -> list[Metric]:
+    """The metrics that some line has."""
+    return [metric for metric in METRICS if any(value is not None for line in series for value in line.values(metric))]
+
+
+def _along(drawn: Drawn, rows: Sequence[Mapping[str, Any]]) -> str:
+    for axis in drawn.axes:
+        values = {row.get(axis) for row in rows}
+        if len(values) > 1 and all(isinstance(value, (int, float)) for value in values):
+            return axis
+    return "w"
+
+
+def about_series(series: Sequence[Series]) -> str:
+    """What the numbers are of: it travels with the curves."""
+    rows = [row for line in series for row in line.rows]
+    row, x = rows[0], series[0].axis
+    lines = [
+        f"{_range(row['images'] for row in rows)} images at each {x}; {row['reference']['images']:,} reference images "
+        f"({row['reference']['source']}); features: {row['features']['name']}, {row['features']['width']} wide"
+    ]
+    judge = row["judge"]
+    if judge:
+        right = judge["accuracy_on_reference"]
+        known = f", right on {right:.1%} of the reference images" if right is not None else ""
+        lines.append(f"judge of the labels: {judge['name']}{known}")
+    notes = [f"shaded: {row['spread']}"] if row["spread"] else []
+    pairs = [(line, metric) for line in series for metric in METRICS if any(line.values(metric))]
+    few = [n for line, metric in pairs for n, thin in zip(line.counts(metric), line.thin(metric), strict=True) if n and thin]
+    if few:
+        notes.append(f"hollow: only {_range(few)} distinct images, not comparable")
+    return "\n".join((*lines, "; ".join(notes)))
+
+
+def _range(counts: Iterable[int]) -> str:
+    low, *_, high = sorted((*(some := list(counts)), *some))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
