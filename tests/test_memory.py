@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,14 @@ ERRORS: list[Callable[[], RuntimeError]] = [
 def small_device(painter: engine.Painter, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
     """The painter on a device with room for `fits` images."""
 
-    class Small:
-        device = painter.device
-
-        def paint(self, cells: list[Cell], on_step: Any = None) -> Any:
+    class Small(engine.Painter):
+        def paint(self, cells: Any, *others: Any, **named: Any) -> Any:
             sizes.append(len(cells))
             if len(cells) > fits:
                 raise error()
-            return painter.paint(cells, on_step)
+            return super().paint(cells, *others, **named)
 
-    return Small()
+    return Small(**{field.name: getattr(painter, field.name) for field in fields(painter)})
 
 
 @pytest.fixture
