@@ -253,6 +253,7 @@ def spoil_an_image(run: Path) -> None:
 
 def fail_an_image(run: Path) -> None:
     with Run(run, Settings(**json.loads((run / "run.json").read_text())["settings"]), {}) as more:
+        (run / Cell(0, 0, 2.0).file).unlink(missing_ok=True)
         more.write(Cell(0, 0, 2.0), None, "lion", 1)
 
 

@@ -28,7 +28,7 @@ def test_every_command_and_flag_exists() -> None:
     import sys
 
     shown = ""
-    for command in ("sample", "sweep", "inspect", "labels", "grid", "convert"):
+    for command in ("sample", "sweep", "inspect", "labels", "grid", "convert", "verify", "merge", "evaluate", "report"):
         run = subprocess.run(
             [sys.executable, "-m", "guidegen", command, "--help"], capture_output=True, text=True, check=True, timeout=60
         )

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ def test_what_it_refuses(runs: tuple[Path, Path], tmp_path: Path) -> None:
 def test_stale_metrics_and_gaps_are_told(runs: tuple[Path, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(runs[0], tmp_path / "a"))
     with Run(run, Settings(**json.loads((run / "run.json").read_text())["settings"]), {}) as more:
+        (run / Cell(3, 0, 1.5).file).unlink()
         more.write(Cell(3, 0, 1.5), None, LABELS[3], 7)
     write_report([run], tmp_path / "r.html", quiet=True)
     data = data_of(tmp_path / "r.html")
@@ -174,6 +176,14 @@ def test_stale_metrics_and_gaps_are_told(runs: tuple[Path, Path], tmp_path: Path
 
 
 # In a browser.
+
+
+def wait_until(tab: Any, condition: str, seconds: float = 15.0) -> None:
+    """The page's own policy forbids the eval that playwright's waiting uses."""
+    end = time.monotonic() + seconds
+    while not tab.evaluate(condition):
+        assert time.monotonic() < end, condition
+        time.sleep(0.05)
 
 
 def find_browser() -> str | None:
@@ -343,7 +353,7 @@ def test_linked_images_are_shown(runs: tuple[Path, Path], visit: Callable[..., A
     path = runs[0].parent / "linked.html"
     write_report(runs, path, max_size=0, quiet=True)
     tab = visit(path, allowed=runs[0].parent)
-    tab.wait_for_function("document.querySelector('.tile img').naturalWidth === 8")
+    wait_until(tab, "document.querySelector('.tile img').naturalWidth === 8")
 
 
 @pytest.mark.parametrize("width", [360, 1280])
@@ -379,7 +389,7 @@ def test_a_thousand_images_stay_smooth(tmp_path: Path, visit: Callable[..., Any]
     took = tab.evaluate("(() => { const t = performance.now(); go(0); go(1); return (performance.now() - t) / 2; })()")
     assert took < 100
     tab.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-    tab.wait_for_function("document.querySelectorAll('.row:last-child .tile img').length === 20")
+    wait_until(tab, "document.querySelectorAll('.row:last-child .tile img').length === 20")
     tab.locator("#slider").fill("0")
     assert tab.evaluate(FILES)[-1] == "images/w0.0/label0146/000019.png"
 
