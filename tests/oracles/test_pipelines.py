@@ -6,6 +6,7 @@ loop that their users would write stands in. Within one grey level of 255: the s
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,32 @@ def test_the_condition_matters(folders: dict[str, Path], kind: str) -> None:
     for w in (1, 2):
         assert (fox[w] - other[w]).abs().max() > 20 / 255
     assert (fox[1] - fox[2]).abs().max() > 20 / 255
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 4.0])
+def test_a_class_conditional_flow_model(tmp_path: Path, w: float) -> None:
+    """A DiT trained by flow matching (as SiT, arXiv 2401.08740, is), against Euler's method on dx/dsigma = eps - x0."""
+    import diffusers
+
+    folder = pipelines.dit(tmp_path / "sit")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=1.5).save_pretrained(folder / "scheduler")
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.prediction_type, checkpoint.null_label) == ("flow", 1000)
+    walker = plan_scheduler(checkpoint, None, STEPS, None)
+    painter = open_painter(checkpoint, None, walker, settings_of("cfg", STEPS), torch.device("cpu"))
+    images, _ = painter.paint([Cell(207, 5, w)])
+
+    parts = diffusers.DiTTransformer2DModel.from_pretrained(folder / "transformer").eval()
+    vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae").eval()
+    sigmas = walker.sigmas.tolist()
+    assert (sigmas[0], sigmas[-1], len(sigmas)) == (1.0, 0.0, STEPS + 1)
+    x = torch.randn((1, 4, pipelines.LATENT, pipelines.LATENT), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for sigma, after in pairwise(sigmas):
+            u, c = (
+                parts(x, timestep=torch.tensor([1000 * sigma]), class_labels=torch.tensor([label])).sample[:, :4]
+                for label in (1000, 207)
+            )
+            x = x + (after - sigma) * (u + w * (c - u))
+        theirs = vae.decode(x / vae.config.scaling_factor).sample
+    assert (to_uint8(images).int() - to_uint8(theirs).int()).abs().max() <= 1
