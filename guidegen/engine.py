@@ -15,7 +15,7 @@ import torch
 
 from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import DEFAULT_ACCESS
-from guidegen.errors import CheckpointError, GuidegenError, UsageError
+from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
 from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8
@@ -129,8 +129,7 @@ def pick_device(name: str) -> torch.device:
             raise UsageError(f"--device {name}: choose auto, cuda, cuda:1, mps or cpu.")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here: {first}") from error
+        raise UsageError(f"--device {name}: not usable here: {first_line(error)}") from error
     return device
 
 

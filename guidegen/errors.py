@@ -37,6 +37,11 @@ class OutputError(GuidegenError):
     code = 74
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class StoppedError(GuidegenError):
     """Stopped by a signal, after the finished images are on disk."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from guidegen.features import Pixels, Reader, judge_columns, read_rows_with
 from guidegen.metrics import MIN_IMAGES, Measured, Meter
 from guidegen.plan import digest
 from guidegen.reference import Reference
-from guidegen.run import Row, read_rows, read_run, write_atomically
+from guidegen.run import Row, file_sha256, read_rows, read_run, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 _NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "w"}
@@ -269,11 +268,8 @@ def _about(reader: Reader) -> dict[str, Any]:
 
 
 def _intact(folder: Path, row: Row, check_hash: bool) -> bool:
-    try:
-        path: Path = folder / row["file"]
-        return path.is_file() if not check_hash else hashlib.sha256(path.read_bytes()).hexdigest() == str(row["sha256"])
-    except FileNotFoundError:
-        return False
+    path: Path = folder / row["file"]
+    return bool(file_sha256(path) == row["sha256"]) if check_hash else path.is_file()
 
 
 def _stack(values: Mapping[str, tuple[Any, str]], rows: Sequence[Row]) -> Tensor:

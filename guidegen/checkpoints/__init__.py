@@ -363,9 +363,13 @@ def _check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
+def _is_dit(config: Mapping[str, Any]) -> bool:
+    return config.get("_class_name") == KINDS["DiTPipeline"].network_class
+
+
 def _classes(config: Mapping[str, Any]) -> int | None:
     """Classes that the network's embedding tells apart, the null class included; None without labels."""
-    if config.get("_class_name") == "DiTTransformer2DModel":  # its embedding has one row more, for dropped labels
+    if _is_dit(config):  # its embedding has one row more, for dropped labels
         return int(config.get("num_embeds_ada_norm") or 1000) + 1
     classes: int | None = config.get("num_class_embeds")
     return classes
@@ -389,7 +393,7 @@ def _own_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path
 
 
 def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int], own: tuple[int, int]) -> None:
-    if kind.network_class == "DiTTransformer2DModel" and size != own:
+    if _is_dit(configs[kind.network]) and size != own:
         raise UsageError(f"--size: a DiT draws the size it was trained at, {own[1]}x{own[0]}.")
     factor = _vae_factor(configs["vae"]) if kind.latent else 1
     step = factor * 2 ** (len(configs[kind.network].get("block_out_channels", (0, 0, 0, 0))) - 1)
@@ -425,8 +429,7 @@ def _labels(
         raise CheckpointError(f"{folder}: id2label should map ids to names.") from error
     declared = said.get("null_label")
     null = asked if asked is not None else declared
-    dit = config.get("_class_name") == "DiTTransformer2DModel"
-    if null is None and (dit or (names and len(names) == count - 1 and count - 1 not in names)):
+    if null is None and (_is_dit(config) or (names and len(names) == count - 1 and count - 1 not in names)):
         null = count - 1
     if null is not None and not isinstance(null, int):
         raise CheckpointError(f"{folder}: null_label should be a whole number, found {null!r}.")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen.checkpoints.adm_layout import Choices, Layout, recognise
-from guidegen.errors import CheckpointError, UnsafeError, UsageError
+from guidegen.checkpoints.files import refuse_pointer
+from guidegen.errors import CheckpointError, UnsafeError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,10 +130,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is a folder. Name the .pt file of guided-diffusion in it.")
     if not path.is_file():
         raise CheckpointError(f"No file at {path}. Download the .pt of guided-diffusion, and name it here.")
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
+    refuse_pointer(path)
     import torch
 
     try:
@@ -220,7 +218,7 @@ def convert_weights(state: Mapping[str, Tensor], layout: Layout, choices: Choice
         try:
             made = _convert_module(kind, parts, layout, choices, new)
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{old} is not as in guided-diffusion: {_first_line(error)}") from error
+            raise CheckpointError(f"{old} is not as in guided-diffusion: {first_line(error)}") from error
         converted |= {f"{new}.{name}": value for name, value in made.items()}
     if left:
         raise CheckpointError(
@@ -263,10 +261,6 @@ def _describe(data: Any) -> str:
     if not isinstance(data, Mapping):
         return f"a {type(data).__name__}"
     return "{" + ", ".join(f"{key!r}: {type(value).__name__}" for key, value in list(data.items())[:4]) + "}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- weights

@@ -74,8 +74,7 @@ def find_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     files = kinds[variant]
     _check_shards(folder, files)
     for path in files:
-        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
+        refuse_pointer(path)
     return Weights(tuple(files), variant, safe)
 
 
@@ -116,6 +115,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} should hold a JSON object, found {type(data).__name__}.")
     return data
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises CheckpointError if a Git LFS pointer stands in for the file."""
+    with path.open("rb") as file:
+        pointer = file.read(64).startswith(b"version https://git-lfs")
+    if pointer:
+        raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
 
 
 def refuse_remote_code(config: Mapping[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from guidegen.checkpoints.files import Access, weight_names
-from guidegen.errors import CheckpointError
+from guidegen.errors import CheckpointError, first_line
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _SMALL = ["*.json", "*.txt", "*.model", "*.py"]
@@ -79,13 +79,9 @@ def _download(ref: str, patterns: list[str], offline: bool) -> tuple[Path, str |
             f"{ref} is neither a folder nor in the hub's cache, and the hub cannot be reached (offline?)."
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise CheckpointError(f"{ref} could not be downloaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{ref} could not be downloaded: {first_line(error)}") from error
     except Exception as error:  # the HTTP client's own errors have no common base
         if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise CheckpointError(f"{ref}: the hub cannot be reached: {_first_line(error)}") from error
+            raise CheckpointError(f"{ref}: the hub cannot be reached: {first_line(error)}") from error
         raise
     return Path(path), Path(path).name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from guidegen.checkpoints import Checkpoint, ClassifierInfo
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, find_weights
-from guidegen.errors import CheckpointError, UsageError
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, Weights, find_weights
+from guidegen.errors import CheckpointError, UsageError, first_line
 
 Device = torch.device | str
 
@@ -109,11 +109,10 @@ def _load_timm(folder: Path, config: Mapping[str, Any], device: Device) -> nn.Mo
         raise UsageError(f"{folder} is a timm model, and timm is not installed: pip install timm") from error
     from safetensors.torch import load_file
 
-    check_weights(folder)
+    (file, *_) = check_weights(folder).files
     try:
         network: nn.Module = timm.create_model(config["architecture"], pretrained=False, num_classes=0)
-        weights = load_file(find_weights(folder).files[0])
-        missing, _ = network.load_state_dict(weights, strict=False)  # its head stays behind
+        missing, _ = network.load_state_dict(load_file(file), strict=False)  # its head stays behind
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
     if missing:
@@ -123,8 +122,8 @@ def _load_timm(folder: Path, config: Mapping[str, Any], device: Device) -> nn.Mo
     return network.to(device).eval().requires_grad_(False)
 
 
-def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> None:
-    """Makes sure that a folder's weights are there and whole.
+def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
+    """A folder's weights, which are there and whole.
 
     Raises:
         CheckpointError: none, cut short or damaged.
@@ -133,17 +132,16 @@ def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> None:
     weights = find_weights(folder, access)
     for path in weights.files if weights.safe else ():
         _check_safetensors(path)
+    return weights
 
 
 def _load(cls: Any, folder: Path, device: Device, access: Access) -> nn.Module:
-    check_weights(folder, access)
-    weights = find_weights(folder, access)
+    weights = check_weights(folder, access)
     settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
     try:
         model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
     except Exception as error:  # the libraries raise whatever their readers raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: the weights do not load: {first}") from error
+        raise CheckpointError(f"{folder}: the weights do not load: {first_line(error)}") from error
     wrong = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ())]
     if wrong:
         raise CheckpointError(
@@ -159,8 +157,7 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its readers raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: the tokenizer does not load: {first}") from error
+        raise CheckpointError(f"{folder}: the tokenizer does not load: {first_line(error)}") from error
 
 
 def _quietly(cls: Any) -> Mapping[str, Any]:
