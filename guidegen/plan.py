@@ -75,6 +75,12 @@ class Settings:
         classifier_gradient: exact or cheap on denoised input; None elsewhere.
         classifier_texts: what a zero-shot classifier tells apart; None elsewhere.
         config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
+        guidance: name of the method, or path/to/file.py:Name; None for plain guidance.
+        guidance_options: its options that were given, and the sha256 of a file of one's own as `file`.
+        interval: where guidance is on, as `--interval` takes it; None everywhere.
+        w_schedule: how the weight goes over the steps; None for a constant one.
+        guide_model: name of the weaker model of autoguidance; None without.
+        guide_model_sha256: of its weights.
     """
 
     mode: str
@@ -93,6 +99,12 @@ class Settings:
     classifier_gradient: str | None = None
     classifier_texts: Sequence[str] | None = None
     config_sha256: str | None = None
+    guidance: str | None = None
+    guidance_options: Mapping[str, Any] | None = None
+    interval: str | None = None
+    w_schedule: str | None = None
+    guide_model: str | None = None
+    guide_model_sha256: str | None = None
 
 
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
