@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guidegen.errors import UsageError
+from guidegen.naming import MODE_NAMES
 from guidegen.plan import batches
 
 MAX_PIXELS = 100_000_000
@@ -149,12 +150,7 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
 
 def title_of(settings: Mapping[str, Any]) -> str:
     """The line at the top of a grid: what was drawn with what."""
-    kind = {
-        "cfg": "classifier-free guidance",
-        "classifier": "classifier guidance",
-        "both": "classifier-free and classifier guidance",
-        "none": "no guidance",
-    }[settings["mode"]]
+    kind = MODE_NAMES[settings["mode"]]
     scheduler = settings["scheduler"].removesuffix("Scheduler")
     return f"{settings['model']} · {kind} · {scheduler}, {settings['steps']} steps"
 

@@ -267,8 +267,14 @@ class State(NamedTuple):
     extra: list[str]
 
 
-def check(folder: Path, cells: Iterable[Cell]) -> State:
-    """Compares a run directory with what it is to hold: every image against the hash in its row."""
+def check(folder: Path, cells: Iterable[Cell], hashes: bool = True) -> State:
+    """Compares a run directory with what it is to hold.
+
+    Args:
+        folder: the directory.
+        cells: what it is to hold.
+        hashes: also read every image and compare it with the hash in its row.
+    """
     manifests = Manifests(folder)
     places = manifests.places()
     state = State([], [], [], [])
@@ -276,18 +282,23 @@ def check(folder: Path, cells: Iterable[Cell]) -> State:
     for cell in cells:
         planned.add(cell.file)
         row = manifests.read(places[cell.file]) if cell.file in places else None
-        there = file_sha256(folder / cell.file) if row and row["status"] == "ok" else None
         if row and row["status"] != "ok":
             state.nonfinite.append(cell.file)
-        elif row is None or there is None:
+        elif row is None or not (folder / cell.file).is_file():
             state.missing.append(cell.file)
-        elif there != row["sha256"] or row.get("prompt") != cell.prompt:
+        elif row.get("prompt") != cell.prompt or not is_intact(folder, row, hashes):
             state.corrupt.append(cell.file)
     for parent, _, names in os.walk(folder / "images"):
         at = Path(parent).relative_to(folder)
         state.extra.extend(str(at / name) for name in names if not name.startswith(".") and str(at / name) not in planned)
     state.extra.sort()
     return state
+
+
+def is_intact(folder: Path, row: Row, hashes: bool = True) -> bool:
+    """Whether the image of a row is there; with `hashes`, whether it also is the one that was drawn."""
+    path: Path = folder / row["file"]
+    return file_sha256(path) == row["sha256"] if hashes else path.is_file()
 
 
 def read_run(folder: Path) -> dict[str, Any]:

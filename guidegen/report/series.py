@@ -6,15 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guidegen.evaluation import Drawn, describe, key_of, sortable
+from guidegen.evaluation import Drawn, key_of, sortable
 from guidegen.metrics import METRICS, Metric
-
-MODE_NAMES = {
-    "cfg": "classifier-free guidance",
-    "classifier": "classifier guidance",
-    "both": "both guidances",
-    "none": "no guidance",
-}
+from guidegen.naming import MODE_NAMES, describe
 
 
 @dataclass(frozen=True)
