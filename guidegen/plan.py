@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
@@ -18,6 +18,9 @@ _T = TypeVar("_T")
 _MAX_LIST = 1_000_000
 _SEED_RANGE = re.compile(r"(\d+)-(\d+)")
 _SHARD = re.compile(r"(\d+)/(\d+)")
+_LONGEST_VALUE = 48  # of an axis, in the name of a folder
+Variant = tuple[tuple[str, Any], ...]
+"""(axis, value) of each axis of `--by`, in their order: what sets some cells of a run apart from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Cell:
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
         prompt_index: its place among the prompts of the run, which names its folder.
+        variant: its values along the axes of `--by`; they set it apart from the run's settings.
     """
 
     label: int | None
@@ -39,6 +43,7 @@ class Cell:
     w_classifier: float | None = None
     prompt: str | None = None
     prompt_index: int | None = None
+    variant: Variant = ()
 
     @property
     def weights(self) -> str:
@@ -51,7 +56,28 @@ class Cell:
         prompt = "" if self.prompt_index is None else f"prompt{self.prompt_index:04d}"
         label = "" if self.label is None else f"label{self.label:04d}"
         condition = "_".join(filter(None, (prompt, label))) or "nolabel"
-        return f"images/{self.weights}/{condition}/{self.seed:06d}.png"
+        folders = filter(None, ("images", variant_folder(self.variant), self.weights, condition))
+        return f"{'/'.join(folders)}/{self.seed:06d}.png"
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields; the variant is left out where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "variant" or value}
+
+
+def variant_folder(variant: Variant) -> str:
+    """`guidance=apg,steps=10`: safe in the name of a file everywhere, and different for different variants."""
+    return ",".join(f"{_file_safe(axis)}={_file_safe(value)}" for axis, value in variant)
+
+
+def _file_safe(value: Any) -> str:
+    """Text without what file names do not take: `:` becomes `~`, the rest, `~` too, %XX; long ones end in a hash."""
+    text = str(value)
+    safe = re.sub(r"[^A-Za-z0-9_.+-]", lambda match: "~" if match[0] == ":" else _percent(match[0]), text)
+    return safe if len(safe) <= _LONGEST_VALUE else f"{safe[-_LONGEST_VALUE:]}-{fingerprint(text)}"
+
+
+def _percent(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
 
 
 @dataclass(frozen=True)
@@ -138,6 +164,10 @@ class Plan:
         classifier_weights: of mode `both`; [None] elsewhere.
         prompts: the texts; None where none are given.
         grid: whether a grid of the weights is wanted.
+        by: (axis, values) of each axis of `--by`; crossed with each other and all the others.
+        own_weights: (axis of `by`, the weight of each of its values) where each has its own instead of `weights`.
+        columns: axes across the grid; none means as `guidegen.grid.layout` has it.
+        rows: axes down the grid, before those that are not named.
     """
 
     labels: Sequence[int | None]
@@ -146,18 +176,39 @@ class Plan:
     classifier_weights: Sequence[float | None] = (None,)
     prompts: Sequence[str] | None = None
     grid: bool = False
+    by: Sequence[tuple[str, Sequence[Any]]] = ()
+    own_weights: tuple[str, Sequence[float]] | None = None
+    columns: Sequence[str] = ()
+    rows: Sequence[str] = ()
+
+    def variants(self) -> list[Variant]:
+        """All combinations of the axes of `by`; the one without any where there are none."""
+        axes = [axis for axis, _ in self.by]
+        return [tuple(zip(axes, some, strict=True)) for some in itertools.product(*(values for _, values in self.by))]
+
+    def weights_of(self, variant: Variant) -> Sequence[float]:
+        """The weights that a variant is drawn at."""
+        if self.own_weights is None:
+            return self.weights
+        axis, weights = self.own_weights
+        return [weights[list(dict(self.by)[axis]).index(dict(variant)[axis])]]
 
     def cells(self, shard: Shard | None = None) -> list[Cell]:
         """All cells, or those of one shard: a pure function of the plan.
 
-        The samples, each a (prompt, label, seed) with all its weights, are dealt out to the shards
-        in turn, so that what the weights of one sample share stays in one process.
+        The samples, each a (prompt, label, seed) of one variant with all its weights, are dealt out to
+        the shards in turn, so that what the weights of one sample share stays in one process.
         """
-        cells = make_cells(self.labels, self.seeds, self.weights, self.classifier_weights, self.prompts)
-        if shard is None:
-            return cells
-        each = len(self.weights) * len(self.classifier_weights)
-        return [cell for i, cell in enumerate(cells) if i // each % shard.count == shard.index]
+        samples = len(self.labels) * len(self.seeds) * (1 if self.prompts is None else len(self.prompts))
+        cells: list[Cell] = []
+        for i, variant in enumerate(self.variants()):
+            weights = self.weights_of(variant)
+            some = make_cells(self.labels, self.seeds, weights, self.classifier_weights, self.prompts)
+            if shard is not None:
+                each = len(some) // samples
+                some = [cell for j, cell in enumerate(some) if (i * samples + j // each) % shard.count == shard.index]
+            cells += [replace(cell, variant=variant) for cell in some] if variant else some
+        return cells
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON holds it: seeds as `--seeds` takes them, and what is not asked for left out."""
@@ -172,7 +223,8 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
     Raises:
         TypeError, ValueError, KeyError: it is none.
     """
-    return Plan(**{**data, "seeds": parse_seeds(data["seeds"])})
+    by = [(str(axis), list(values)) for axis, values in data.get("by", ())]
+    return Plan(**{**data, "seeds": parse_seeds(data["seeds"]), "by": by})
 
 
 @dataclass(frozen=True)
