@@ -17,7 +17,7 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
 from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
-from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8
+from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
 from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Weights, calls_per_step
 from guidegen.scores.rows import FixedClassifier, FixedDenoiser
@@ -157,6 +157,10 @@ def open_painter(
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
     networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks)
+    clip = None
+    if classifier is not None:
+        scheduler, clip = without_clip(scheduler)
+        scheduler.set_timesteps(settings.steps)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
     def painter(autocast: torch.dtype | None) -> Painter:
@@ -174,6 +178,7 @@ def open_painter(
             device,
             networks.is_cut,
             fixed_rows=fixed_rows,
+            clip=clip,
         )
 
     autocast = DTYPES[settings.dtype]

@@ -72,6 +72,17 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
         raise UsageError(f"--scheduler {name}: {cls_name} needs a package: {str(error).strip().splitlines()[0]}") from error
 
 
+def without_clip(scheduler: Any) -> tuple[Any, float | None]:
+    """A scheduler that does not clip the denoised estimate, and the bound that `scheduler` would clip it to.
+
+    DDIM and DDPM of diffusers clip after guidance, where it undoes what a classifier's gradient did;
+    guidegen's `clipped` does it before. None where the scheduler does not clip.
+    """
+    if not getattr(scheduler.config, "clip_sample", False):
+        return scheduler, None
+    return type(scheduler).from_config(scheduler.config, clip_sample=False), float(scheduler.config.clip_sample_range)
+
+
 def noise_levels(scheduler: Any) -> list[Level]:
     """alpha and sigma of the network's input at each step, after `set_timesteps`.
 
