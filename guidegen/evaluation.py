@@ -19,7 +19,7 @@ from guidegen.metrics import MIN_IMAGES, Measured, Meter
 from guidegen.naming import describe
 from guidegen.plan import Plan, digest
 from guidegen.reference import Reference
-from guidegen.run import Row, check, is_intact, read_plans, read_rows, read_run, write_atomically
+from guidegen.run import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 _NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "dtype", "w"}
@@ -86,7 +86,8 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
     )
     if not rows:
         raise UsageError(f"{folder} holds no finished images.")
-    return Drawn(folder, about, rows, axes_of(rows), lacks)
+    axes = axes_of(rows)
+    return Drawn(folder, about, with_axes(rows, about["settings"], axes), axes, lacks)
 
 
 def _of_plans(folder: Path, rows: Sequence[Row], plans: Sequence[Plan], hashes: bool) -> tuple[list[Row], list[str]]:

@@ -127,7 +127,7 @@ def check_axes(flag: str, given: Sequence[str], axes: Sequence[str]) -> tuple[st
         UsageError: one that there is not, or one twice.
     """
     if unknown := [axis for axis in given if axis not in axes]:
-        raise UsageError(f"{flag} {unknown[0]!r}: choose of {', '.join(axes)}.")
+        raise UsageError(f"{flag} {unknown[0]!r}: choose of {', '.join(axis.replace('_', '-') for axis in axes)}.")
     if len(set(given)) < len(given):
         raise UsageError(f"{flag} {','.join(given)}: one axis stands there twice.")
     return tuple(given)

@@ -19,6 +19,10 @@ _MAX_LIST = 1_000_000
 _SEED_RANGE = re.compile(r"(\d+)-(\d+)")
 _SHARD = re.compile(r"(\d+)/(\d+)")
 _LONGEST_VALUE = 48  # of an axis, in the name of a folder
+VARIED = ("guidance", "interval", "w_schedule", "scheduler", "steps", "eta")
+"""The settings that `--by` varies; options of a method are METHOD.OPTION."""
+NEUTRAL = {"guidance": "cfg", "interval": "none", "w_schedule": "constant"}
+"""What those of them that are None are called."""
 Variant = tuple[tuple[str, Any], ...]
 """(axis, value) of each axis of `--by`, in their order: what sets some cells of a run apart from others."""
 
@@ -131,6 +135,27 @@ class Settings:
     w_schedule: str | None = None
     guide_model: str | None = None
     guide_model_sha256: str | None = None
+
+
+def axis_value(axis: str, settings: Mapping[str, Any]) -> Any:
+    """Where settings stand along an axis of `--by`; None where they say nothing of it."""
+    method, _, option = axis.rpartition(".")
+    if axis in VARIED or not method:
+        value = settings.get(axis)
+        return NEUTRAL.get(axis) if value is None else value
+    mine = (settings.get("guidance") or NEUTRAL["guidance"]) == method
+    return (settings.get("guidance_options") or {}).get(option) if mine else None
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells runs apart: the axes along which their settings do not stand at one place."""
+    options = [
+        f"{some.get('guidance') or NEUTRAL['guidance']}.{option}"
+        for some in settings
+        for option in some.get("guidance_options") or {}
+    ]
+    axes = dict.fromkeys(("model", "mode", "classifier", *VARIED, "guide_model", *options))
+    return [axis for axis in axes if len({axis_value(axis, some) for some in settings}) > 1]
 
 
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:

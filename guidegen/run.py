@@ -24,7 +24,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from guidegen.errors import OutputError, UsageError
-from guidegen.plan import Cell, Plan, Settings, Shard, Variant, read_plan, variant_folder
+from guidegen.plan import Cell, Plan, Settings, Shard, Variant, axis_value, read_plan, variant_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -253,6 +253,12 @@ def _parse(line: bytes) -> Row | None:
 def read_rows(folder: Path) -> list[Row]:
     """Rows of every manifest*.jsonl, torn ones dropped; the last row of a file wins."""
     return list(Rows(folder, Manifests(folder).places()))
+
+
+def with_axes(rows: Iterable[Row], settings: Mapping[str, Any], axes: Iterable[str]) -> list[Row]:
+    """The rows, each with its place along all of these axes: of `--by` or else what the run's settings say."""
+    rest = {axis: axis_value(axis, settings) for axis in axes}
+    return [rest | row for row in rows]
 
 
 class State(NamedTuple):

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from guidegen.errors import UsageError
 from guidegen.naming import axis_name
-from guidegen.plan import Settings, Variant, parse_weight, parse_weights
+from guidegen.plan import NEUTRAL, VARIED, Settings, Variant, axis_value, parse_weight, parse_weights
 
 if TYPE_CHECKING:
     from guidegen.cli.job import Flags
 
-_FLAGS = ("guidance", "interval", "w_schedule", "scheduler", "steps", "eta")
-_NEUTRAL = {"guidance": "cfg", "interval": "none", "w_schedule": "constant"}
-"""What the axes call the settings that are None."""
 _LISTS = {"w": "w", "w_classifier": "w-classifier", "w_guide": "w-guide", "label": "label", "prompt": "prompt"}
 _LISTS |= {"seed": "seeds", "seeds": "seeds", "num": "num"}
 
@@ -43,7 +40,7 @@ class Axis:
     def option(self) -> tuple[str, str] | None:
         """(method, option) of an axis that is an option of a method."""
         method, _, option = self.name.rpartition(".")
-        return (method, option) if self.name not in _FLAGS else None
+        return (method, option) if self.name not in VARIED else None
 
 
 def parse_by(words: Sequence[str]) -> list[Axis]:
@@ -61,14 +58,20 @@ def parse_by(words: Sequence[str]) -> list[Axis]:
     return axes
 
 
+def parse_axes(text: str | None) -> tuple[str, ...]:
+    """The axes of a list, as rows of the manifest name them."""
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    return tuple(word if "." in word else word.replace("-", "_") for word in words)
+
+
 def _axis(word: str) -> Axis:
     given, equals, text = word.partition("=")
     name = given.strip()
     name = name if "." in name else name.replace("-", "_")
     if name in _LISTS:
         raise UsageError(f"--by {given}: that axis has a flag of its own, which takes a list: --{_LISTS[name]}.")
-    if name not in _FLAGS and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
-        known = ", ".join(flag.replace("_", "-") for flag in _FLAGS)
+    if name not in VARIED and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
+        known = ", ".join(flag.replace("_", "-") for flag in VARIED)
         raise UsageError(f"--by {given!r}: choose {known}, or an option of a method, such as apg.eta=0,0.5.")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not (equals and parts):
@@ -111,11 +114,14 @@ class Varied:
     base: Settings
 
 
-def vary(flags: Flags, look: Callable[[Flags], tuple[Settings, Any]], scheduler: str, steps: int) -> Varied:
+def vary(
+    flags: Flags, axes: Sequence[Axis], look: Callable[[Flags], tuple[Settings, Any]], scheduler: str, steps: int
+) -> Varied:
     """All combinations of the axes of `--by`; without any, the flags as they are.
 
     Args:
         flags: the command line.
+        axes: of `parse_by`.
         look: from flags to the settings and the scheduler that they mean.
         scheduler: the class that is taken where nothing is asked for.
         steps: and the steps.
@@ -123,10 +129,11 @@ def vary(flags: Flags, look: Callable[[Flags], tuple[Settings, Any]], scheduler:
     Raises:
         UsageError: a combination that cannot be drawn, or on which an axis has no effect.
     """
-    axes = parse_by(flags.by or [])
     for axis in axes:
-        if axis.name in _FLAGS and getattr(flags, axis.name) is not None:
-            raise UsageError(f"--by {axis_name(axis.name)} stands instead of --{axis.name.replace('_', '-')}: give one of them.")
+        if axis.name in VARIED and getattr(flags, axis.name) is not None:
+            raise UsageError(
+                f"--by {axis_name(axis.name)} stands instead of --{axis.name.replace('_', '-')}: give one of them."
+            )
         if axis.weights and flags.w is not None:
             raise UsageError(f"--by {axis_name(axis.name)} gives each value its own weight, and --w is given too: drop one.")
     looks: dict[Variant, tuple[Settings, Any]] = {}
@@ -134,8 +141,8 @@ def vary(flags: Flags, look: Callable[[Flags], tuple[Settings, Any]], scheduler:
     for texts in itertools.product(*(axis.texts for axis in axes)):
         variant, seen = _look(flags, axes, texts, look)
         looks[variant] = seen
-        for axis, value in variant:
-            values[axis] += [value] if value not in values[axis] else []
+        for name, value in variant:
+            values[name] += [value] if value not in values[name] else []
     own = next(((axis.name, axis.weights) for axis in axes if axis.weights), None)
     if own and len(values[own[0]]) < len(own[1]):
         raise UsageError(f"--by {axis_name(own[0])}: two of its values are the same, and have weights of their own.")
@@ -151,7 +158,7 @@ def _look(
     try:
         settings, scheduler = look(replace(flags, **changes))
         for axis in axes:
-            method = settings.guidance or _NEUTRAL["guidance"]
+            method = settings.guidance or NEUTRAL["guidance"]
             if axis.option and axis.option[0] != method:
                 raise UsageError(f"{axis.name} has no effect on --guidance {method}")
     except UsageError as error:
@@ -159,7 +166,7 @@ def _look(
             raise
         combination = " ".join(f"{axis_name(axis.name)}={text}" for axis, text in zip(axes, texts, strict=True))
         raise UsageError(f"--by, at {combination}: {error}") from error
-    return tuple((axis.name, value_of(axis.name, settings)) for axis in axes), (settings, scheduler)
+    return tuple((axis.name, axis_value(axis.name, asdict(settings))) for axis in axes), (settings, scheduler)
 
 
 def _changes(flags: Flags, axes: Sequence[Axis], texts: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -171,22 +178,14 @@ def _changes(flags: Flags, axes: Sequence[Axis], texts: Sequence[str]) -> Iterat
         elif axis.name in ("steps", "eta"):
             yield axis.name, int(text) if axis.name == "steps" else float(text)
         else:
-            yield axis.name, None if text == _NEUTRAL.get(axis.name) else text
-
-
-def value_of(axis: str, settings: Settings) -> Any:
-    """The value of an axis of `--by` that settings have, as rows of the manifest hold it."""
-    if axis in _FLAGS:
-        value = getattr(settings, axis)
-        return _NEUTRAL.get(axis) if value is None else value
-    return (settings.guidance_options or {}).get(axis.rpartition(".")[2])
+            yield axis.name, None if text == NEUTRAL.get(axis.name) else text
 
 
 def _base(all_settings: Sequence[Settings], axes: Sequence[Axis], scheduler: str, steps: int) -> Settings:
     """What the variants have in common; along the axes, what the command without them would have."""
     first = all_settings[0]
     plain = {"scheduler": scheduler, "steps": steps}
-    changes: dict[str, Any] = {axis.name: plain.get(axis.name) for axis in axes if axis.name in _FLAGS}
+    changes: dict[str, Any] = {axis.name: plain.get(axis.name) for axis in axes if axis.name in VARIED}
     options = [settings.guidance_options or {} for settings in all_settings]
     common = {name: value for name, value in options[0].items() if all(value == other.get(name) for other in options)}
     return replace(first, **changes, guidance_options=_sorted(common) or None) if axes else first

@@ -10,8 +10,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,19 @@ from guidegen.checkpoints.classifiers import label_texts
 from guidegen.checkpoints.files import weights_sha256
 from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
+from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.naming import axis_name, describe, named
 from guidegen.plan import (
     Cell,
     Plan,
     Settings,
     Shard,
+    Variant,
     digest,
     fingerprint,
+    mode_weights,
     parse_seeds,
     parse_shard,
     parse_weight,
@@ -80,6 +85,9 @@ class Flags:
     compile_networks: bool
     out: str | None
     shard: str | None
+    by: list[str] | None
+    columns: str | None
+    rows: str | None
     overwrite: bool
     dry_run: bool
     json_rows: bool
@@ -104,9 +112,9 @@ class Job:
         plan: what the run is to hold.
         shard: which part of it this process draws; None for all.
         cells: what this process draws.
-        scheduler: a diffusers scheduler with its timesteps set.
+        looks: the settings of each variant of the plan, and a diffusers scheduler with its timesteps set.
         device: where to draw.
-        settings: all but the hashes of the weights.
+        settings: all but the hashes of the weights; what all variants have in common.
         pages: the grid of a sweep, where this process draws it.
         output: where it goes.
     """
@@ -118,7 +126,7 @@ class Job:
     plan: Plan
     shard: Shard | None
     cells: list[Cell]
-    scheduler: Any
+    looks: dict[Variant, tuple[Settings, Any]]
     device: torch.device
     settings: Settings
     pages: grid.Layout | None
@@ -127,14 +135,20 @@ class Job:
     @property
     def title(self) -> str:
         """The line at the top of the grid."""
-        return grid.title_of(asdict(self.settings))
+        return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
+
+    def by_variant(self, cells: Sequence[Cell]) -> Iterator[tuple[Settings, Any, list[Cell]]]:
+        """The cells of each variant that has any, with its settings and its scheduler."""
+        for variant, (settings, scheduler) in self.looks.items():
+            if some := [cell for cell in cells if cell.variant == variant]:
+                yield settings, scheduler, some
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
         about = {"settings": asdict(self.settings)}
         if self.output.is_file and self.output.one_image:
-            return about | {"cells": [asdict(cell) for cell in self.cells]}
+            return about | {"cells": [cell.as_json() for cell in self.cells]}
         return about | {"plan": self.plan.as_json()}
 
 
@@ -152,7 +166,11 @@ def plan_job(flags: Flags) -> Job:
     )
     wcs = _classifier_weights(flags)
     seeds = _seeds(flags)
+    _check_sweep(flags)
     _check_numbers(flags)
+    axes = parse_by(flags.by or [])
+    for axis in axes:
+        ws = list(dict.fromkeys(axis.weights or ws))
     output = parse_output(flags.out)
     checkpoint, judge = _open(flags, needs_null=any(w != 1 for w in ws))
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
@@ -160,18 +178,54 @@ def plan_job(flags: Flags) -> Job:
     labels = _labels(flags, checkpoint, judge, known, prompts)
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
-    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, grid=flags.sweep)
+    from guidegen import engine  # torch, from here on
+
+    device = engine.pick_device(flags.device)
+
+    def look(flags: Flags) -> tuple[Settings, Any]:
+        return _look(flags, checkpoint, judge, prompts, device)
+
+    own_scheduler = checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
+    varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
+    columns, rows = parse_axes(flags.columns), parse_axes(flags.rows)
+    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, flags.sweep, varied.by, varied.own_weights, columns, rows)
     shard = _shard(flags, output)
     cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
         )
-    from guidegen import engine  # torch, from here on
+
+    def name_of(label: int | None) -> str:
+        return "" if label is None else known.name(label)
+
+    settings = varied.base
+    job = Job(flags, checkpoint, judge, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
+    pages = None
+    if flags.sweep:
+        whole = plan.cells() if shard else cells
+        facts = [{**asdict(cell), "label_name": name_of(cell.label), **dict(cell.variant)} for cell in whole]
+        pages = grid.layout(facts, checkpoint.size, columns, title=job.title, rows=rows)
+        if output.one_image:
+            output.check_grid(len(pages.pages), pages.size(), len(cells))
+    drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
+    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, drawn, [name_of(i) for i in labels])
+    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
+    return replace(job, pages=None if shard else pages, output=output.named(name))
+
+
+def _look(
+    flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, prompts: list[str] | None, device: torch.device
+) -> tuple[Settings, Any]:
+    """The settings that the flags mean, but for the hashes of the weights, and the scheduler.
+
+    Raises:
+        UsageError: a scheduler or steps that cannot be.
+    """
+    from guidegen import engine
 
     steps = flags.steps or checkpoint.steps
     scheduler = engine.plan_scheduler(checkpoint, flags.scheduler, steps, flags.eta)
-    device = engine.pick_device(flags.device)
     settings = Settings(
         mode=flags.mode,
         model=checkpoint.name,
@@ -195,20 +249,15 @@ def plan_job(flags: Flags) -> Job:
             judge and judge.preprocessor,
         ),
     )
+    return settings, scheduler
 
-    def name_of(label: int | None) -> str:
-        return "" if label is None else known.name(label)
 
-    job = Job(flags, checkpoint, judge, name_of, plan, shard, cells, scheduler, device, settings, None, output)
-    pages = None
+def _check_sweep(flags: Flags) -> None:
     if flags.sweep:
-        facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in (plan.cells() if shard else cells)]
-        pages = grid.layout(facts, checkpoint.size, title=job.title)
-        if output.one_image:
-            output.check_grid(len(pages.pages), pages.size(), len(cells))
-    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, plan.as_json(), [name_of(i) for i in labels])
-    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
-    return replace(job, pages=None if shard else pages, output=output.named(name))
+        return
+    given = {"--by": flags.by, "--columns": flags.columns, "--rows": flags.rows}
+    if flag := next((flag for flag, value in given.items() if value), None):
+        raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
 
 
 def say_what_it_takes(job: Job) -> None:
@@ -217,7 +266,10 @@ def say_what_it_takes(job: Job) -> None:
 
     channels, height, width = job.checkpoint.image_shape
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
-    count, nfe = len(job.cells), engine.cost(job.cells, job.settings, job.scheduler)
+    count = len(job.cells)
+    costs = [(some, engine.cost(some, settings, scheduler)) for settings, scheduler, some in job.by_variant(job.cells)]
+    nfe = sum(cost for _, cost in costs)
+    variants = [{**dict(some[0].variant), "cells": len(some), "nfe": cost} for some, cost in costs if some[0].variant]
     facts = {
         "cells": count,
         "nfe": nfe,
@@ -225,12 +277,15 @@ def say_what_it_takes(job: Job) -> None:
         "grid_pixels": sum(w * h for w, h in sizes),
         "grid_pages": len(sizes),
         "out": str(job.output.path),
-    }
+    } | ({"variants": variants} if variants else {})
     if job.flags.json_rows:
         console.result(json.dumps(facts))
         return
     console.result(f"{count:,} images of {width}x{height}, {facts['bytes']:,} bytes of pixels before compression")
     console.result(f"{nfe:,} network calls (NFE), {nfe / max(1, count):g} an image on average")
+    for some, cost in costs if variants else ():
+        what = describe(*zip(*some[0].variant, strict=True))
+        console.result(f"  {what}: {len(some):,} images, {cost:,} calls, {cost / len(some):g} an image")
     if sizes:
         console.result(f"grid of {facts['grid_pixels']:,} pixels: {', '.join(f'{w}x{h}' for w, h in sizes)}")
     console.result(f"into {job.output.path}")
@@ -259,7 +314,9 @@ def carry_out(job: Job) -> None:
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         about = _about(job)
-        with Signals() as signals, Run(folder, job.settings, about, job.flags.overwrite, job.plan, job.shard) as run:
+        variants = {variant: settings for variant, (settings, _) in job.looks.items()}
+        run_of = partial(Run, folder, job.settings, about, job.flags.overwrite, job.plan, job.shard)
+        with Signals() as signals, run_of(variants) as run:
             rows = _draw(job, run, signals)
             made = _finish(job, folder, rows)
             failures = find_failures(rows)
@@ -288,12 +345,12 @@ def _with_weights(job: Job) -> Job:
     parts = list(checkpoint.part_folders.values())
     for folder in parts + ([judge.folder] if judge and judge.own is None else []):
         check_weights(folder, access)
-    settings = replace(
-        job.settings,
-        model_sha256=_sha256(checkpoint, access),
-        classifier_sha256=_sha256(judge, access) if judge else None,
-    )
-    return replace(job, checkpoint=checkpoint, judge=judge, settings=settings)
+    hashes: dict[str, Any] = {
+        "model_sha256": _sha256(checkpoint, access),
+        "classifier_sha256": _sha256(judge, access) if judge else None,
+    }
+    looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
+    return replace(job, checkpoint=checkpoint, judge=judge, settings=replace(job.settings, **hashes), looks=looks)
 
 
 def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
@@ -319,39 +376,51 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
         )
     if todo:
         size, fixed = engine.pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
-        painter = engine.open_painter(
+        painters = engine.open_painters(
             job.checkpoint,
             job.judge,
-            job.scheduler,
             job.settings,
             job.device,
             flags.access,
             flags.compile_networks,
             size if fixed else None,
         )
+        parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
         if not flags.quiet:
-            _tell_cut_prompts(painter, todo)
+            _tell_cut_prompts(parts[0][0], todo)
+            _tell_alike(job)
         tally = engine.Tally()
-        with console.progress(len(todo) * len(job.scheduler.timesteps), len(todo), flags.quiet) as bar:
+        steps = sum(len(some) * len(painter.scheduler.timesteps) for painter, some in parts)
+        with console.progress(steps, len(todo), flags.quiet) as bar:
 
             def on_step(cells: int) -> None:
                 bar.step(cells)
                 signals.check(signal.SIGINT)
 
-            for _, row in engine.draw(painter, todo, run, job.name_of, size, on_step, signals.check, tally):
-                bar.image()
-                if show_rows:
-                    console.result(_line(row))
+            for painter, some in parts:
+                for _, row in engine.draw(painter, some, run, job.name_of, size, on_step, signals.check, tally):
+                    bar.image()
+                    if show_rows:
+                        console.result(_line(row))
         if flags.sweep and not (flags.quiet or flags.json_rows):
-            _tell_cost(job, len(todo), tally.made)
+            _tell_cost(job, todo, tally.made)
     return run.rows(job.cells)
 
 
-def _tell_cost(job: Job, images: int, made: int) -> None:
+def _tell_alike(job: Job) -> None:
+    """Says where axes of `--by` make no difference: guidance of weight zero is none."""
+    bare = {cell.variant for cell in job.cells if mode_weights(job.settings.mode, cell) == (0.0, 0.0)}
+    axes = [axis for axis, _ in job.plan.by if axis not in ("scheduler", "steps", "eta")]
+    if axes and len(bare) > 1:
+        console.note(f"note: at w = 0 there is no guidance, so the images are the same for every {axis_name(axes[0])}")
+
+
+def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
     """What a sweep spent, and what it saved against a loop that makes every call for every image."""
     from guidegen import engine
 
-    plain = engine.plain_cost(images, job.settings, job.scheduler)
+    images = len(todo)
+    plain = sum(engine.plain_cost(len(some), settings, scheduler) for settings, scheduler, some in job.by_variant(todo))
     share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
     saved = f"{share} fewer than" if made <= plain else f"{share} more than"
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
@@ -558,8 +627,10 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
-def _condition(row: Row) -> str:
-    return f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+def _place(row: Row) -> str:
+    condition = f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+    varied = [named(axis, row[axis]) for axis in grid.axes_of([row]) if axis not in grid.AXES]
+    return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
 
 
 def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
@@ -571,7 +642,7 @@ def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
         if row["status"] != "ok":
             failed += 1
             if failed <= _LISTED:
-                listed += f"\n  w {row['w']}, {_condition(row)}, seed {row['seed']}"
+                listed += f"\n  {_place(row)}"
     if not failed:
         return None
     more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""
