@@ -100,11 +100,11 @@ def layout(
         column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
     unnamed = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
     title = " · ".join((title, *(_axis_name(axis, cells[0]) for axis in unnamed)))
-    down_names, heads = _names(cells, row_axes), _names(cells, column_axes)
+    down_names, heads = _names(cells, row_axes), _names(cells, column_axes, "\n")
     left = _MARGIN * 2 + max(map(_text_width, down_names.values()))
-    pitch = max(tile[0], *map(_text_width, heads.values())) + _GAP
+    pitch = max(tile[0], *(_text_width(line) + _GAP for name in heads.values() for line in name.split("\n"))) + _GAP
     left = max(left, _MARGIN + _text_width(title) - len(heads) * pitch)
-    top = _MARGIN + 2 * (_FONT + 8)
+    top = _MARGIN + 2 * (_FONT + 8) + max(name.count("\n") for name in heads.values()) * (_FONT + 4)
     page_rows = (MAX_PIXELS // (left + len(heads) * pitch + _MARGIN) - top - _MARGIN) // (tile[1] + _GAP)
     if page_rows < 1:
         raise UsageError(
@@ -147,14 +147,14 @@ def _across(cells: Sequence[Row], axes: Sequence[str]) -> tuple[str, ...]:
     return ("w",) if single or not bound else (*sorted(bound, key=list(axes).index), "w")
 
 
-def _names(cells: Sequence[Row], axes: Sequence[str]) -> dict[tuple[Any, ...], str]:
+def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> dict[tuple[Any, ...], str]:
     """Values along the axes -> name: numbers in their order, all else in the order in which it was asked for."""
     first: dict[tuple[Any, ...], Row] = {}
     for cell in cells:
         first.setdefault(tuple(_value(cell, axis) for axis in axes), cell)
     orders = [_order(axis, [key[i] for key in first]) for i, axis in enumerate(axes)]
     keys = sorted(first, key=lambda key: tuple(order[value] for order, value in zip(orders, key, strict=True)))
-    return {key: _cell_name(axes, first[key]) for key in keys}
+    return {key: between.join(_axis_name(axis, first[key]) for axis in axes) for key in keys}
 
 
 def _order(axis: str, values: Sequence[Any]) -> dict[Any, Any]:
@@ -175,7 +175,8 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
     column = {values: i for i, values in enumerate(plan.heads)}
     for values, i in column.items():
         x = plan.left + i * step_x + plan.tile[0] // 2
-        pen.text((x, plan.top - 8), plan.heads[values], _INK, font, anchor="ms")
+        for above, line in enumerate(reversed(plan.heads[values].split("\n"))):
+            pen.text((x, plan.top - 8 - above * (_FONT + 4)), line, _INK, font, anchor="ms")
     place = {key: y for y, key in enumerate(plan.pages[page])}
     empty = {(x, y) for x in column.values() for y in place.values()}
     named = set()

@@ -224,6 +224,7 @@ def _look(
     """
     from guidegen import engine
 
+    _check_numbers(flags)
     steps = flags.steps or checkpoint.steps
     scheduler = engine.plan_scheduler(checkpoint, flags.scheduler, steps, flags.eta)
     settings = Settings(

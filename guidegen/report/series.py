@@ -8,7 +8,8 @@ from typing import Any
 
 from guidegen.evaluation import Drawn, key_of, sortable
 from guidegen.metrics import METRICS, Metric
-from guidegen.naming import MODE_NAMES, describe
+from guidegen.naming import MODE_NAMES, describe, named
+from guidegen.plan import NEUTRAL, axis_value, differences
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Series:
     Attributes:
         name: for the legend.
         run: index of its run.
+        at: where it stands along the other axes of its run.
         axis: what runs along x.
         x: values along it, ascending.
         rows: the row of metrics at each.
@@ -25,6 +27,7 @@ class Series:
 
     name: str
     run: int
+    at: Mapping[str, Any]
     axis: str
     x: list[float]
     rows: list[Mapping[str, Any]]
@@ -72,17 +75,29 @@ def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> li
             varying = [i for i in range(len(others)) if len({other[i] for other in lines}) > 1]
             suffix = describe([others[i] for i in varying], [key[i] for i in varying])
             name = ", ".join(filter(None, (names[index], suffix)))
-            found.append(Series(name, index, axis, [float(row[axis]) for row in some], some))
+            at = dict(zip(others, key, strict=True))
+            found.append(Series(name, index, at, axis, [float(row[axis]) for row in some], some))
     return found
 
 
 def run_names(drawn: Sequence[Drawn]) -> list[str]:
-    """What tells the runs apart: the mode, else the folder too."""
-    names = [MODE_NAMES.get(run.mode, run.mode) for run in drawn]
+    """What tells the runs apart: the mode and other settings, else the folder too."""
+    swept = {axis for run in drawn for axis in run.axes}
+    settings = [run.about["settings"] for run in drawn]
+    names = [_run_name(some, [axis for axis in differences(settings) if axis not in swept]) for some in settings]
     return [
         f"{name} ({run.folder.resolve().name})" if names.count(name) > 1 else name
         for name, run in zip(names, drawn, strict=True)
     ]
+
+
+def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
+    """The mode if it is one of these axes or they say nothing, and the values along the others."""
+    values = [(axis, axis_value(axis, settings)) for axis in apart if axis != "mode"]
+    words = [named(axis, value) for axis, value in values if value is not None and value != NEUTRAL.get(axis)]
+    if "mode" in apart or not words:
+        words.insert(0, MODE_NAMES.get(settings["mode"], settings["mode"]))
+    return ", ".join(words)
 
 
 def shown(series: Sequence[Series]) -> list[Metric]:
