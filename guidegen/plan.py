@@ -13,6 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from guidegen.errors import UsageError
+from guidegen.mixture import label_parts, main_label, prompt_parts
 
 _T = TypeVar("_T")
 _MAX_LIST = 1_000_000
@@ -31,6 +32,7 @@ class Cell:
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
         prompt_index: its place among the prompts of the run, which names its folder.
+        mixture: several labels with a weight each, as `format_labels` writes them; `label` is then the main one.
     """
 
     label: int | None
@@ -39,6 +41,22 @@ class Cell:
     w_classifier: float | None = None
     prompt: str | None = None
     prompt_index: int | None = None
+    mixture: str | None = None
+
+    @property
+    def label_parts(self) -> tuple[tuple[int | None, float], ...]:
+        """Its labels with their weights; None for no label."""
+        return label_parts(self.mixture) if self.mixture else ((self.label, 1.0),)
+
+    @property
+    def conditions(self) -> tuple[tuple[int | str | None, float], ...]:
+        """What the network is asked for: labels, or else prompts, with their weights."""
+        return prompt_parts(self.prompt) if self.label is None and self.prompt is not None else self.label_parts
+
+    @property
+    def targets(self) -> tuple[tuple[int | str | None, float], ...]:
+        """What the classifier is asked for: prompts, or else labels, with their weights."""
+        return self.label_parts if self.prompt is None else prompt_parts(self.prompt)
 
     @property
     def weights(self) -> str:
@@ -50,6 +68,8 @@ class Cell:
         """Where the image stands in the run directory."""
         prompt = "" if self.prompt_index is None else f"prompt{self.prompt_index:04d}"
         label = "" if self.label is None else f"label{self.label:04d}"
+        if self.mixture is not None:
+            label = "label" + "_".join(f"{part:04d}x{weight}" for part, weight in self.label_parts)
         condition = "_".join(filter(None, (prompt, label))) or "nolabel"
         return f"images/{self.weights}/{condition}/{self.seed:06d}.png"
 
@@ -115,16 +135,17 @@ def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
 
 
 def make_cells(
-    labels: Sequence[int | None],
+    labels: Sequence[int | str | None],
     seeds: Sequence[int],
     weights: Sequence[float],
     classifier_weights: Sequence[float | None] = (None,),
     prompts: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """The product, weights innermost: the weights of one (label, seed) share a batch."""
+    """The product, weights innermost: the weights of one (label, seed) share a batch. A label that is text is a mixture."""
     texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
-    product = itertools.product(texts, labels, seeds, weights, classifier_weights)
-    return [Cell(label, seed, w, wc, *text) for text, label, seed, w, wc in product]
+    names = [(main_label(label), label) if isinstance(label, str) else (label, None) for label in labels]
+    product = itertools.product(texts, names, seeds, weights, classifier_weights)
+    return [Cell(label, seed, w, wc, text, i, mixture) for (text, i), (label, mixture), seed, w, wc in product]
 
 
 @dataclass(frozen=True)
@@ -132,7 +153,7 @@ class Plan:
     """What to draw, as the lists whose product the cells are: small however many cells there are.
 
     Attributes:
-        labels: class ids; [None] where no label is given.
+        labels: class ids, or mixtures of them; [None] where no label is given.
         seeds: of every label.
         weights: of every sample.
         classifier_weights: of mode `both`; [None] elsewhere.
@@ -140,7 +161,7 @@ class Plan:
         grid: whether a grid of the weights is wanted.
     """
 
-    labels: Sequence[int | None]
+    labels: Sequence[int | str | None]
     seeds: Sequence[int]
     weights: Sequence[float]
     classifier_weights: Sequence[float | None] = (None,)
