@@ -20,7 +20,7 @@ def interval_factors(levels: Sequence[Level], interval: str | None) -> list[floa
     """1 where guidance is on, 0 where it is off.
 
     Args:
-        levels: alpha and sigma of each evaluation, from noise to image.
+        levels: alpha and sigma of each evaluation, from noise to image; none to look at the form alone.
         interval: `LO:HI` in sigma / alpha (EDM's sigma), on where LO < sigma / alpha <= HI, as in
             Kynkäänniemi et al. 2024 (arXiv 2404.07724, eq. 6), `inf` allowed; or `10%:60%` of the
             steps, on from the first to before the second, as the start and stop of diffusers' guiders.
@@ -47,7 +47,7 @@ def interval_factors(levels: Sequence[Level], interval: str | None) -> list[floa
         raise UsageError(
             f"--interval {interval}: give LOW:HIGH in sigma / alpha, such as 0.3:5, or of the steps, as 10%:60%."
         )
-    if not any(on):
+    if levels and not any(on):
         ratios = f"{noise_ratio(levels[-1]):.3g} to {noise_ratio(levels[0]):.3g}"
         raise UsageError(f"--interval {interval}: holds none of the {len(levels)} steps, whose sigma / alpha is {ratios}.")
     return [float(each) for each in on]
@@ -62,7 +62,7 @@ _SHAPES: dict[str, Shape] = {
     "constant": lambda p: 1,
     "linear": lambda p: p,
     "cosine": lambda p: 1 - math.cos(math.pi * p),
-    "sine": lambda p: 1 - math.sin(math.pi * p / 2),
+    "sine": lambda p: 1 + math.cos(math.pi * p),
     "v": lambda p: abs(1 - 2 * p),
     "lambda": lambda p: 1 - abs(1 - 2 * p),
 }
@@ -81,11 +81,11 @@ SCHEDULES = tuple(_SHAPES) + tuple(
 def schedule_factors(name: str | None, count: int) -> list[float]:
     """What multiplies w at each of `count` steps, with mean 1.
 
-    Taken at the middle of each step. `linear` and `cosine` rise from noise to image, `inverse-linear`
-    falls, `sine` falls, `v` and `lambda` fall and rise, `clamp-linear:A` and `clamp-cosine:A` rise from a
-    floor of A times their mean, and `power-cosine:A` bends the cosine: Wang et al. 2024 (arXiv
-    2404.13040, section 4), power-cosine after Gao et al. 2023 (2303.14389). `beta:A,B` is the density
-    of that distribution: Malarz et al. 2025 (2502.10574).
+    Taken at the middle of each step. `linear` and `cosine` rise from noise to image, `sine` and
+    `inverse-linear` fall, `v` falls and rises, `lambda` rises and falls, `clamp-linear:A` and
+    `clamp-cosine:A` rise from a floor of A times the mean before it, and `power-cosine:A` bends the
+    cosine: Wang et al. 2024 (arXiv 2404.13040, section 4), the last after Gao et al. 2023 (2303.14389).
+    `beta:A,B` is the density of that distribution: Malarz et al. 2025 (2502.10574).
 
     Args:
         name: one of `SCHEDULES`, with or without its numbers, maybe after `inverse-`; None: constant.
@@ -97,7 +97,9 @@ def schedule_factors(name: str | None, count: int) -> list[float]:
     asked = (name or "constant").lower()
     shape = _shape(asked.removeprefix("inverse-"), name)
     progress = [(i + 0.5) / count for i in range(count)]
-    return _mean_one([shape(1 - p if asked.startswith("inverse-") else p) for p in progress])
+    values = [shape(1 - p if asked.startswith("inverse-") else p) for p in progress]
+    scale = _scale(values, [1.0] * count, name)
+    return [value * scale for value in values]
 
 
 def _shape(asked: str, flag: str | None) -> Shape:
@@ -117,9 +119,12 @@ def _shape(asked: str, flag: str | None) -> Shape:
     return make(*numbers)
 
 
-def _mean_one(values: Sequence[float]) -> list[float]:
-    mean = math.fsum(values) / len(values)
-    return [value / mean for value in values]
+def _scale(values: Sequence[float], on: Sequence[float], name: str | None) -> float:
+    """What makes the mean of `values` 1 where guidance is on."""
+    total = math.fsum(value * each for value, each in zip(values, on, strict=True))
+    if not 0 < total < math.inf:
+        raise UsageError(f"--w-schedule {name}: is zero at each of the {len(values)} steps where guidance is on.")
+    return math.fsum(on) / total
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,10 @@ def make_pace(levels: Sequence[Level], interval: str | None, w_schedule: str | N
         UsageError: as these two.
     """
     on = interval_factors(levels, interval)
-    shape = [factor * each for factor, each in zip(schedule_factors(w_schedule, len(levels)), on, strict=True)]
-    scale = math.fsum(on) / math.fsum(shape)
-    return Pace(_gains(levels, method), tuple(each * scale for each in shape))
+    values = schedule_factors(w_schedule, len(levels))
+    scale = _scale(values, on, w_schedule)
+    factors = tuple(value * scale * each for value, each in zip(values, on, strict=True))
+    return Pace(_gains(levels, method), factors)
 
 
 def _gains(levels: Sequence[Level], method: Method) -> tuple[float, ...]:
