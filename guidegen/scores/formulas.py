@@ -99,7 +99,7 @@ def renorm(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *,
     arXiv 2505.14683), over the whole image as in diffusers' Z-Image pipeline.
 
     Args:
-        limit: the longest g, in lengths of c. Neutral: inf.
+        limit: the longest g, in lengths of c. Neutral: a large one.
     """
     guided = classifier_free(unconditional, conditional, w)
     return guided * (limit * norm(conditional) / norm(guided).clamp(min=_TINY)).nan_to_num(1).clamp(max=1)
@@ -113,7 +113,7 @@ def threshold(
     *,
     percentile: float = 0.995,
     limit: float = 1.0,
-    maximum: float = float("inf"),
+    maximum: float = 0.0,
 ) -> Tensor:
     """Draws the denoised estimate of u + w (c - u) back into range: clip(x0, -s, s) limit / s.
 
@@ -122,8 +122,9 @@ def threshold(
 
     Args:
         percentile: 0 to 1.
-        limit: the largest value of the data: 1 for pixels, about 4 for latents. Neutral: inf.
-        maximum: the largest s; `limit` makes it a plain clip, as diffusers' `sample_max_value` of 1 does.
+        limit: the largest value of the data: 1 for pixels, about 4 for latents. Neutral: a large one.
+        maximum: the largest s; 0 for any. The same as `limit` makes it a plain clip, as diffusers'
+            `sample_max_value` of 1 does.
     """
     guided = classifier_free(unconditional, conditional, w)
     if not step.has_x0:
@@ -131,7 +132,7 @@ def threshold(
     x0 = step.to_x0(guided)
     # image by image: torch.quantile refuses more than 16 million numbers at once
     s = torch.stack([torch.quantile(image, percentile) for image in x0.abs().flatten(1)])[:, None, None, None]
-    s = s.clamp(max=maximum).clamp(min=limit)
+    s = (s.clamp(max=maximum) if maximum else s).clamp(min=limit)
     inside = torch.maximum(torch.minimum(x0, s), -s)
     # by the change of x0, so that what is in range stays as it is to the last bit
     change = inside * torch.where(s > limit, limit / s, 1) - x0
@@ -153,13 +154,13 @@ def apg(
 
     d is c - u plus `momentum` times the d of the step before, shortened to `norm_threshold`, and split
     into what is orthogonal and parallel to c. Sadat et al. 2024 (arXiv 2410.02416, algorithm 1).
+    Neutral: eta = 1, norm_threshold = 0, momentum = 0.
 
     Args:
         eta: how much of the parallel part stays, 0 to 1.
         norm_threshold: the longest d over the whole image; 0 for any.
         momentum: negative pushes away from where the steps before went; 0 for none.
         space: x0 splits denoised estimates, as the paper; native splits predictions, as diffusers.
-            Neutral: eta = 1, norm_threshold = 0, momentum = 0.
     """
     denoised = space == "x0" and step.has_x0
     u, c = (step.to_x0(unconditional), step.to_x0(conditional)) if denoised else (unconditional, conditional)
@@ -224,7 +225,7 @@ def cfg_zero(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, 
 def tangential(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step) -> Tensor:
     """Keeps of u what lies along the main direction v of {c, u}: u' + w (c - u') with u' = <u, v> v.
 
-    v is the first right singular vector of the two. TCFG (Kwon et al. 2025, arXiv 2503.18137, eq. 10).
+    v is the first right singular vector of the two. TCFG (Kwon et al. 2025, arXiv 2503.18137).
     The 2x2 Gram matrix gives it without an SVD: with cos and sin of twice the angle of its main axis,
     u' = (sin c + (1 - cos) u) / 2. Neutral: none; u along c.
     """
@@ -240,7 +241,7 @@ def frequency(
 ) -> Tensor:
     """Guides the low frequencies less than the high ones: c + (w - 1) (d - (1 - low) lowpass(d)), d = c - u.
 
-    Frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithm 1): w is their w_high
+    Frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithm 2): w is their w_high
     and 1 + low (w - 1) their w_low, over a Laplacian pyramid (Burt & Adelson 1983).
 
     Args:
@@ -282,7 +283,7 @@ def magnitude(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step,
 def power(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, exponent: float = 0.9) -> Tensor:
     """Weighs the difference by its own length: c + (w - 1) |x0(c) - x0(u)|^exponent (c - u).
 
-    Power-law guidance (Pavasovic et al. 2025, arXiv 2502.07849, section 5) in its rescaled form, on the
+    Power-law guidance (Pavasovic et al. 2025, arXiv 2502.07849) in its rescaled form, on the
     length between the denoised estimates, which is the same in every prediction type. Tune w anew
     for every exponent and image size. A negative exponent divides by the length, as the normalisation
     in beta-CFG (Malarz et al. 2025, arXiv 2502.10574) does.
@@ -298,9 +299,9 @@ def power(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, 
 def renoising_gain(level: Level, following: Level) -> float:
     """What CFG++ multiplies w by: rho / (rho - rho'), rho = sigma / alpha now and rho' after the step.
 
-    CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2) guides the denoised estimate with a weight w
-    from 0 to 1 and adds the noise of the unconditional prediction. With x = x_t / alpha and eps the two
-    noises' predictions, a step of DDIM is x' = x0 + rho' eps, where x0 = x - rho eps:
+    CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2) guides the denoised estimate, with a weight
+    w from 0 to 1, and renoises it with the unconditional prediction. In x = x_t / alpha, and for
+    predictions of noise, DDIM goes from x to x0 + rho' eps with x0 = x - rho eps:
 
         CFG:    x' = x - (rho - rho') (u + w (c - u))
         CFG++:  x' = x - rho (u + w (c - u)) + rho' u  =  x - (rho - rho') (u + w rho / (rho - rho') (c - u))

@@ -39,8 +39,9 @@ class Method:
         name: of the flag.
         combine: the formula.
         line: what it does, in a few words.
-        formula: with u, c, w; plain text.
+        formula: plain text, in the terms of `SYMBOLS`.
         source: paper and equation.
+        changes: which part of u + w (c - u): one of `PARTS`; nothing for the plain one.
         linear: whether it is u + w (c - u) with some w, so that predictions of zero weight can be skipped
             also where a classifier is added to classifier-free guidance.
         gain: multiplies w at each step; None where w stays as it is.
@@ -51,6 +52,7 @@ class Method:
     line: str
     formula: str
     source: str
+    changes: str = ""
     linear: bool = False
     gain: Gain | None = None
 
@@ -70,6 +72,19 @@ class Method:
         return torch.where(w == 1, conditional, torch.where(w == 0, unconditional, guided))
 
 
+PARTS = {"w": "the weight", "difference": "the difference c - u", "u": "where it starts, u", "result": "the result"}
+"""What of u + w (c - u) a method changes."""
+SYMBOLS = {
+    "u, c": "the unconditional and the conditional prediction",
+    "d": "c - u",
+    "g": "u + w d",
+    "x0( )": "the denoised image that a prediction means",
+    "r": "sigma / alpha, r' after the step",
+    "s": "a percentile of |x0(g)|",
+    "v": "the main direction of u and c",
+}
+"""What the formulas of `METHODS` mean."""
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -85,8 +100,9 @@ METHODS: dict[str, Method] = {
             "cfg++",
             formulas.classifier_free,
             "guided image, unguided noise; w from 0 to 1; for ddim and euler",
-            "u + w r / (r - r') (c - u), r = sigma / alpha now, r' next",
+            "u + w r / (r - r') d",
             "Chung et al. 2024, arXiv 2406.08070, algorithm 2",
+            changes="w",
             linear=True,
             gain=formulas.renoising_gain,
         ),
@@ -94,71 +110,81 @@ METHODS: dict[str, Method] = {
             "rescale",
             formulas.rescale,
             "gives the guided prediction the spread of the conditional one",
-            "phi g std(c) / std(g) + (1 - phi) g, g = u + w (c - u)",
+            "phi g std(c) / std(g) + (1 - phi) g",
             "Lin et al. 2023, arXiv 2305.08891, eq. 15-16",
+            changes="result",
         ),
         Method(
             "renorm",
             formulas.renorm,
             "holds the guided prediction to the length of the conditional one",
-            "g min(1, limit |c| / |g|), g = u + w (c - u)",
+            "g min(1, limit |c| / |g|)",
             "Qin et al. 2025, arXiv 2503.21758; Deng et al. 2025, arXiv 2505.14683",
+            changes="result",
         ),
         Method(
             "threshold",
             formulas.threshold,
             "dynamic thresholding: draws the denoised image back into range",
-            "clip(x0(g), -s, s) limit / s, s a percentile of |x0(g)|, g = u + w (c - u)",
+            "clip(x0(g), -s, s) limit / s",
             "Saharia et al. 2022, arXiv 2205.11487, section 2.3",
+            changes="result",
         ),
         Method(
             "apg",
             formulas.apg,
             "takes out what lies along c and saturates; bounded, with momentum",
-            "c + (w - 1) (d_orth + eta d_par), d = c - u + momentum d_before",
+            "c + (w - 1) (d_orth + eta d_par)",
             "Sadat et al. 2024, arXiv 2410.02416, algorithm 1",
+            changes="difference",
         ),
         Method(
             "apg-mix",
             formulas.apg_mix,
             "weak plain guidance in the first steps, apg in the others",
-            "u + (1 + early (w - 1)) (c - u) up to a step, then apg",
+            "u + (1 + early (w - 1)) d, then apg",
             "HunyuanImage 2.1, Tencent 2025; Sadat et al. 2024, arXiv 2410.02416",
+            changes="difference",
         ),
         Method(
             "cfg-zero",
             formulas.cfg_zero,
             "fits u to c first; stands still in the first steps of a flow",
-            "s u + w (c - s u), s = <c, u> / |u|^2",
+            "f u + w (c - f u), f = <c, u> / |u|^2",
             "Fan et al. 2025, arXiv 2503.18886, section 4",
+            changes="u",
         ),
         Method(
             "tangential",
             formulas.tangential,
             "keeps of u what lies along the main direction v of u and c",
             "u' + w (c - u'), u' = <u, v> v",
-            "Kwon et al. 2025, arXiv 2503.18137, eq. 10",
+            "Kwon et al. 2025, arXiv 2503.18137",
+            changes="u",
         ),
         Method(
             "frequency",
             formulas.frequency,
             "guides low frequencies less: detail without saturation",
-            "c + (w - 1) (d - (1 - low) lowpass(d)), d = c - u",
-            "Sadat et al. 2025, arXiv 2506.19713, algorithm 1",
+            "c + (w - 1) (d - (1 - low) lowpass(d))",
+            "Sadat et al. 2025, arXiv 2506.19713, algorithm 2",
+            changes="difference",
         ),
         Method(
             "magnitude",
             formulas.magnitude,
             "weakens where the difference is large, so most at first",
-            "c + (w - 1) exp(-alpha |d| / |u|) d, d = c - u",
+            "c + (w - 1) exp(-alpha |d| / |u|) d",
             "Zhu et al. 2025, arXiv 2508.03442",
+            changes="w",
         ),
         Method(
             "power",
             formulas.power,
             "strengthens where the difference is large, so least at the end",
-            "c + (w - 1) |x0(c) - x0(u)|^exponent (c - u)",
-            "Pavasovic et al. 2025, arXiv 2502.07849, section 5",
+            "c + (w - 1) |x0(c) - x0(u)|^exponent d",
+            "Pavasovic et al. 2025, arXiv 2502.07849",
+            changes="w",
         ),
     )
 }
@@ -196,11 +222,12 @@ def _own_method(ref: str) -> Method:
     try:
         combine = read_own(file, name, object)
     except CheckpointError as error:
-        raise UsageError(f"--guidance {ref}: no Python file with a function {name} there.") from error
+        raise UsageError(f"--guidance {ref}: no Python file at {file}.") from error
     except Exception as error:
         raise UsageError(f"--guidance {ref}: {type(error).__name__}: {first_line(error)}") from error
     if not callable(combine):
-        raise UsageError(f"--guidance {ref}: {name} is a {type(combine).__name__}, not a function.")
+        found = "is not there" if combine is None else f"is a {type(combine).__name__}"
+        raise UsageError(f"--guidance {ref}: {name} {found}; it should be a function.")
     line = (inspect.getdoc(combine) or "of your own").splitlines()[0]
     method = Method(ref, combine, line, "", str(file))
     if missing := [name for name, default in method.options.items() if default is inspect.Parameter.empty]:
@@ -235,8 +262,8 @@ def _value(method: Method, name: str, text: str) -> Any:
             number: int | float = type(default)(text)
         except ValueError as error:
             raise UsageError(f"{flag}: give a {'whole ' * isinstance(default, int)}number.") from error
-        if math.isnan(number):
-            raise UsageError(f"{flag}: give a number.")
+        if not math.isfinite(number):
+            raise UsageError(f"{flag}: give a finite number.")
         return number
     if (words := choices(method, name)) and text not in words:
         raise UsageError(f"{flag}: give {' or '.join(words)}.")
@@ -250,7 +277,7 @@ def _try(method: Method, options: Mapping[str, Any]) -> None:
     given = " ".join(f"{name}={value}" for name, value in options.items())
     asked = f"--guidance {method.name}{' --guidance-opt ' * bool(given)}{given}"
     try:
-        guided = method(unconditional, conditional, torch.full((2, 1, 1, 1), 3.0), step, **options)
+        guided = method.combine(unconditional, conditional, torch.full((2, 1, 1, 1), 3.0), step, **options)
     except Exception as error:
         raise UsageError(f"{asked}: {type(error).__name__}: {first_line(error)}") from error
     if guided.shape != x_t.shape or guided.dtype != x_t.dtype:

@@ -22,7 +22,7 @@ def interval_factors(levels: Sequence[Level], interval: str | None) -> list[floa
     Args:
         levels: alpha and sigma of each evaluation, from noise to image; none to look at the form alone.
         interval: `LO:HI` in sigma / alpha (EDM's sigma), on where LO < sigma / alpha <= HI, as in
-            Kynkäänniemi et al. 2024 (arXiv 2404.07724, eq. 6), `inf` allowed; or `10%:60%` of the
+            Kynkäänniemi et al. 2024 (arXiv 2404.07724), `inf` allowed; or `10%:60%` of the
             steps, on from the first to before the second, as the start and stop of diffusers' guiders.
             None: on everywhere.
 
@@ -84,7 +84,7 @@ def schedule_factors(name: str | None, count: int) -> list[float]:
     Taken at the middle of each step. `linear` and `cosine` rise from noise to image, `sine` and
     `inverse-linear` fall, `v` falls and rises, `lambda` rises and falls, `clamp-linear:A` and
     `clamp-cosine:A` rise from a floor of A times the mean before it, and `power-cosine:A` bends the
-    cosine: Wang et al. 2024 (arXiv 2404.13040, section 4), the last after Gao et al. 2023 (2303.14389).
+    cosine: Wang et al. 2024 (arXiv 2404.13040), the last after Gao et al. 2023 (2303.14389).
     `beta:A,B` is the density of that distribution: Malarz et al. 2025 (2502.10574).
 
     Args:

@@ -291,8 +291,8 @@ def test_each_sample_apart_from_the_others(name: str) -> None:
 NEUTRAL: dict[str, dict[str, str]] = {
     "cfg++": {},
     "rescale": {"phi": "0"},
-    "renorm": {"limit": "inf"},
-    "threshold": {"limit": "inf"},
+    "renorm": {"limit": "1e9"},
+    "threshold": {"limit": "1e9"},
     "apg": {"eta": "1", "norm_threshold": "0", "momentum": "0"},
     "apg-mix": {"early": "1", "eta": "1", "norm_threshold": "0", "momentum": "0", "space": "x0"},
     "frequency": {"low": "1"},
