@@ -19,11 +19,11 @@ from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Weights, calls_per_step
+from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Mixture, Weights, calls_per_step
 from guidegen.scores.rows import FixedClassifier, FixedDenoiser
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[int]]]
+Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 
 
@@ -42,7 +42,7 @@ class Painter:
         condition: the network, and how it is told what to draw.
         decode: from what the network draws to images; None where it draws images.
         classifier: the classifier's gradient; None in modes without one.
-        target: a cell's label as the classifier counts it.
+        target: a cell's labels as the classifier counts them.
         scheduler: a diffusers scheduler.
         shape: (C, H, W) of what the network draws.
         mode: cfg, classifier, both or none.
@@ -58,7 +58,7 @@ class Painter:
     condition: Condition
     decode: Callable[[torch.Tensor], torch.Tensor] | None
     classifier: Classifier | None
-    target: Callable[[Cell], int]
+    target: Callable[[Cell], Mixture]
     scheduler: Any
     shape: tuple[int, int, int]
     mode: str
@@ -247,11 +247,11 @@ def _open_networks(
         encoder = PromptEncoder(checkpoint, network, negative_prompt, device, access)
 
         def text_networks(autocast: torch.dtype | None) -> _Networks:
-            def by_prompt(cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
-                prompts = list(dict.fromkeys(cell.prompt for cell in cells if cell.prompt is not None))
-                place = {prompt: i for i, prompt in enumerate(prompts)}
-                labels = [NULL if cell.prompt is None else place[cell.prompt] for cell in cells]
-                return TextDenoiser(compiled, kind, encoder(prompts), autocast), labels
+            def by_prompt(cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
+                texts = list(dict.fromkeys(str(text) for cell in cells for text, _ in cell.conditions if text is not None))
+                place: dict[Any, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
+                labels = [tuple((place[text], weight) for text, weight in cell.conditions) for cell in cells]
+                return TextDenoiser(compiled, kind, encoder(texts), autocast), labels
 
             null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
             return _Networks(by_prompt, null_denoiser, decode, encoder.is_cut)
@@ -266,21 +266,21 @@ def _open_networks(
     return label_networks
 
 
-def _by_label(denoiser: Denoiser, cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
-    return denoiser, [NULL if cell.label is None else cell.label for cell in cells]
+def _by_label(denoiser: Denoiser, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
+    return denoiser, [_label_ids(cell) for cell in cells]
 
 
-def _target(classifier: ClassifierInfo | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], int]:
-    """From a cell to its label as the classifier counts it: a zero-shot one counts texts."""
+def _label_ids(cell: Cell) -> Mixture:
+    return tuple((NULL if label is None else int(label), weight) for label, weight in cell.label_parts)
+
+
+def _target(classifier: ClassifierInfo | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], Mixture]:
+    """From a cell to its labels as the classifier counts them: a zero-shot one counts texts."""
     if classifier is None or not classifier.zero_shot:
-        return lambda cell: NULL if cell.label is None else cell.label
-    text_place = {text: i for i, text in enumerate(settings.classifier_texts or ())}
-    label_place = classifier.columns(checkpoint.labels)
-
-    def target(cell: Cell) -> int:
-        return label_place[cell.label] if cell.prompt is None and cell.label is not None else text_place[cell.prompt or ""]
-
-    return target
+        return _label_ids
+    place: dict[Any, int] = {text: i for i, text in enumerate(settings.classifier_texts or ())}
+    place |= classifier.columns(checkpoint.labels)  # label ids are no texts
+    return lambda cell: tuple((place["" if part is None else part], weight) for part, weight in cell.targets)
 
 
 def _columns(classifier: ClassifierInfo, checkpoint: Checkpoint, settings: Settings) -> dict[int, int]:
@@ -337,8 +337,14 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
 def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
     """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
     each = _cost_of_gradient(settings)
-    calls = (calls_per_step(Weights(*mode_weights(settings.mode, cell)), each) for cell in cells)
-    return sum(calls) * len(scheduler.timesteps)
+
+    def calls(cell: Cell) -> int:
+        labels, targets = (
+            tuple((i, weight) for i, (_, weight) in enumerate(some)) for some in (cell.conditions, cell.targets)
+        )
+        return calls_per_step(Weights(*mode_weights(settings.mode, cell)), each, labels, targets)
+
+    return sum(map(calls, cells)) * len(scheduler.timesteps)
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
@@ -361,7 +367,7 @@ def draw(
     painter: Painter,
     cells: Sequence[Cell],
     run: Run,
-    name_of: Callable[[int | None], str],
+    name_of: Callable[[Cell], str],
     batch_size: int,
     on_step: Callable[[int], None] | None = None,
     between: Callable[[], None] | None = None,
@@ -378,7 +384,7 @@ def draw(
         painter: the networks.
         cells: what to draw.
         run: where it goes.
-        name_of: label id -> name.
+        name_of: the name of a cell's label.
         batch_size: cells at once.
         on_step: called with the number of cells of the batch after each step.
         between: called between batches; what it raises ends the drawing with all before it saved.
@@ -504,7 +510,7 @@ class _Writer:
     handed over, also when the drawing ended in an error or a signal.
     """
 
-    def __init__(self, run: Run, name_of: Callable[[int | None], str]):
+    def __init__(self, run: Run, name_of: Callable[[Cell], str]):
         self._run, self._name_of = run, name_of
         self._jobs: queue.Queue[list[_Job] | None] = queue.Queue(maxsize=1)
         self._rows: queue.SimpleQueue[tuple[Cell, Row]] = queue.SimpleQueue()
@@ -550,7 +556,7 @@ class _Writer:
             try:
                 for job in jobs if self._error is None else ():
                     for cell in job.cells:
-                        row = self._run.write(cell, job.pixels, self._name_of(cell.label), job.calls, job.dtype)
+                        row = self._run.write(cell, job.pixels, self._name_of(cell), job.calls, job.dtype)
                         self._rows.put((cell, row))
             except BaseException as error:
                 self._error = error

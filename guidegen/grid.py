@@ -18,7 +18,7 @@ AXES = ("w", "label", "prompt", "seed", "w_classifier")
 """The axes that every run has; those of `--by` come on top."""
 _DOWN = ("run", "prompt", "label", "w_classifier", "w", "seed")
 """Their order down the page; other axes stand after these, next to the images that they tell apart."""
-_FACTS = ("file", "mode", "label_name", "prompt_index", "variant", "nfe", "sha256", "shape", "status", "dtype")
+_FACTS = ("file", "mode", "label_name", "mixture", "prompt_index", "variant", "nfe", "sha256", "shape", "status", "dtype")
 _LONGEST_NAME = 48  # letters of a prompt
 _GAP = 4
 _FONT = 16
@@ -93,7 +93,7 @@ def layout(
     tile = (width * scale, height * scale)
     told = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
     order = [axis for axis in dict.fromkeys((*rows, *_DOWN, *axes)) if axis in axes]
-    varying = {axis for axis in axes if len({cell.get(axis) for cell in cells}) > 1}
+    varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
     down = [axis for axis in order if axis not in column_axes]
     row_axes = tuple(axis for axis in down if axis == told or axis in varying) or ("seed",)
     if len(column_axes) > 1:
@@ -209,7 +209,8 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
 
 def title_of(settings: Mapping[str, Any], axes: Collection[str] = ()) -> str:
     """The line at the top of a grid: what was drawn with what, but for the axes, which are told elsewhere."""
-    words = [settings["model"], MODE_NAMES[settings["mode"]]]
+    words = [settings["model"]] * ("model" not in axes)
+    words += [MODE_NAMES[settings["mode"]]] * ("mode" not in axes)
     given = ("guidance", "interval", "w_schedule", "guide_model")
     words += [named(name, settings[name]) for name in given if settings.get(name) is not None and name not in axes]
     how = [value_name("scheduler", settings["scheduler"])] * ("scheduler" not in axes)
@@ -223,7 +224,7 @@ def page_names(count: int) -> list[str]:
 
 
 def _value(cell: Row, axis: str) -> Any:
-    value = cell.get(axis)
+    value = (axis == "label" and cell.get("mixture")) or cell.get(axis)
     return -1 if value is None else value
 
 

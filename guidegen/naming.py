@@ -12,7 +12,7 @@ MODE_NAMES = {
     "none": "no guidance",
 }
 _AXIS_NAMES = {"w_classifier": "classifier w", "w_guide": "guide w", "w_schedule": "w-schedule"}
-_BARE = ("mode", "model", "guidance", "run")  # values that are names of themselves
+_BARE = ("model", "guidance", "run")  # values that are names of themselves
 
 
 def axis_name(axis: str) -> str:

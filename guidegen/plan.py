@@ -7,12 +7,14 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from guidegen.errors import UsageError
+from guidegen.mixture import label_parts, main_label, prompt_parts
+from guidegen.naming import MODE_NAMES, named
 
 _T = TypeVar("_T")
 _MAX_LIST = 1_000_000
@@ -38,6 +40,7 @@ class Cell:
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
         prompt_index: its place among the prompts of the run, which names its folder.
+        mixture: several labels with a weight each, as `format_labels` writes them; `label` is then the main one.
         variant: its values along the axes of `--by`; they set it apart from the run's settings.
     """
 
@@ -47,7 +50,23 @@ class Cell:
     w_classifier: float | None = None
     prompt: str | None = None
     prompt_index: int | None = None
+    mixture: str | None = None
     variant: Variant = ()
+
+    @property
+    def label_parts(self) -> tuple[tuple[int | None, float], ...]:
+        """Its labels with their weights; None for no label."""
+        return label_parts(self.mixture) if self.mixture else ((self.label, 1.0),)
+
+    @property
+    def conditions(self) -> tuple[tuple[int | str | None, float], ...]:
+        """What the network is asked for: labels, or else prompts, with their weights."""
+        return prompt_parts(self.prompt) if self.label is None and self.prompt is not None else self.label_parts
+
+    @property
+    def targets(self) -> tuple[tuple[int | str | None, float], ...]:
+        """What the classifier is asked for: prompts, or else labels, with their weights."""
+        return self.label_parts if self.prompt is None else prompt_parts(self.prompt)
 
     @property
     def weights(self) -> str:
@@ -59,6 +78,8 @@ class Cell:
         """Where the image stands in the run directory."""
         prompt = "" if self.prompt_index is None else f"prompt{self.prompt_index:04d}"
         label = "" if self.label is None else f"label{self.label:04d}"
+        if self.mixture is not None:
+            label = "label" + "_".join(f"{part:04d}x{weight}" for part, weight in self.label_parts)
         condition = "_".join(filter(None, (prompt, label))) or "nolabel"
         folders = filter(None, ("images", variant_folder(self.variant), self.weights, condition))
         return f"{'/'.join(folders)}/{self.seed:06d}.png"
@@ -153,9 +174,34 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{some.get('guidance') or NEUTRAL['guidance']}.{option}"
         for some in settings
         for option in some.get("guidance_options") or {}
+        if option != "file"  # the hash of one's own, whose name is told
     ]
-    axes = dict.fromkeys(("model", "mode", "classifier", *VARIED, "guide_model", *options))
-    return [axis for axis in axes if len({axis_value(axis, some) for some in settings}) > 1]
+    axes = dict.fromkeys(("mode", "model", *VARIED, "guide_model", *options))
+    apart = [axis for axis in axes if len({axis_value(axis, some) for some in settings}) > 1]
+    judges = {some.get("classifier") for some in settings} - {None}  # a mode without one says so itself
+    return [*apart, *(["classifier"] if len(judges) > 1 else [])]
+
+
+def run_names(settings: Sequence[Mapping[str, Any]], folders: Sequence[str], told: Collection[str] = ()) -> list[str]:
+    """What tells runs apart: the mode and other settings, else their folders too.
+
+    Args:
+        settings: of each run.
+        folders: the name of each run's directory.
+        told: axes that are told elsewhere.
+    """
+    apart = [axis for axis in differences(settings) if axis not in told]
+    names = [_run_name(some, apart) for some in settings]
+    return [f"{name} ({folder})" if names.count(name) > 1 else name for name, folder in zip(names, folders, strict=True)]
+
+
+def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
+    """The mode if it is one of these axes or they say nothing, and the values along the others."""
+    values = [(axis, axis_value(axis, settings)) for axis in apart if axis != "mode"]
+    words = [named(axis, value) for axis, value in values if value is not None and value != NEUTRAL.get(axis)]
+    if "mode" in apart or not words:
+        words.insert(0, MODE_NAMES.get(settings["mode"], settings["mode"]))
+    return ", ".join(words)
 
 
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
@@ -166,16 +212,17 @@ def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
 
 
 def make_cells(
-    labels: Sequence[int | None],
+    labels: Sequence[int | str | None],
     seeds: Sequence[int],
     weights: Sequence[float],
     classifier_weights: Sequence[float | None] = (None,),
     prompts: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """The product, weights innermost: the weights of one (label, seed) share a batch."""
+    """The product, weights innermost: the weights of one (label, seed) share a batch. A label that is text is a mixture."""
     texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
-    product = itertools.product(texts, labels, seeds, weights, classifier_weights)
-    return [Cell(label, seed, w, wc, *text) for text, label, seed, w, wc in product]
+    names = [(main_label(label), label) if isinstance(label, str) else (label, None) for label in labels]
+    product = itertools.product(texts, names, seeds, weights, classifier_weights)
+    return [Cell(label, seed, w, wc, text, i, mixture) for (text, i), (label, mixture), seed, w, wc in product]
 
 
 @dataclass(frozen=True)
@@ -183,7 +230,7 @@ class Plan:
     """What to draw, as the lists whose product the cells are: small however many cells there are.
 
     Attributes:
-        labels: class ids; [None] where no label is given.
+        labels: class ids, or mixtures of them; [None] where no label is given.
         seeds: of every label.
         weights: of every sample.
         classifier_weights: of mode `both`; [None] elsewhere.
@@ -195,7 +242,7 @@ class Plan:
         rows: axes down the grid, before those that are not named.
     """
 
-    labels: Sequence[int | None]
+    labels: Sequence[int | str | None]
     seeds: Sequence[int]
     weights: Sequence[float]
     classifier_weights: Sequence[float | None] = (None,)
@@ -216,7 +263,7 @@ class Plan:
         if self.own_weights is None:
             return self.weights
         axis, weights = self.own_weights
-        return [weights[list(dict(self.by)[axis]).index(dict(variant)[axis])]]
+        return [weights[dict(self.by)[axis].index(dict(variant)[axis])]]
 
     def cells(self, shard: Shard | None = None) -> list[Cell]:
         """All cells, or those of one shard: a pure function of the plan.
@@ -248,8 +295,12 @@ def read_plan(data: Mapping[str, Any]) -> Plan:
     Raises:
         TypeError, ValueError, KeyError: it is none.
     """
-    by = [(str(axis), list(values)) for axis, values in data.get("by", ())]
-    return Plan(**{**data, "seeds": parse_seeds(data["seeds"]), "by": by})
+    by = tuple((str(axis), tuple(values)) for axis, values in data.get("by", ()))
+    axes = {"by": by, "columns": tuple(data.get("columns", ())), "rows": tuple(data.get("rows", ()))}
+    if data.get("own_weights"):
+        axis, weights = data["own_weights"]
+        axes["own_weights"] = (str(axis), tuple(weights))
+    return Plan(**{**data, "seeds": parse_seeds(data["seeds"]), **axes})
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ class Run:
         }
         if cell.w_classifier is not None:
             row["w_classifier"] = cell.w_classifier
+        if cell.mixture is not None:
+            row["mixture"] = cell.mixture
         row |= dict(cell.variant)
         if dtype is not None:
             row["dtype"] = dtype

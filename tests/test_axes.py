@@ -68,8 +68,8 @@ def run(swept: Path, tmp_path: Path) -> Path:
 
 # --- plans
 
-PLAN = Plan([3, 1], [0, 1, 5], [0.0, 3.0], grid=True, by=[("guidance", ["cfg", "apg"]), ("steps", [10, 20])])
-OWN = Plan([3], [0, 1], [3.0, 0.6], by=[("guidance", ["cfg", "cfg++"])], own_weights=("guidance", [3.0, 0.6]))
+PLAN = Plan([3, 1], [0, 1, 5], [0.0, 3.0], grid=True, by=(("guidance", ("cfg", "apg")), ("steps", (10, 20))))
+OWN = Plan([3], [0, 1], [3.0, 0.6], by=(("guidance", ("cfg", "cfg++")),), own_weights=("guidance", (3.0, 0.6)))
 
 
 def test_cells_are_the_exact_product() -> None:
@@ -85,8 +85,8 @@ def test_cells_are_the_exact_product() -> None:
 @pytest.mark.parametrize("plan", [PLAN, OWN])
 def test_plan_with_axes_survives_json_and_is_parted_into_shards(plan: Plan) -> None:
     again = read_plan(json.loads(json.dumps(plan.as_json())))
+    assert again == plan
     assert again.cells() == plan.cells()
-    assert again.as_json() == plan.as_json()
     shards = [plan.cells(Shard(i, 3)) for i in range(3)]
     assert sorted(cell.file for shard in shards for cell in shard) == sorted(cell.file for cell in plan.cells())
     of = {(cell.variant, cell.label, cell.seed): i for i, shard in enumerate(shards) for cell in shard}
@@ -346,12 +346,14 @@ def test_several_runs_stand_in_one_grid(with_null: Path, swept: Path, tmp_path: 
     (cells,) = [json.loads(Image.open("both.png").text["guidegen"])["runs"]]  # type: ignore[attr-defined]
     assert [one["mode"] for one in cells] == ["cfg", "classifier"]
     assert both.shape[1] > 3 * 96
-    for folder, w, column in (("a", 0.0, 0), ("a", 3.0, 1), ("b", 2.0, 2)):
+    found = []
+    for folder, w in (("a", 0.0), ("a", 3.0), ("b", 2.0)):
         tile = pixels(tmp_path / folder / f"images/w{w}/label0001/000000.png")
         large = tile.repeat(12, 0).repeat(12, 1)
         windows = np.lib.stride_tricks.sliding_window_view(both[-112:-16], (96, 96, 3))[0, :, 0]
         places = [x for x, window in enumerate(windows) if np.array_equal(window, large)]
         assert len(places) == 1, (folder, w)
-        assert both.shape[1] - places[0] in range((3 - column) * 96, (4 - column) * 130), "in this order"
+        found += places
+    assert found == sorted(found), "in this order"
     call("grid", "a", swept, "-o", "more.png")
     assert "name its file" in str(call("grid", "a", "b", code=2).exception)

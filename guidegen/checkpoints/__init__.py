@@ -183,10 +183,10 @@ class Checkpoint:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
         needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
         if needs_null and self.conditional and not self.has_null:
-            alone = " --mode both --w 1 adds a classifier to its conditional score." if mode != "cfg" else ""
+            alone = ". --mode both --w 1 adds a classifier to its conditional score" if mode != "cfg" else ""
             return (
                 "the model has no null label, so it has no unconditional score to guide from. "
-                f"If it was trained with one, name it: --null-label ID.{alone}"
+                f"If it was trained with one, name it: --null-label ID{alone}"
             )
         if mode in ("classifier", "both") and not classifier:
             return "there is no classifier. Name one: --classifier ID|DIR"

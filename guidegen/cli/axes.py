@@ -108,8 +108,8 @@ class Varied:
         base: the settings of the run.
     """
 
-    by: list[tuple[str, list[Any]]]
-    own_weights: tuple[str, list[float]] | None
+    by: tuple[tuple[str, tuple[Any, ...]], ...]
+    own_weights: tuple[str, tuple[float, ...]] | None
     looks: dict[Variant, Any]
     base: Settings
 
@@ -143,11 +143,11 @@ def vary(
         looks[variant] = seen
         for name, value in variant:
             values[name] += [value] if value not in values[name] else []
-    own = next(((axis.name, axis.weights) for axis in axes if axis.weights), None)
+    own = next(((axis.name, tuple(axis.weights)) for axis in axes if axis.weights), None)
     if own and len(values[own[0]]) < len(own[1]):
         raise UsageError(f"--by {axis_name(own[0])}: two of its values are the same, and have weights of their own.")
     base = _base([settings for settings, _ in looks.values()], axes, scheduler, steps)
-    return Varied(list(values.items()), own, looks, base)
+    return Varied(tuple((name, tuple(some)) for name, some in values.items()), own, looks, base)
 
 
 def _look(

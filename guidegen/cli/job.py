@@ -25,6 +25,7 @@ from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.mixture import has_weights, label_parts, prompt_parts
 from guidegen.naming import axis_name, describe, named
 from guidegen.plan import (
     Cell,
@@ -34,6 +35,7 @@ from guidegen.plan import (
     Variant,
     digest,
     fingerprint,
+    make_cells,
     mode_weights,
     parse_seeds,
     parse_shard,
@@ -108,7 +110,7 @@ class Job:
         flags: as given.
         checkpoint: what will be drawn from.
         judge: the classifier that guides; None in modes without one.
-        name_of: label id -> name.
+        name_of: the name of a cell's label.
         plan: what the run is to hold.
         shard: which part of it this process draws; None for all.
         cells: what this process draws.
@@ -122,7 +124,7 @@ class Job:
     flags: Flags
     checkpoint: Checkpoint
     judge: ClassifierInfo | None
-    name_of: Callable[[int | None], str]
+    name_of: Callable[[Cell], str]
     plan: Plan
     shard: Shard | None
     cells: list[Cell]
@@ -159,23 +161,21 @@ def plan_job(flags: Flags) -> Job:
         UsageError: something that cannot be served; nothing was written.
         CheckpointError: a checkpoint that cannot be opened.
     """
-    ws = (
-        parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
-        if flags.sweep
-        else [parse_weight("3.0" if flags.w is None else flags.w)]
-    )
     wcs = _classifier_weights(flags)
     seeds = _seeds(flags)
     _check_sweep(flags)
     _check_numbers(flags)
     axes = parse_by(flags.by or [])
-    for axis in axes:
-        ws = list(dict.fromkeys(axis.weights or ws))
+    own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
-    checkpoint, judge = _open(flags, needs_null=any(w != 1 for w in ws))
+    checkpoint, judge = _open(flags, needs_null=any(w != 1 for w in own_weights or parse_weights(flags.w or "0")))
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
     prompts = _prompts(flags, checkpoint, judge)
     labels = _labels(flags, checkpoint, judge, known, prompts)
+    mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
+    ws = list(dict.fromkeys(own_weights)) or _weights(flags, mixed)
+    if mixed and (reason := checkpoint.refusal(flags.mode, judge is not None, needs_null=True)):
+        raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
     from guidegen import engine  # torch, from here on
@@ -196,20 +196,23 @@ def plan_job(flags: Flags) -> Job:
             f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
         )
 
-    def name_of(label: int | None) -> str:
-        return "" if label is None else known.name(label)
+    def name_of(cell: Cell) -> str:
+        if cell.mixture is None:
+            return "" if cell.label is None else known.name(cell.label)
+        return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
     settings = varied.base
     job = Job(flags, checkpoint, judge, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
     pages = None
     if flags.sweep:
         whole = plan.cells() if shard else cells
-        facts = [{**asdict(cell), "label_name": name_of(cell.label), **dict(cell.variant)} for cell in whole]
+        facts = [{**asdict(cell), "label_name": name_of(cell), **dict(cell.variant)} for cell in whole]
         pages = grid.layout(facts, checkpoint.size, columns, title=job.title, rows=rows)
         if output.one_image:
             output.check_grid(len(pages.pages), pages.size(), len(cells))
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
-    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, drawn, [name_of(i) for i in labels])
+    names = list(dict.fromkeys(map(name_of, make_cells(labels, seeds[:1], ws[:1]))))
+    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, drawn, names)
     name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
     return replace(job, pages=None if shard else pages, output=output.named(name))
 
@@ -429,7 +432,7 @@ def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
 
 def _tell_cut_prompts(painter: Painter, cells: Sequence[Cell]) -> None:
     for prompt in dict.fromkeys(cell.prompt for cell in cells):
-        if prompt is not None and painter.is_cut is not None and painter.is_cut(prompt):
+        if prompt is not None and painter.is_cut and any(painter.is_cut(text) for text, _ in prompt_parts(prompt)):
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
@@ -532,7 +535,16 @@ def _texts(
         return None
     if prompts is None:
         return label_texts(checkpoint.labels)
-    return list(dict.fromkeys([*prompts, flags.negative_prompt or ""]))
+    return list(
+        dict.fromkeys([*(text for prompt in prompts for text, _ in prompt_parts(prompt)), flags.negative_prompt or ""])
+    )
+
+
+def _weights(flags: Flags, mixed: bool) -> list[float]:
+    """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
+    if flags.sweep:
+        return parse_weights(flags.w or "0,1,2,4,8")
+    return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
 
 
 def _classifier_weights(flags: Flags) -> list[float] | list[None]:
@@ -582,8 +594,8 @@ def _check_numbers(flags: Flags) -> None:
 
 def _labels(
     flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, known: Labels, prompts: list[str] | None
-) -> list[int] | list[None]:
-    """Label ids that are asked for; [None] where none is needed."""
+) -> list[int | str] | list[None]:
+    """Label ids and mixtures of them that are asked for; [None] where none is needed."""
     if not flags.label:
         if not _needs_label(flags.mode, checkpoint, judge, prompts):
             return [None]
@@ -594,7 +606,8 @@ def _labels(
         takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
-    missing = [i for i in ids if judge is not None and prompts is None and i not in judge.columns(known)]
+    single = [part for label in ids for part in ([label] if isinstance(label, int) else dict(label_parts(label)))]
+    missing = [i for i in single if judge is not None and prompts is None and i not in judge.columns(known)]
     if missing and judge is not None:
         raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {judge.ref} does not know it.")
     return ids

@@ -17,7 +17,7 @@ from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.job import draw_grid
 from guidegen.errors import UsageError
-from guidegen.plan import Plan, axis_value, differences
+from guidegen.plan import Plan, differences, run_names
 from guidegen.run import Row, read_plans, read_rows, read_run, with_axes
 
 
@@ -204,14 +204,12 @@ def _plan_with_grid(run: Path, about: Mapping[str, Any]) -> Plan | None:
 
 
 def _side_by_side(runs: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
-    """Rows of all runs, with what tells the runs apart as axes, and the axes that are not the same in all of them."""
+    """Rows of all runs, named by what tells the runs apart, and the axes that are not the same in all rows."""
     rows_of = [read_rows(run) for run in runs]
-    swept = dict.fromkeys(axis for rows in rows_of for row in rows for axis in grid.axes_of([row]) if axis not in grid.AXES)
-    apart = differences(settings)
-    axes = list(dict.fromkeys((*apart, *swept)))
-    named = len({tuple(axis_value(axis, some) for axis in apart) for some in settings}) == len(runs)
+    swept = dict.fromkeys(axis for rows in rows_of for axis in grid.axes_of(rows) if axis not in grid.AXES)
+    names = run_names(settings, [run.resolve().name for run in runs], swept)
     cells: list[Row] = []
-    for run, some, rows in zip(runs, settings, rows_of, strict=True):
-        name = {} if named else {"run": run.resolve().name}
-        cells += [row | name | {"file": str(run.resolve() / row["file"])} for row in with_axes(rows, some, axes)]
-    return cells, axes
+    for run, some, rows, name in zip(runs, settings, rows_of, names, strict=True):
+        whose = {"run": name} if len(runs) > 1 else {}
+        cells += [row | whose | {"file": str(run.resolve() / row["file"])} for row in with_axes(rows, some, swept)]
+    return cells, [*swept, *differences(settings)]

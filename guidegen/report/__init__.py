@@ -22,7 +22,7 @@ from guidegen.grid import axes_of
 from guidegen.metrics import title_of
 from guidegen.naming import axis_name, value_name
 from guidegen.plan import NEUTRAL
-from guidegen.report.series import Series, about_series, make_series, run_names, shown
+from guidegen.report.series import Series, about_series, make_series, names_of, shown
 from guidegen.run import Row, read_rows, with_axes
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
@@ -149,7 +149,7 @@ def _data(
 ) -> dict[str, Any]:
     series = make_series([run for run in runs if run[1]])
     axis = _axis([drawn for drawn, _ in runs], series)
-    names = run_names([drawn for drawn, _ in runs])
+    names = names_of([drawn for drawn, _ in runs])
     described = [_run(drawn, name, axis, images) for (drawn, _), name in zip(runs, names, strict=True)]
     largest = max(max(row["shape"][:2]) for drawn, _ in runs for row in drawn.rows)
     settings = runs[0][0].about["settings"]
@@ -240,7 +240,7 @@ def _flags(row: Row) -> list[str]:
         option = axis.rpartition(".")
         flags += ["--guidance-opt", f"{option[2]}={value}"] if option[0] else [f"--{axis.replace('_', '-')}", str(value)]
     if row["label"] is not None:
-        flags += ["--label", str(row["label"])]
+        flags += ["--label", str(row.get("mixture") or row["label"])]
     if row["prompt"] is not None:
         flags += ["--prompt", row["prompt"]]
     return [*flags, "--seed", str(row["seed"])]

@@ -8,8 +8,8 @@ from typing import Any
 
 from guidegen.evaluation import Drawn, key_of, sortable
 from guidegen.metrics import METRICS, Metric
-from guidegen.naming import MODE_NAMES, describe, named
-from guidegen.plan import NEUTRAL, axis_value, differences
+from guidegen.naming import describe
+from guidegen.plan import run_names
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Series:
 
 def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> list[Series]:
     """The lines of several runs, over w, or over the first other number that varies where w does not."""
-    names = run_names([drawn for drawn, _ in runs])
+    names = names_of([drawn for drawn, _ in runs])
     found = []
     for index, (drawn, rows) in enumerate(runs):
         axis = _along(drawn, rows)
@@ -80,24 +80,10 @@ def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> li
     return found
 
 
-def run_names(drawn: Sequence[Drawn]) -> list[str]:
-    """What tells the runs apart: the mode and other settings, else the folder too."""
-    swept = {axis for run in drawn for axis in run.axes}
-    settings = [run.about["settings"] for run in drawn]
-    names = [_run_name(some, [axis for axis in differences(settings) if axis not in swept]) for some in settings]
-    return [
-        f"{name} ({run.folder.resolve().name})" if names.count(name) > 1 else name
-        for name, run in zip(names, drawn, strict=True)
-    ]
-
-
-def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
-    """The mode if it is one of these axes or they say nothing, and the values along the others."""
-    values = [(axis, axis_value(axis, settings)) for axis in apart if axis != "mode"]
-    words = [named(axis, value) for axis, value in values if value is not None and value != NEUTRAL.get(axis)]
-    if "mode" in apart or not words:
-        words.insert(0, MODE_NAMES.get(settings["mode"], settings["mode"]))
-    return ", ".join(words)
+def names_of(runs: Sequence[Drawn]) -> list[str]:
+    """What tells the runs apart."""
+    swept = {axis for run in runs for axis in run.axes}
+    return run_names([run.about["settings"] for run in runs], [run.folder.resolve().name for run in runs], swept)
 
 
 def shown(series: Sequence[Series]) -> list[Metric]:
