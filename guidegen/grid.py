@@ -73,8 +73,8 @@ def layout(
     Args:
         cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps others of `AXES` and axes of `--by`.
         shape: (height, width) of one image.
-        columns: the axes across; of several, those combinations that there are. None given: w, and with it
-            the axis that w is bound to, where each of its values has a w of its own.
+        columns: the axes across; of several, those combinations that there are. None given: w; where it is one
+            number, the first axis of `--by`; where each value of such an axis has a w of its own, both.
         scale: whole enlargement; None makes small images about 96 pixels wide.
         title: the line at the top, which the grid is made wide enough for; axes that do not vary join it.
         rows: the axes down, outermost first; those that are not named follow.
@@ -134,17 +134,20 @@ def check_axes(flag: str, given: Sequence[str], axes: Sequence[str]) -> tuple[st
 
 
 def _across(cells: Sequence[Row], axes: Sequence[str]) -> tuple[str, ...]:
-    """w; before it the other runs and methods whose values have a w each, which is then no axis of its own."""
+    """w, or what varies in its stead; before it the runs, or the axes whose values have a w each."""
     if any("run" in cell for cell in cells):
-        return tuple(axis for axis in axes if axis not in ("label", "prompt", "seed"))
-    weights: dict[tuple[str, Any], set[Any]] = {}
-    for cell in cells:
-        for axis in axes:
-            if axis not in AXES:
-                weights.setdefault((axis, cell.get(axis)), set()).add(cell["w"])
-    bound = {axis for axis, _ in weights if all(len(ws) == 1 for (other, _), ws in weights.items() if other == axis)}
-    single = len({cell["w"] for cell in cells}) == 1
-    return ("w",) if single or not bound else (*sorted(bound, key=list(axes).index), "w")
+        by = [axis for axis in axes if axis not in (*AXES, "run")]
+        return ("run", *by, *(axis for axis in ("w_classifier", "w_guide", "w") if axis in axes))
+    by = [axis for axis in axes if axis not in AXES and len({cell.get(axis) for cell in cells}) > 1]
+    if by and len({cell["w"] for cell in cells}) == 1:
+        return (by[0],)
+    return (*(axis for axis in by if _binds_w(axis, cells)), "w")
+
+
+def _binds_w(axis: str, cells: Sequence[Row]) -> bool:
+    """Whether each value along an axis has one w."""
+    pairs = {(cell.get(axis), cell["w"]) for cell in cells}
+    return len(pairs) == len({value for value, _ in pairs})
 
 
 def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> dict[tuple[Any, ...], str]:
