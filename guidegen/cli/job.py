@@ -24,6 +24,7 @@ from guidegen.cli import console, options
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.mixture import has_weights, label_parts, prompt_parts
+from guidegen.model import own_sha256, split_own
 from guidegen.plan import (
     Cell,
     Plan,
@@ -72,6 +73,10 @@ class Flags:
     size: str | None
     offline: bool
     allow_pickle: bool
+    guidance: str | None
+    guidance_opt: list[str] | None
+    interval: str | None
+    w_schedule: str | None
     steps: int | None
     scheduler: str | None
     eta: float | None
@@ -195,7 +200,11 @@ def plan_job(flags: Flags) -> Job:
             judge and judge.config,
             judge and judge.preprocessor,
         ),
+        interval=flags.interval,
+        w_schedule=flags.w_schedule,
+        **_guidance(flags),
     )
+    engine.plan_guidance(settings, scheduler)
 
     def name_of(cell: Cell) -> str:
         if cell.mixture is None:
@@ -436,6 +445,31 @@ def _gradient(flags: Flags, judge: ClassifierInfo | None) -> str | None:
     if flags.classifier_gradient is not None:
         raise UsageError("--classifier-gradient is for classifiers of denoised images; this one reads x_t itself.")
     return None
+
+
+def _guidance(flags: Flags) -> dict[str, Any]:
+    """The method and its options, as the settings have them: nothing for the plain one.
+
+    Raises:
+        UsageError: no such method or option, or a mode that guides nothing.
+    """
+    from guidegen.engine import FILE_SHA256
+    from guidegen.scores.methods import find_method
+
+    if flags.mode == "none" and (flags.guidance or flags.guidance_opt or flags.interval or flags.w_schedule):
+        raise UsageError(
+            "--guidance, --interval and --w-schedule are for guided modes; --mode none draws the network as it is."
+        )
+    words = [word.partition("=") for word in flags.guidance_opt or ()]
+    if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
+        raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
+    ref = flags.guidance or "cfg"
+    method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
+    if method.name == "cfg":
+        return {}
+    if split_own(ref):
+        options |= {FILE_SHA256: own_sha256(ref)}
+    return {"guidance": method.name, "guidance_options": options or None}
 
 
 def _prompts(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None) -> list[str] | None:

@@ -383,6 +383,8 @@ class Guide:
                 return prediction
             before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
             return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
+        if gradient is None and not layout.mixed:
+            return null
         total = layout.w + layout.w_classifier
         total = torch.where(total == 0, torch.ones_like(total), total)
         if gradient is not None:
@@ -392,7 +394,7 @@ class Guide:
             label_part = classifier_free(u, conditional.index_select(0, some), w)
             conditional = conditional.index_copy(0, some, classifier_guided(label_part, gradient, w_classifier, level, kind))
         step = Step(x_t, level, kind, index, self.steps, self._memory)
-        return self.method.combine(null, conditional, total, step)
+        return self.method(null, conditional, total, step)
 
 
 def cost_with(method: Method, cost: Cost) -> Cost:
