@@ -376,15 +376,15 @@ class Guide:
         level: Level,
         index: int,
     ) -> Tensor:
+        if gradient is None and not layout.mixed:
+            return null
         kind, some = self.denoiser.prediction_type, layout.guided
         if self.method.linear:
-            prediction = self.method.combine(null, conditional, layout.w) if layout.mixed else null
+            prediction = self.method.combine(null, conditional, layout.w)
             if gradient is None:
                 return prediction
             before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
             return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
-        if gradient is None and not layout.mixed:
-            return null
         total = layout.w + layout.w_classifier
         total = torch.where(total == 0, torch.ones_like(total), total)
         if gradient is not None:
