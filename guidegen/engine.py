@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +17,16 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
 from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
-from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8, without_clip
+from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Mixture, Weights, calls_per_step
+from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Mixture, Weights, calls_per_step, cost_with
+from guidegen.scores.methods import METHODS, Method, find_method
 from guidegen.scores.rows import FixedClassifier, FixedDenoiser
+from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+FILE_SHA256 = "file_sha256"
+"""The option under which the settings keep what a method of one's own was."""
 Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 
@@ -53,6 +57,8 @@ class Painter:
         in_fp32: the same networks without autocast; None where there is none.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
+        method: how predictions are combined, its options filled in.
+        pace: how strongly at each step; None for the same at all.
     """
 
     condition: Condition
@@ -69,6 +75,8 @@ class Painter:
     in_fp32: Painter | None = None
     fixed_rows: int | None = None
     clip: float | None = None
+    method: Method = METHODS["cfg"]
+    pace: Pace | None = None
 
     def paint(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -92,6 +100,8 @@ class Painter:
             seeds,
             steps=len(self.scheduler.timesteps),
             clip=self.clip,
+            method=self.method,
+            pace=self.pace.weights if self.pace else None,
         )
         drawn = sample(guide, self.scheduler, seeds, self.shape, self.steps, self.eta, self.device, on_step)
         if tally is not None:
@@ -179,6 +189,7 @@ def open_painters(
 
     def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
         networks = networks_in(autocast)
+        method, pace = plan_guidance(settings, scheduler)
         return Painter(
             networks.condition,
             networks.decode,
@@ -193,6 +204,8 @@ def open_painters(
             networks.is_cut,
             fixed_rows=fixed_rows,
             clip=clip,
+            method=method,
+            pace=pace,
         )
 
     def painter_for(settings: Settings, scheduler: Any) -> Painter:
@@ -334,17 +347,35 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
     return scheduler
 
 
+def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
+    """The method with its options filled in, and how strongly it acts at each step of the scheduler.
+
+    Raises:
+        UsageError: no such method, option, interval or schedule.
+    """
+    given = {name: str(value) for name, value in (settings.guidance_options or {}).items() if name != FILE_SHA256}
+    method, options = find_method(settings.guidance or "cfg", given)
+    pace = make_pace(noise_levels(scheduler), settings.interval, settings.w_schedule, method)
+    return replace(method, combine=partial(method.combine, **options)) if options else method, pace
+
+
 def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
     """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
-    each = _cost_of_gradient(settings)
+    method, pace = plan_guidance(settings, scheduler)
+    each = cost_with(method, _cost_of_gradient(settings))
 
-    def calls(cell: Cell) -> int:
-        labels, targets = (
-            tuple((i, weight) for i, (_, weight) in enumerate(some)) for some in (cell.conditions, cell.targets)
-        )
-        return calls_per_step(Weights(*mode_weights(settings.mode, cell)), each, labels, targets)
+    @cache
+    def calls(weights: Weights, labels: Mixture, targets: Mixture) -> int:
+        steps = range(len(scheduler.timesteps))
+        return sum(calls_per_step(pace.weights(index, weights), each, labels, targets) for index in steps)
 
-    return sum(map(calls, cells)) * len(scheduler.timesteps)
+    def numbered(parts: Sequence[tuple[Any, float]]) -> Mixture:
+        return tuple((i, weight) for i, (_, weight) in enumerate(parts))
+
+    return sum(
+        calls(Weights(*mode_weights(settings.mode, cell)), numbered(cell.conditions), numbered(cell.targets))
+        for cell in cells
+    )
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:

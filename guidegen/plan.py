@@ -127,7 +127,7 @@ class Settings:
         classifier_texts: what a zero-shot classifier tells apart; None elsewhere.
         config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
         guidance: name of the method, or path/to/file.py:Name; None for plain guidance.
-        guidance_options: its options that were given, and the sha256 of a file of one's own as `file`.
+        guidance_options: its options that were given, and the sha256 of a file of one's own as `file_sha256`.
         interval: where guidance is on, as `--interval` takes it; None everywhere.
         w_schedule: how the weight goes over the steps; None for a constant one.
         guide_model: name of the weaker model of autoguidance; None without.
@@ -174,7 +174,7 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{some.get('guidance') or NEUTRAL['guidance']}.{option}"
         for some in settings
         for option in some.get("guidance_options") or {}
-        if option != "file"  # the hash of one's own, whose name is told
+        if option != "file_sha256"  # the hash of one's own, whose name is told
     ]
     axes = dict.fromkeys(("mode", "model", *VARIED, "guide_model", *options))
     apart = [axis for axis in axes if len({axis_value(axis, some) for some in settings}) > 1]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from guidegen.cli import app
 from guidegen.errors import UsageError
 from guidegen.scores.diffusion import Level
+from guidegen.scores.guidance import Weights
 from guidegen.scores.methods import METHODS, PARTS, Step, choices, find_method
 from guidegen.scores.schedule import SCHEDULES, Pace, interval_factors, make_pace, schedule_factors
 
@@ -229,21 +230,29 @@ def test_pace_spends_the_same_weight_inside_the_interval() -> None:
             pace = make_pace(LEVELS, interval, name, METHODS["cfg"])
             assert all((factor > 0) <= (flag > 0) for factor, flag in zip(pace.factors, inside, strict=True))
             assert math.fsum(pace.factors) / sum(inside) == pytest.approx(1, abs=1e-12)
-            w = [pace.at(i, 6.0, 3.0, 2.0) for i in range(10) if inside[i]]
+            w = [pace.weights(i, Weights(6.0, 3.0, 2.0)) for i in range(10) if inside[i]]
             assert [math.fsum(each) / len(w) for each in zip(*w, strict=True)] == pytest.approx([6.0, 3.0, 2.0])
 
 
 def test_weights_of_a_step() -> None:
     pace = Pace(gains=(1.0, 1.0, 1.0, 4.0), factors=(0.0, 1.0, 1.5, 0.5))
-    assert pace.at(0, 7.0, 5.0, 3.0) == (1.0, 0.0, 1.0)  # off: the conditional model, no gradient, no guide model
-    assert pace.at(1, 7.3, 5.1, 3.7) == (7.3, 5.1, 3.7)  # on: to the last bit
-    assert pace.at(2, 7.0, 5.0, 3.0) == (10.0, 7.5, 4.0)
-    assert pace.at(3, 7.0, 5.0, 3.0) == (1 + 27 / 2, 10.0, 2.0)  # w and w_classifier times 4 first, w_guide not
+    assert pace.weights(0, Weights(7.0, 5.0, 3.0)) == (
+        1.0,
+        0.0,
+        1.0,
+    )  # off: the model as it is
+    assert pace.weights(1, Weights(7.3, 5.1, 3.7)) == (7.3, 5.1, 3.7)  # on: to the last bit
+    assert pace.weights(2, Weights(7.0, 5.0, 3.0)) == (10.0, 7.5, 4.0)
+    assert pace.weights(3, Weights(7.0, 5.0, 3.0)) == (
+        1 + 27 / 2,
+        10.0,
+        2.0,
+    )  # w_guide has no gain
     for index in range(3):  # nothing is amplified at w <= 1, so there is nothing to vary
         for w in (0.0, 0.5, 1.0, -2.0):
-            assert pace.at(index, w, 0.0, 1.0) == (w, 0.0, 1.0)
-    assert pace.at(3, 0.1, 0.0, 1.0)[0] == pytest.approx(0.4)
-    assert pace.at(3, 0.0, 0.0, 1.0) == (0.0, 0.0, 1.0)
+            assert pace.weights(index, Weights(w, 0.0, 1.0)) == (w, 0.0, 1.0)
+    assert pace.weights(3, Weights(0.1, 0.0, 1.0))[0] == pytest.approx(0.4)
+    assert pace.weights(3, Weights(0.0, 0.0, 1.0)) == (0.0, 0.0, 1.0)
 
 
 def test_gains_of_a_pace() -> None:

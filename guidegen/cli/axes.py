@@ -134,6 +134,8 @@ def vary(
             raise UsageError(
                 f"--by {axis_name(axis.name)} stands instead of --{axis.name.replace('_', '-')}: give one of them."
             )
+        if axis.option and any(word.partition("=")[0].strip() == axis.option[1] for word in flags.guidance_opt or ()):
+            raise UsageError(f"--by {axis.name} stands instead of --guidance-opt {axis.option[1]}: give one of them.")
         if axis.weights and flags.w is not None:
             raise UsageError(f"--by {axis_name(axis.name)} gives each value its own weight, and --w is given too: drop one.")
     looks: dict[Variant, tuple[Settings, Any]] = {}
@@ -154,13 +156,13 @@ def _look(
     flags: Flags, axes: Sequence[Axis], texts: Sequence[str], look: Callable[[Flags], tuple[Settings, Any]]
 ) -> tuple[Variant, tuple[Settings, Any]]:
     """One variant, by the values that its settings have, and what it is drawn with."""
-    changes = dict(_changes(flags, axes, texts))
+    varied = replace(flags, **dict(_changes(flags, axes, texts)))
+    method = varied.guidance or NEUTRAL["guidance"]
     try:
-        settings, scheduler = look(replace(flags, **changes))
         for axis in axes:
-            method = settings.guidance or NEUTRAL["guidance"]
-            if axis.option and axis.option[0] != method:
-                raise UsageError(f"{axis.name} has no effect on --guidance {method}")
+            if axis.option and axis.option[0].lower() != method.lower():
+                raise UsageError(f"{axis.name} has no effect on --guidance {method}.")
+        settings, scheduler = look(varied)
     except UsageError as error:
         if not axes:
             raise
@@ -170,7 +172,7 @@ def _look(
 
 
 def _changes(flags: Flags, axes: Sequence[Axis], texts: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    given = list(flags.guidance_opt or []) if hasattr(flags, "guidance_opt") else []
+    given = list(flags.guidance_opt or [])
     for axis, text in zip(axes, texts, strict=True):
         if axis.option:
             given.append(f"{axis.option[1]}={text}")

@@ -154,6 +154,39 @@ def _command(
     ] = None,
     offline: options.Offline = False,
     allow_pickle: options.AllowPickle = False,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance",
+            metavar="NAME",
+            help="The method: cfg (plain), apg, cfg++, rescale ...; `guidegen guidances` lists them. file.py:NAME runs a "
+            "function of your own. [default: cfg]",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    guidance_opt: Annotated[
+        list[str] | None,
+        typer.Option("--guidance-opt", metavar="KEY=VALUE", help="An option of the method. Repeats.", rich_help_panel=_HOW),
+    ] = None,
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval",
+            metavar="LOW:HIGH",
+            help="Guide only where LOW < sigma / alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%); elsewhere the "
+            "model draws as it is, at fewer calls.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    w_schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--w-schedule",
+            metavar="NAME",
+            help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Steps of the scheduler. Default: the checkpoint's.", rich_help_panel=_HOW)
     ] = None,

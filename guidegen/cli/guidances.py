@@ -75,8 +75,8 @@ def derivation(methods: list[Method]) -> str:
         "  w = 0 is the unconditional model, w = 1 the conditional one, w > 1 is sharper.",
         "classifier  A classifier gives that term: u is the model's prediction without a",
         "            label, and c is u moved along the gradient of log p(y|x).",
-        "cfg         The model gives it, as grad log p(x|y) - grad log p(x): u and c are its",
-        "            predictions without and with the label.",
+        "cfg         The model gives it itself, as grad log p(x|y) - grad log p(x):",
+        "            u and c are its predictions without and with the label.",
         "both        c is the prediction with the label, moved along the gradient.",
         "Predictions are linear in the score, so guided = u + w (c - u). Methods change",
     ]

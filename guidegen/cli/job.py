@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.mixture import has_weights, label_parts, prompt_parts
+from guidegen.model import own_sha256, split_own
 from guidegen.naming import axis_name, describe, named
 from guidegen.plan import (
     Cell,
@@ -77,6 +78,10 @@ class Flags:
     size: str | None
     offline: bool
     allow_pickle: bool
+    guidance: str | None
+    guidance_opt: list[str] | None
+    interval: str | None
+    w_schedule: str | None
     steps: int | None
     scheduler: str | None
     eta: float | None
@@ -187,6 +192,7 @@ def plan_job(flags: Flags) -> Job:
 
     own_scheduler = checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
     varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
+    _check_different(varied.looks)
     columns, rows = parse_axes(flags.columns), parse_axes(flags.rows)
     plan = Plan(labels, seeds, ws, tuple(wcs), prompts, flags.sweep, varied.by, varied.own_weights, columns, rows)
     shard = _shard(flags, output)
@@ -252,8 +258,27 @@ def _look(
             judge and judge.config,
             judge and judge.preprocessor,
         ),
+        interval=flags.interval,
+        w_schedule=flags.w_schedule,
+        **_guidance(flags),
     )
+    engine.plan_guidance(settings, scheduler)
     return settings, scheduler
+
+
+def _check_different(looks: Mapping[Variant, tuple[Settings, Any]]) -> None:
+    """Refuses two variants that are the same at every step, such as two intervals between the same two noise levels."""
+    from guidegen import engine
+
+    seen: dict[Any, Variant] = {}
+    for variant, (settings, scheduler) in looks.items():
+        _, pace = engine.plan_guidance(settings, scheduler)
+        look = digest(asdict(replace(settings, interval=None, w_schedule=None))), pace
+        if (other := seen.setdefault(look, variant)) != variant:
+            raise UsageError(
+                f"--by: {describe(*zip(*other, strict=True))} and {describe(*zip(*variant, strict=True))} are the same "
+                f"at each of these {settings.steps} steps: leave one out."
+            )
 
 
 def _check_sweep(flags: Flags) -> None:
@@ -505,6 +530,31 @@ def _gradient(flags: Flags, judge: ClassifierInfo | None) -> str | None:
     if flags.classifier_gradient is not None:
         raise UsageError("--classifier-gradient is for classifiers of denoised images; this one reads x_t itself.")
     return None
+
+
+def _guidance(flags: Flags) -> dict[str, Any]:
+    """The method and its options, as the settings have them: nothing for the plain one.
+
+    Raises:
+        UsageError: no such method or option, or a mode that guides nothing.
+    """
+    from guidegen.engine import FILE_SHA256
+    from guidegen.scores.methods import find_method
+
+    if flags.mode == "none" and (flags.guidance or flags.guidance_opt or flags.interval or flags.w_schedule):
+        raise UsageError(
+            "--guidance, --interval and --w-schedule are for guided modes; --mode none draws the network as it is."
+        )
+    words = [word.partition("=") for word in flags.guidance_opt or ()]
+    if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
+        raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
+    ref = flags.guidance or "cfg"
+    method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
+    if method.name == "cfg":
+        return {}
+    if split_own(ref):
+        options |= {FILE_SHA256: own_sha256(ref)}
+    return {"guidance": method.name, "guidance_options": options or None}
 
 
 def _prompts(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None) -> list[str] | None:

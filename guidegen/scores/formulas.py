@@ -2,8 +2,8 @@
 
 Every function has the form `(unconditional, conditional, w, step, *, option=default) -> guided`:
 tensors (B, C, H, W) fp32 of one prediction type, w (B, 1, 1, 1), each sample apart from the others.
-w = 0 means u and w = 1 means c. Where nothing else is said a formula holds in the prediction
-type of the network, as in diffusers.
+w = 0 means u and w = 1 means c; `Method` sees to it where a formula alone does not. Where nothing else
+is said a formula holds in the prediction type of the network, as in diffusers.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def renorm(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *,
         limit: the longest g, in lengths of c. Neutral: a large one.
     """
     guided = classifier_free(unconditional, conditional, w)
-    return guided * (limit * norm(conditional) / norm(guided).clamp(min=_TINY)).nan_to_num(1).clamp(max=1)
+    return guided * (limit * norm(conditional) / norm(guided).clamp(min=_TINY)).clamp(max=1)
 
 
 def threshold(

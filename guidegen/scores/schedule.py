@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from guidegen.errors import UsageError
 from guidegen.scores.diffusion import Level
+from guidegen.scores.guidance import Weights
 from guidegen.scores.methods import Method
 
 Shape = Callable[[float], float]
@@ -140,17 +141,18 @@ class Pace:
     gains: tuple[float, ...]
     factors: tuple[float, ...]
 
-    def at(self, index: int, w: float, w_classifier: float, w_guide: float) -> tuple[float, float, float]:
-        """The three weights of one evaluation.
+    def weights(self, index: int, asked: Weights) -> Weights:
+        """The weights of one evaluation.
 
         Each goes from where it adds nothing, at factor 0, to its full value, at factor 1. For w that is
         the conditional model, w = 1, or w itself below it, which amplifies nothing; for the
         classifier's gradient 0; for a guide model 1, the model alone.
         """
         gain, factor = self.gains[index], self.factors[index]
+        w, w_classifier, w_guide = asked
         off = min(gain * w, 1.0)
         # spelt so that factor 1 gives back w to the last bit
-        return (
+        return Weights(
             gain * w if factor == 1 else off + (gain * w - off) * factor,
             gain * w_classifier * factor,
             w_guide if factor == 1 else 1 + (w_guide - 1) * factor,

@@ -20,7 +20,7 @@ from torch import Tensor
 from guidegen.sampling import initial_noise, noise_levels, sample
 from guidegen.scores import formulas
 from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, to_x0
-from guidegen.scores.guidance import NULL
+from guidegen.scores.guidance import NULL, Weights
 from guidegen.scores.methods import METHODS, Step, find_method
 from guidegen.scores.schedule import interval_factors, make_pace
 
@@ -218,7 +218,7 @@ def test_off_where_diffusers_is_off(limits: tuple[float, float]) -> None:
     pace = make_pace(levels, f"{100 * start:g}%:{100 * stop:g}%", None, METHODS["cfg"])
     for index in range(COUNT):
         expected = prepared(made, index).forward(conditional, unconditional).pred
-        w = weights(pace.at(index, 5.0, 0.0, 1.0)[0], 3)
+        w = weights(pace.weights(index, Weights(5.0, 0.0, 1.0))[0], 3)
         close(METHODS["cfg"](unconditional, conditional, w, a_step(SHAPES[0], index=index)), expected)
 
 
@@ -368,13 +368,12 @@ class Walker:
         self.pace = make_pace(noise_levels(scheduler), interval, None, self.method)
         self.index, self.memory = 0, {}
 
-    def __call__(self, x: Tensor, t: Tensor, level: Level) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
         self.mixture.level = level
         null = self.mixture(x, t, torch.full((len(x),), NULL))
         label = self.mixture(x, t, torch.full((len(x),), self.label))
-        w = torch.full((len(x), 1, 1, 1), self.pace.at(self.index, self.w, 0.0, 1.0)[0]).double()
-        step = Step(x, level, self.mixture.prediction_type, self.index, len(self.pace.gains), self.memory)
-        self.index += 1
+        w = torch.full((len(x), 1, 1, 1), self.pace.weights(index, Weights(self.w, 0.0, 1.0))[0]).double()
+        step = Step(x, level, self.mixture.prediction_type, index, len(self.pace.gains), self.memory)
         return self.method(null, label, w, step)
 
 
