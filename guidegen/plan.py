@@ -131,7 +131,7 @@ def make_cells(
     """The product, weights innermost: the weights of one (label, seed) share a batch."""
     texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
     product = itertools.product(texts, labels, seeds, weights, classifier_weights, guide_weights)
-    return [Cell(label, seed, w, wc, *text, wg) for text, label, seed, w, wc, wg in product]
+    return [Cell(label, seed, w, wc, text, i, wg) for (text, i), label, seed, w, wc, wg in product]
 
 
 @dataclass(frozen=True)

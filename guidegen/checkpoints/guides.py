@@ -150,9 +150,10 @@ def _open_weak(
             return _bare(ref, folder, revision, model), True
     weak = open_checkpoint(ref, None, size if split_own(ref) is None else None, weights, access)
     null = model.null_label
-    if weak.null_label is None and null in weak.labels and weak.classes == model.classes and not weak.labels.name(null):
+    unsaid = weak.null_label is None and weak.classes == model.classes
+    if null is not None and unsaid and null in weak.labels and not weak.labels.name(null):
         names = {label: name for label, name in weak.labels.names.items() if label != null}
-        weak = replace(weak, null_label=null, labels=Labels(names))  # it does not say, and the model does
+        weak = replace(weak, null_label=null, labels=Labels(names))  # the model says what it does not
     return weak, False
 
 
@@ -202,9 +203,9 @@ def _differences(weak: Checkpoint, model: Checkpoint, shares: bool) -> list[str]
     if shares:
         pairs += [(key, weak.config.get(key), model.config.get(key)) for key in _CONDITION]
     elif model.kind.latent and weak.kind.latent:
-        scaling = [c.configs["vae"].get("scaling_factor") for c in (weak, model)]
-        pairs.append(("scaling_factor of the VAE", *scaling))
-    return [f"{what} {_said(found)} where the model's is {_said(wanted)}" for what, found, wanted in pairs if found != wanted]
+        theirs, ours = (c.configs["vae"].get("scaling_factor") for c in (weak, model))
+        pairs.append(("scaling_factor of the VAE", theirs, ours))
+    return [f"{what} {_said(its)} where the model's is {_said(own)}" for what, its, own in pairs if its != own]
 
 
 def _takes(checkpoint: Checkpoint) -> str:
