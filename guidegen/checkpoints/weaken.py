@@ -19,8 +19,9 @@ def weakened(network: nn.Module, how: str, layers: Sequence[str] = ()) -> nn.Mod
     """A second network on the very weights of the first, which stays as it is.
 
     `pag` puts the identity in the place of self-attention maps, so that values pass as they are:
-    perturbed-attention guidance, Ahn et al. 2024 (arXiv 2403.17377). `skip` leaves layers out, as Stability AI did for Stable
-    Diffusion 3.5 and Hyung et al. 2024 (arXiv 2411.18664). Both through diffusers' layer-skip hooks.
+    perturbed-attention guidance, Ahn et al. 2024 (arXiv 2403.17377). `skip` leaves layers out, as
+    Stability AI did for Stable Diffusion 3.5 and Hyung et al. 2024 (arXiv 2411.18664). Both through
+    diffusers' layer-skip hooks.
 
     Args:
         network: a diffusers model.
