@@ -54,6 +54,15 @@ def weak_unet(seed: int = 9, **others: Any) -> Any:
     return tiny_unet(seed, block_out_channels=(4, 8), **({"num_class_embeds": 6} | others))
 
 
+def attentive(unet: Any, times: float = 5) -> Any:
+    """The text-conditional UNet with self-attention that is not nearly even, so that it shows."""
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if "attn1.to" in name:
+                weight *= times
+    return unet
+
+
 @pytest.fixture(scope="module")
 def folders(with_null: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint with a weaker network in its folder, that network as a checkpoint, and the published kinds."""
@@ -64,12 +73,18 @@ def folders(with_null: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     weak_unet().save_pretrained(home / "beside" / "unet_weak")
     save_pipeline(home / "weak", weak_unet(), DDIMScheduler(clip_sample=False), id2label=NAMES)
     found = {name: home / name for name in ("beside", "weak")}
-    return found | {kind: getattr(pipelines, kind)(home / kind) for kind in ("dit", "stable_diffusion")}
+    found |= {kind: getattr(pipelines, kind)(home / kind) for kind in ("dit", "stable_diffusion")}
+    attentive(pipelines.tiny_text_unet()).save_pretrained(found["stable_diffusion"] / "unet")
+    return found
 
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.stable_diffusion_xl(tmp_path_factory.mktemp("guides") / "sdxl")
+    from diffusers import UNet2DConditionModel
+
+    folder = pipelines.stable_diffusion_xl(tmp_path_factory.mktemp("guides") / "sdxl")
+    attentive(UNet2DConditionModel.from_pretrained(folder / "unet"), 2).save_pretrained(folder / "unet")
+    return folder
 
 
 def painter_of(
@@ -115,7 +130,7 @@ def test_mode_auto_equals_the_auto_guider_of_diffusers(w: float) -> None:
     strong, weak = torch.randn((2, 1, 3, 8, 8)).unbind()
     theirs = AutoGuidance(guidance_scale=w, auto_guidance_layers=[0], dropout=0.1)
     ours = Guide(Fixed(label=strong), [3], [1.0], weak=Fixed(label=weak), w_guide=[w])
-    expected = theirs(pred_cond=strong, pred_uncond=weak).pred
+    expected = theirs.forward(pred_cond=strong, pred_uncond=weak).pred
     assert (ours(torch.zeros_like(strong), T, LEVEL) - expected).abs().max() < 1e-5, "fp32, weights up to 7"
 
 
@@ -127,7 +142,7 @@ def test_on_top_of_cfg_equals_the_pag_guider_of_diffusers(w: float) -> None:
     theirs = PerturbedAttentionGuidance(guidance_scale=w, perturbed_guidance_scale=2.5, perturbed_guidance_layers=[0])
     weak = Fixed(label=perturbed)
     ours = Guide(Fixed(null=null, label=label), [3], [w], weak=weak, w_guide=[1 + 2.5])
-    expected = theirs(pred_cond=label, pred_uncond=null, pred_cond_skip=perturbed).pred
+    expected = theirs.forward(pred_cond=label, pred_uncond=null, pred_cond_skip=perturbed).pred
     assert (ours(torch.zeros_like(null), T, LEVEL) - expected).abs().max() < 1e-5
     assert weak.asked == [3]
     assert ours.calls == [3]
@@ -180,7 +195,7 @@ def tiny_dit(layers: int = 3) -> Any:
 
 NETWORKS: dict[str, tuple[Callable[[], Any], int, Callable[[int], dict[str, Any]]]] = {
     "unet": (lambda: tiny_unet(num_class_embeds=6), 3, lambda n: {"class_labels": torch.arange(n)}),
-    "text": (pipelines.tiny_text_unet, 4, lambda n: {"encoder_hidden_states": torch.ones((n, 5, 16))}),
+    "text": (lambda: attentive(pipelines.tiny_text_unet()), 4, lambda n: {"encoder_hidden_states": torch.ones((n, 5, 16))}),
     "dit": (tiny_dit, 4, lambda n: {"class_labels": torch.arange(n)}),
 }
 
@@ -224,7 +239,9 @@ def without(name: str, network: Any) -> Any:
     elif name == "text":
         cut.mid_block.attentions[0].transformer_blocks = nn.ModuleList()
     else:
-        cut.transformer_blocks = nn.ModuleList(list(cut.transformer_blocks)[1:])
+        passing = Passing()
+        passing.norm1 = cut.transformer_blocks[0].norm1  # the condition of the output layer comes from there
+        cut.transformer_blocks[0] = passing
     return cut
 
 
@@ -269,7 +286,7 @@ def test_layers_are_found_by_name() -> None:
     assert pick_layers(dit, "pag") == ["transformer_blocks.1"]
     assert pick_layers(dit, "skip") == [f"transformer_blocks.{i}" for i in (7, 8, 9)]
     assert pick_layers(dit, "skip", ["2", "transformer_blocks.11"]) == ["transformer_blocks.2", "transformer_blocks.11"]
-    with pytest.raises(UsageError, match="no such layer as down_blocks.0. Name some of: down_blocks.1.attentions.0, "):
+    with pytest.raises(UsageError, match=r"no such layer as down_blocks\.0\. Name some of: down_blocks\.1\.attentions\.0, "):
         pick_layers(unet, "pag", ["down_blocks.0"])
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
     with pytest.raises(UsageError, match="no self-attention to disturb"):
@@ -292,11 +309,8 @@ def their_pag(folder: Path, cls: str, prompts: list[str], w: float, pag_scale: f
     seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     size = {"height": pipelines.EDGE, "width": pipelines.EDGE}
     asked = {"guidance_scale": w, "pag_scale": pag_scale, "generator": seeds, "output_type": "np", **size}
-    if cls == "StableDiffusionXLPAGPipeline":
-        asked["negative_prompt"] = ["dull"] * len(prompts)
-    else:
-        asked["negative_prompt"] = "dull"
-    return torch.from_numpy(pipeline(prompts, num_inference_steps=steps, **asked).images)
+    negative = ["dull"] * len(prompts)
+    return torch.from_numpy(pipeline(prompts, negative_prompt=negative, num_inference_steps=steps, **asked).images)
 
 
 @pytest.mark.parametrize("kind", ["stable_diffusion", "stable_diffusion_xl"])
@@ -305,7 +319,7 @@ def test_pag_on_top_of_cfg_equals_the_pag_pipelines_of_diffusers(folders: dict[s
         "stable_diffusion": (folders["stable_diffusion"], "StableDiffusionPAGPipeline"),
         "stable_diffusion_xl": (sdxl, "StableDiffusionXLPAGPipeline"),
     }[kind]
-    prompts, w, scale = ["a red fox", "snow"], 4.0, 20.0
+    prompts, w, scale = ["a red fox", "snow"], 4.0, 3.0
     cells = [Cell(None, i, w, None, text, i, 1 + scale) for i, text in enumerate(prompts)]
     painter = painter_of(folder, "pag", negative_prompt="dull")
     ours = painted(painter, cells)
@@ -450,14 +464,14 @@ def test_fixed_rows_and_half_precision_reach_the_weaker_network(folders: dict[st
     from dataclasses import replace
 
     cells = make_cells([0, 1], [0, 1], [1.0, 3.0], guide_weights=[2.0])
-    fixed = replace(painter_of(folders["beside"], "bundled"), fixed_rows=3)
+    fixed = replace(painter_of(folders["beside"], "bundled"), fixed_rows=4)
     whole, _ = fixed.paint(cells)
     for i, cell in enumerate(cells):
         assert torch.equal(fixed.paint([cell])[0][0], whole[i])
     half = painter_of(folders["beside"], "bundled", dtype="bf16")
     assert half.in_fp32 is not None
     assert torch.equal(half.in_fp32.paint(cells)[0], painter_of(folders["beside"], "bundled").paint(cells)[0])
-    assert (half.paint(cells)[0] - whole).abs().mean() < 0.1
+    assert (half.paint(cells)[0] - whole).abs().mean() < 0.05 * whole.abs().mean()
     assert not torch.equal(half.paint(cells)[0], half.in_fp32.paint(cells)[0])
 
 
