@@ -269,12 +269,12 @@ def test_weaker_network_has_the_weights_of_the_first() -> None:
 
 @pytest.mark.parametrize("how", ["pag", "skip"])
 def test_weaker_network_compiles_to_itself_and_leaves_the_first_alone(how: str) -> None:
-    network, x = tiny_unet(num_class_embeds=6), torch.randn((1, 3, 8, 8))
+    network, x = tiny_dit(2), torch.randn((1, 4, 8, 8))
     weak = weakened(network, how)
     for net in (network, weak):
         compiled: Any = torch.compile(net, backend="eager")  # its tracer is what hooks could escape
-        assert (call("unet", compiled, x) - call("unet", net, x)).abs().max() < 1e-6
-    assert (call("unet", network, x) - call("unet", weak, x)).abs().max() > 1e-3
+        assert (call("dit", compiled, x) - call("dit", net, x)).abs().max() < 1e-6
+    assert (call("dit", network, x) - call("dit", weak, x)).abs().max() > 1e-4
 
 
 def test_layers_are_found_by_name() -> None:
@@ -552,6 +552,11 @@ def test_labels_that_the_weaker_checkpoint_does_not_know(folders: dict[str, Path
         guide.check_labels([0, 1], model, needs_null=True)
     with pytest.raises(UsageError, match="does not know label 4 lion"):
         guide.check_labels([4], model, needs_null=True)
+    weak_unet().save_pretrained(tmp_path / "alone")
+    path = tmp_path / "alone" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": NAMES | {"1": "snail"}}))
+    with pytest.raises(UsageError, match="label 1 is 'snail' there"):
+        open_guide(str(tmp_path / "alone"), model).check_labels([1], model, needs_null=True)
     named = {str(i): NAMES.get(str(i), "more") for i in range(6)}
     bare = open_guide(str(save_pipeline(tmp_path / "bare", weak_unet(), walker, id2label=named)), model)
     bare.check_labels([0, 1], model, needs_null=False)

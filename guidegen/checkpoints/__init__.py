@@ -264,7 +264,7 @@ def open_checkpoint(
     if kind == KINDS["StableDiffusionPipeline"]:  # as diffusers' pipeline corrects outdated configs
         scheduler_config |= {"steps_offset": 1, "clip_sample": False}
     said = configs[kind.network] | index
-    labels, null = _labels(said, configs[kind.network], folder, null_label)
+    labels, null = declared_labels(said, configs[kind.network], folder, null_label)
     steps = said.get("default_steps", DEFAULT_STEPS)
     if not isinstance(steps, int) or steps < 1:
         raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
@@ -424,7 +424,7 @@ def scheduler_config_in(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _labels(
+def declared_labels(
     said: Mapping[str, Any], config: Mapping[str, Any], folder: Path, asked: int | None
 ) -> tuple[Labels, int | None]:
     """Labels and null label; the one place that decides which id means "no label".

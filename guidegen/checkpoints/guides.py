@@ -12,7 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guidegen.checkpoints import ADM, PIXEL, Checkpoint, Kind, check_network, is_flow, open_checkpoint, scheduler_config_in
+from guidegen.checkpoints import (
+    ADM,
+    PIXEL,
+    Checkpoint,
+    Kind,
+    check_network,
+    declared_labels,
+    is_flow,
+    open_checkpoint,
+    scheduler_config_in,
+)
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
@@ -77,7 +87,7 @@ class GuideModel:
             UsageError: it does not know one, or knows something else by it.
         """
         weak = self.checkpoint
-        if weak is None or self.shares or not weak.class_conditional:
+        if weak is None or not weak.class_conditional:
             return
         for label in labels:
             if label is None:
@@ -171,8 +181,10 @@ def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Ch
     config = read_json(folder / "config.json")
     kind = _bare_kind(folder, model) or model.kind
     check_network(kind, config, folder)
-    null = config.get("null_label", model.null_label)
-    scheduler = (scheduler_config_in(folder) if revision is None else None) or model.scheduler_config
+    labels, null = model.labels, config.get("null_label", model.null_label)
+    if "id2label" in config:
+        labels, null = declared_labels(config, config, folder, null)
+    scheduler = scheduler_config_in(folder) or model.scheduler_config
     configs = {**model.configs, kind.network: {"in_channels": 3, "out_channels": 3} | config}
     return replace(
         model,
@@ -183,6 +195,7 @@ def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Ch
         configs=configs,
         scheduler_config=scheduler,
         index={},
+        labels=labels,
         null_label=null,
     )
 
