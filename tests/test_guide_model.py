@@ -580,3 +580,23 @@ def test_null_label_may_be_another_one(folders: dict[str, Path], tmp_path: Path)
     cells = [Cell(1, 0, 0.0, w_guide=3.0), Cell(2, 0, 2.0, w_guide=3.0)]
     ours, theirs = (painted(painter_of(folders["beside"], str(ref)), cells) for ref in (folder, folders["weak"]))
     assert torch.equal(ours, theirs)
+
+
+def test_hub_checkpoints_from_the_cache(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache that huggingface_hub keeps, filled by hand: the weaker network comes with the commit of its checkpoint."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name, source in (("tiny", "beside"), ("net", "beside/unet_weak")):
+        repo = tmp_path / f"models--someone--{name}"
+        shutil.copytree(folders["beside"].parent / source, repo / "snapshots" / commit)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
+    given = {"mode": "auto", "w": "2", "offline": True}
+    rows = run_of("someone/tiny", tmp_path / "run", **given)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["guide_model"] == {"path": "someone/tiny/unet_weak", "revision": commit}
+    assert about["settings"]["guide_model"] == "unet_weak"
+    alone = run_of("someone/tiny", tmp_path / "alone", guide_model="someone/net@main", **given)
+    assert (picture(tmp_path / "run", rows[0]) == picture(tmp_path / "alone", alone[0])).all()
+    assert json.loads((tmp_path / "alone" / "run.json").read_text())["guide_model"]["revision"] == commit
