@@ -13,7 +13,8 @@ from guidegen.errors import UsageError
 from guidegen.plan import batches
 
 MAX_PIXELS = 100_000_000
-AXES = ("w", "label", "prompt", "seed", "w_classifier")
+AXES = ("w", "label", "prompt", "seed", "w_classifier", "w_guide")
+_WEIGHTS = {"w_classifier": "classifier w", "w_guide": "guide w"}
 _LONGEST_NAME = 48  # letters of a prompt
 _GAP = 4
 _FONT = 16
@@ -61,7 +62,7 @@ def layout(
     """Plans the grid.
 
     Args:
-        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps `w_classifier`.
+        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps `w_classifier` and `w_guide`.
         shape: (height, width) of one image.
         column_axis: one of `AXES`.
         scale: whole enlargement; None makes small images about 96 pixels wide.
@@ -78,7 +79,7 @@ def layout(
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
     named = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
-    down = [axis for axis in ("prompt", "label", "w_classifier", "w", "seed") if axis != column_axis]
+    down = [axis for axis in ("prompt", "label", "w_classifier", "w_guide", "w", "seed") if axis != column_axis]
     constant = [axis for axis in down if len({_value(cell, axis) for cell in cells}) == 1]
     row_axes = tuple(axis for axis in down if axis == named or axis not in constant) or ("seed",)
     untold = (_axis_name(axis, cells[0]) for axis in constant if axis not in row_axes and cells[0].get(axis) is not None)
@@ -154,7 +155,10 @@ def title_of(settings: Mapping[str, Any]) -> str:
         "classifier": "classifier guidance",
         "both": "classifier-free and classifier guidance",
         "none": "no guidance",
+        "auto": "autoguidance",
     }[settings["mode"]]
+    if guide := settings.get("guide_model"):
+        kind += f" against {guide}"
     scheduler = settings["scheduler"].removesuffix("Scheduler")
     return f"{settings['model']} · {kind} · {scheduler}, {settings['steps']} steps"
 
@@ -181,7 +185,7 @@ def _axis_name(axis: str, cell: Row) -> str:
         return "no prompt" if value == -1 else textwrap.shorten(value, _LONGEST_NAME, placeholder=" …")
     if axis == "label":
         return (cell.get("label_name") or f"label {value}") if value != -1 else "no label"
-    return f"seed {value}" if axis == "seed" else f"{axis.replace('w_classifier', 'classifier w')} = {value:g}"
+    return f"seed {value}" if axis == "seed" else f"{_WEIGHTS.get(axis, axis)} = {value:g}"
 
 
 def _row_name(axes: Sequence[str], cell: Row) -> str:

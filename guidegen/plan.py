@@ -32,6 +32,7 @@ class Cell:
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
         prompt_index: its place among the prompts of the run, which names its folder.
+        w_guide: weight of the model against a weaker one, beside `w`; None where there is no such weight.
         mixture: several labels with a weight each, as `format_labels` writes them; `label` is then the main one.
     """
 
@@ -41,6 +42,7 @@ class Cell:
     w_classifier: float | None = None
     prompt: str | None = None
     prompt_index: int | None = None
+    w_guide: float | None = None
     mixture: str | None = None
 
     @property
@@ -61,7 +63,8 @@ class Cell:
     @property
     def weights(self) -> str:
         """Its weight or weights, as they name a folder."""
-        return f"w{self.w}" + ("" if self.w_classifier is None else f"_c{self.w_classifier}")
+        others = (("c", self.w_classifier), ("g", self.w_guide))
+        return f"w{self.w}" + "".join(f"_{letter}{w}" for letter, w in others if w is not None)
 
     @property
     def file(self) -> str:
@@ -79,7 +82,7 @@ class Settings:
     """Everything besides the cell that decides what a sample looks like.
 
     Attributes:
-        mode: cfg, classifier, both or none.
+        mode: cfg, classifier, both, none or auto.
         model: name of the checkpoint.
         model_sha256: of its weights.
         scheduler: diffusers class name.
@@ -99,8 +102,8 @@ class Settings:
         guidance_options: its options that were given, and the sha256 of a file of one's own as `file`.
         interval: where guidance is on, as `--interval` takes it; None everywhere.
         w_schedule: how the weight goes over the steps; None for a constant one.
-        guide_model: name of the weaker model of autoguidance; None without.
-        guide_model_sha256: of its weights.
+        guide_model: name of the weaker model of autoguidance, or `pag` or `skip`, with layers or not; None without.
+        guide_model_sha256: of its weights; None where they are the model's.
     """
 
     mode: str
@@ -127,11 +130,14 @@ class Settings:
     guide_model_sha256: str | None = None
 
 
-def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
-    """(weight of the label's own score, weight of the classifier's gradient) of a cell."""
+def mode_weights(mode: str, cell: Cell) -> tuple[float, float, float]:
+    """Weights of a cell: of the label's own score, of the classifier's gradient, of the model against a weaker one."""
+    if mode == "auto":
+        return 1.0, 0.0, cell.w
+    w_guide = 1.0 if cell.w_guide is None else cell.w_guide
     if mode == "classifier":
-        return 0.0, cell.w
-    return cell.w, cell.w_classifier or 0.0
+        return 0.0, cell.w, w_guide
+    return cell.w, cell.w_classifier or 0.0, w_guide
 
 
 def make_cells(
@@ -140,12 +146,13 @@ def make_cells(
     weights: Sequence[float],
     classifier_weights: Sequence[float | None] = (None,),
     prompts: Sequence[str] | None = None,
+    guide_weights: Sequence[float | None] = (None,),
 ) -> list[Cell]:
     """The product, weights innermost: the weights of one (label, seed) share a batch. A label that is text is a mixture."""
     texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
     names = [(main_label(label), label) if isinstance(label, str) else (label, None) for label in labels]
-    product = itertools.product(texts, names, seeds, weights, classifier_weights)
-    return [Cell(label, seed, w, wc, text, i, mixture) for (text, i), (label, mixture), seed, w, wc in product]
+    product = itertools.product(texts, names, seeds, weights, classifier_weights, guide_weights)
+    return [Cell(label, seed, w, wc, text, i, wg, mixture) for (text, i), (label, mixture), seed, w, wc, wg in product]
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,7 @@ class Plan:
         classifier_weights: of mode `both`; [None] elsewhere.
         prompts: the texts; None where none are given.
         grid: whether a grid of the weights is wanted.
+        guide_weights: of the model against a weaker one, beside `weights`; [None] where there are none.
     """
 
     labels: Sequence[int | str | None]
@@ -167,6 +175,7 @@ class Plan:
     classifier_weights: Sequence[float | None] = (None,)
     prompts: Sequence[str] | None = None
     grid: bool = False
+    guide_weights: Sequence[float | None] = (None,)
 
     def cells(self, shard: Shard | None = None) -> list[Cell]:
         """All cells, or those of one shard: a pure function of the plan.
@@ -174,10 +183,10 @@ class Plan:
         The samples, each a (prompt, label, seed) with all its weights, are dealt out to the shards
         in turn, so that what the weights of one sample share stays in one process.
         """
-        cells = make_cells(self.labels, self.seeds, self.weights, self.classifier_weights, self.prompts)
+        cells = make_cells(self.labels, self.seeds, self.weights, self.classifier_weights, self.prompts, self.guide_weights)
         if shard is None:
             return cells
-        each = len(self.weights) * len(self.classifier_weights)
+        each = len(self.weights) * len(self.classifier_weights) * len(self.guide_weights)
         return [cell for i, cell in enumerate(cells) if i // each % shard.count == shard.index]
 
     def as_json(self) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _labels(
 def _grid(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     columns: Annotated[
-        str, typer.Option("--columns", help="The axis across: w, label, prompt, seed or w_classifier.")
+        str, typer.Option("--columns", help="The axis across: w, label, prompt, seed, w_classifier or w_guide.")
     ] = "w",
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,

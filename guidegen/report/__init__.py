@@ -24,7 +24,7 @@ from guidegen.run import Row, read_rows
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
 _PER_RUN = {"-w", "--w", "--w-classifier", "--label", "-l", "--num", "-n", "--seed", "--seeds", "--out", "-o", "--by"}
-_PER_RUN |= {"--prompt", "--shard", "--evaluate", "--features", "--judge", "--resize"}
+_PER_RUN |= {"--w-guide", "--prompt", "--shard", "--evaluate", "--features", "--judge", "--resize"}
 _SWITCHES = {"--json", "--overwrite", "--quiet", "-q", "--verbose", "-v", "--preview", "--report", "--debug"}
 
 
@@ -202,7 +202,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         for row in rows
     ]
     values = [sorted({row.get(other) for row in rows}, key=lambda value: sortable((value,))) for other in others]
-    about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier") if drawn.about.get(key)}
+    about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier", "guide_model") if drawn.about.get(key)}
     versions = drawn.about.get("versions") or {}
     return {
         "name": name,
@@ -224,7 +224,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
 def _flags(row: Row, axis: str, others: Sequence[str]) -> list[str]:
     """What the command needs to draw this one image."""
     flags = [] if row["mode"] == "none" else ["--w", str(row["w"])]
-    for name in dict.fromkeys((axis, *others, "w_classifier")):
+    for name in dict.fromkeys((axis, *others, "w_classifier", "w_guide")):
         if name != "w" and row.get(name) is not None:
             flags += [f"--{name.replace('_', '-')}", str(row[name])]
     if row["label"] is not None:

@@ -14,6 +14,7 @@ MODE_NAMES = {
     "classifier": "classifier guidance",
     "both": "both guidances",
     "none": "no guidance",
+    "auto": "autoguidance",
 }
 
 
