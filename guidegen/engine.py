@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import torch
 
 from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import DEFAULT_ACCESS
+from guidegen.checkpoints.guides import GuideModel
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
-from guidegen.plan import Cell, Settings, mode_weights
+from guidegen.plan import Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
@@ -49,7 +50,7 @@ class Painter:
         target: a cell's labels as the classifier counts them.
         scheduler: a diffusers scheduler.
         shape: (C, H, W) of what the network draws.
-        mode: cfg, classifier, both or none.
+        mode: cfg, classifier, both, none or auto.
         steps: steps of the scheduler.
         eta: DDIM's eta; None for the default.
         device: where the networks are.
@@ -59,6 +60,7 @@ class Painter:
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         method: how predictions are combined, its options filled in.
         pace: how strongly at each step; None for the same at all.
+        weak: the weaker network, told what to draw like `condition`; None without autoguidance.
     """
 
     condition: Condition
@@ -77,6 +79,7 @@ class Painter:
     clip: float | None = None
     method: Method = METHODS["cfg"]
     pace: Pace | None = None
+    weak: Condition | None = None
 
     def paint(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -84,20 +87,23 @@ class Painter:
         """Images (B, C, H, W) fp32 of the cells, and the network calls behind each."""
         weights = [mode_weights(self.mode, cell) for cell in cells]
         denoiser, labels = self.condition(cells)
-        classifier = self.classifier
+        classifier, weak = self.classifier, self.weak(cells)[0] if self.weak else None
         if self.fixed_rows is not None:
             denoiser = FixedDenoiser(denoiser, self.fixed_rows)
+            weak = weak and FixedDenoiser(weak, self.fixed_rows)
             classifier = classifier and FixedClassifier(classifier, self.fixed_rows)
         seeds = [cell.seed for cell in cells]
         guide = Guide(
             denoiser,
             labels,
-            [w for w, _ in weights],
-            [w for _, w in weights],
+            [w for w, _, _ in weights],
+            [w for _, w, _ in weights],
             classifier,
             self.device,
             [self.target(cell) for cell in cells],
             seeds,
+            weak=weak,
+            w_guide=[w for _, _, w in weights],
             steps=len(self.scheduler.timesteps),
             clip=self.clip,
             method=self.method,
@@ -161,9 +167,10 @@ def open_painter(
     access: Access = DEFAULT_ACCESS,
     compile_networks: bool = False,
     fixed_rows: int | None = None,
+    guide: GuideModel | None = None,
 ) -> Painter:
     """Loads the weights. Raises CheckpointError where they do not load."""
-    painters = open_painters(checkpoint, classifier, settings, device, access, compile_networks, fixed_rows)
+    painters = open_painters(checkpoint, classifier, settings, device, access, compile_networks, fixed_rows, guide)
     return painters(settings, scheduler)
 
 
@@ -175,6 +182,7 @@ def open_painters(
     access: Access = DEFAULT_ACCESS,
     compile_networks: bool = False,
     fixed_rows: int | None = None,
+    guide: GuideModel | None = None,
 ) -> Callable[[Settings, Any], Painter]:
     """Loads the weights once; from settings that need the same networks, and a scheduler, to their painter.
 
@@ -184,7 +192,11 @@ def open_painters(
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks)
+    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks, guide)
+    weak_in = None
+    if guide is not None and guide.checkpoint is not None and not guide.shares:
+        weak = guide.checkpoint
+        weak_in = _open_networks(weak, kind, settings.negative_prompt, device, access, compile_networks, decodes=False)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
     def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
@@ -206,6 +218,7 @@ def open_painters(
             clip=clip,
             method=method,
             pace=pace,
+            weak=weak_in(autocast).condition if weak_in else networks.weak,
         )
 
     def painter_for(settings: Settings, scheduler: Any) -> Painter:
@@ -221,12 +234,16 @@ def open_painters(
 
 
 class _Networks(NamedTuple):
-    """A checkpoint's networks: those of `Painter`, and a denoiser that is asked for nothing but the null condition."""
+    """A checkpoint's networks: those of `Painter`, and a denoiser that is asked for nothing but the null condition.
+
+    `weak` is a weaker network that reads labels and prompts as the network does.
+    """
 
     condition: Condition
     null_denoiser: Denoiser
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     is_cut: Callable[[str], bool] | None = None
+    weak: Condition | None = None
 
 
 def _open_networks(
@@ -236,9 +253,11 @@ def _open_networks(
     device: torch.device,
     access: Access,
     compile_networks: bool,
+    guide: GuideModel | None = None,
+    decodes: bool = True,
 ) -> Callable[[torch.dtype | None], _Networks]:
     """Loads the networks once; from a dtype of autocast to them."""
-    from guidegen.checkpoints.loading import load_network, load_part
+    from guidegen.checkpoints.loading import load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
     if checkpoint.own is not None:
@@ -249,34 +268,71 @@ def _open_networks(
             )
         mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
         return lambda _: mine
-    network: Any = load_network(checkpoint, device, access)
-    if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
-        network = network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
+    network = _network(checkpoint, device, access)
+    weak = _weak_network(guide, network, device, access)
     compiled: Any = torch.compile(network) if compile_networks else network
-    decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if checkpoint.kind.latent else None
+    weak_compiled: Any = torch.compile(weak) if compile_networks and weak is not None else weak
+    latent = checkpoint.kind.latent and decodes
+    decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if latent else None
     if checkpoint.kind.text:
         from guidegen.checkpoints.text import PromptEncoder
 
         encoder = PromptEncoder(checkpoint, network, negative_prompt, device, access)
 
         def text_networks(autocast: torch.dtype | None) -> _Networks:
-            def by_prompt(cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
+            def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
                 texts = list(dict.fromkeys(str(text) for cell in cells for text, _ in cell.conditions if text is not None))
                 place: dict[Any, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
                 labels = [tuple((place[text], weight) for text, weight in cell.conditions) for cell in cells]
-                return TextDenoiser(compiled, kind, encoder(texts), autocast), labels
+                return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
             null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
-            return _Networks(by_prompt, null_denoiser, decode, encoder.is_cut)
+            weaker = partial(by_prompt, weak_compiled) if weak_compiled is not None else None
+            return _Networks(partial(by_prompt, compiled), null_denoiser, decode, encoder.is_cut, weaker)
 
         return text_networks
     cls = DiTDenoiser if checkpoint.kind.network == "transformer" else UNetDenoiser
 
     def label_networks(autocast: torch.dtype | None) -> _Networks:
         denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
-        return _Networks(partial(_by_label, denoiser), denoiser, decode)
+        null = guide.checkpoint.null_label if guide and guide.checkpoint else checkpoint.null_label
+        weaker = None if weak_compiled is None else partial(_by_label, cls(weak_compiled, kind, null, autocast))
+        return _Networks(partial(_by_label, denoiser), denoiser, decode, weak=weaker)
 
     return label_networks
+
+
+def _network(checkpoint: Checkpoint, device: torch.device, access: Access) -> Any:
+    from guidegen.checkpoints.loading import load_network
+
+    network: Any = load_network(checkpoint, device, access)
+    if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
+        return network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
+    return network
+
+
+def _weak_network(guide: GuideModel | None, network: Any, device: torch.device, access: Access) -> Any:
+    """The network of a guide that shares all else with the model; None where there is no such guide."""
+    if guide is None or not guide.shares:
+        return None
+    if guide.weakening is not None:
+        from guidegen.checkpoints.weaken import weakened
+
+        return weakened(network, guide.weakening, guide.layers)
+    return _network(guide.checkpoint, device, access) if guide.checkpoint else None
+
+
+def check_layers(guide: GuideModel, checkpoint: Checkpoint) -> None:
+    """Refuses, before any weights are read, layers that the network does not have.
+
+    Raises:
+        UsageError: it has none of those that `--guide-model` names.
+    """
+    if guide.weakening is not None:
+        from guidegen.checkpoints.loading import empty_network
+        from guidegen.checkpoints.weaken import pick_layers
+
+        pick_layers(empty_network(checkpoint), guide.weakening, guide.layers)
 
 
 def _by_label(denoiser: Denoiser, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
@@ -359,6 +415,17 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
     return replace(method, combine=partial(method.combine, **options)) if options else method, pace
 
 
+def what_counts(settings: Settings, scheduler: Any, cell: Cell) -> Hashable:
+    """What decides the image of a cell: equal for two settings that draw the same one at its weights."""
+    _, pace = plan_guidance(settings, scheduler)
+    weights = Weights(*mode_weights(settings.mode, cell))
+    steps = tuple(pace.weights(index, weights) for index in range(len(scheduler.timesteps)))
+    idle = all(step.w in (0, 1) and step.w_classifier == 0 and step.w_guide == 1 for step in steps)
+    plain: dict[str, Any] = {"interval": None, "w_schedule": None}  # the steps tell
+    plain |= {"guidance": None, "guidance_options": None} if idle else {}
+    return digest(asdict(replace(settings, **plain))), steps
+
+
 def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
     """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
     method, pace = plan_guidance(settings, scheduler)
@@ -381,7 +448,8 @@ def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
     """Network calls of a loop over `count` cells that skips none and shares none."""
     w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
-    calls = calls_per_step(Weights(2.0 * w, 2.0 * w_classifier), _cost_of_gradient(settings))
+    weights = Weights(2.0 * w or 1.0 * (settings.mode == "auto"), 2.0 * w_classifier, 2.0 if settings.guide_model else 1.0)
+    calls = calls_per_step(weights, _cost_of_gradient(settings))
     return calls * count * len(scheduler.timesteps)
 
 
@@ -442,12 +510,17 @@ def draw(
 
 
 def _unguided_twins(cells: Sequence[Cell], mode: str) -> tuple[Sequence[Cell], dict[Cell, list[Cell]]]:
-    """The cells to draw, and for some of them those that are the same image: weights of zero, and the same seed."""
+    """The cells to draw, and for some of them those that are the same image.
+
+    They are those whose label and classifier weigh nothing, of the same seed and, against a weaker
+    model without a label, of the same weight.
+    """
     first: dict[Hashable, Cell] = {}
     twins: dict[Cell, list[Cell]] = {}
     for cell in cells:
-        if mode_weights(mode, cell) == (0.0, 0.0) and first.setdefault(cell.seed, cell) != cell:
-            twins.setdefault(first[cell.seed], []).append(cell)
+        w, w_classifier, w_guide = mode_weights(mode, cell)
+        if (w, w_classifier) == (0.0, 0.0) and first.setdefault((cell.seed, w_guide), cell) != cell:
+            twins.setdefault(first[cell.seed, w_guide], []).append(cell)
     again = {twin for group in twins.values() for twin in group}
     return ([cell for cell in cells if cell not in again] if again else cells), twins
 

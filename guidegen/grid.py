@@ -14,9 +14,9 @@ from guidegen.naming import MODE_NAMES, axis_name, named, value_name
 from guidegen.plan import batches
 
 MAX_PIXELS = 100_000_000
-AXES = ("w", "label", "prompt", "seed", "w_classifier")
+AXES = ("w", "label", "prompt", "seed", "w_classifier", "w_guide")
 """The axes that every run has; those of `--by` come on top."""
-_DOWN = ("run", "prompt", "label", "w_classifier", "w", "seed")
+_DOWN = ("run", "prompt", "label", "w_classifier", "w_guide", "w", "seed")
 """Their order down the page; other axes stand after these, next to the images that they tell apart."""
 _FACTS = ("file", "mode", "label_name", "mixture", "prompt_index", "variant", "nfe", "sha256", "shape", "status", "dtype")
 _LONGEST_NAME = 48  # letters of a prompt
@@ -213,8 +213,10 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
 def title_of(settings: Mapping[str, Any], axes: Collection[str] = ()) -> str:
     """The line at the top of a grid: what was drawn with what, but for the axes, which are told elsewhere."""
     words = [settings["model"]] * ("model" not in axes)
-    words += [MODE_NAMES[settings["mode"]]] * ("mode" not in axes)
-    given = ("guidance", "interval", "w_schedule", "guide_model")
+    if "mode" not in axes:
+        against = f" against {settings['guide_model']}" if settings.get("guide_model") and "guide_model" not in axes else ""
+        words.append(f"{MODE_NAMES[settings['mode']]}{against}")
+    given = ("guidance", "interval", "w_schedule")
     words += [named(name, settings[name]) for name in given if settings.get(name) is not None and name not in axes]
     how = [value_name("scheduler", settings["scheduler"])] * ("scheduler" not in axes)
     how += [f"{settings['steps']} steps"] * ("steps" not in axes)

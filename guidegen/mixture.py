@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _WEIGHTED = re.compile(r"(.*\S)\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.DOTALL)
 _AND = re.compile(r"\s+AND\s+")
@@ -37,6 +37,12 @@ def label_parts(mixture: str) -> tuple[tuple[int, float], ...]:
 def main_label(mixture: str) -> int:
     """The label of the largest weight: what an image of the mixture is to show."""
     return max(label_parts(mixture), key=lambda part: part[1])[0]
+
+
+def single_labels(labels: Iterable[int | str | None]) -> list[int]:
+    """The labels of a list of labels and mixtures."""
+    parts = (label_parts(label) if isinstance(label, str) else ((label, 1.0),) for label in labels)
+    return list(dict.fromkeys(label for some in parts for label, _ in some if label is not None))
 
 
 def prompt_parts(prompt: str) -> tuple[tuple[str, float], ...]:

@@ -40,6 +40,7 @@ class Cell:
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
         prompt_index: its place among the prompts of the run, which names its folder.
+        w_guide: weight of the model against a weaker one, beside `w`; None where there is no such weight.
         mixture: several labels with a weight each, as `format_labels` writes them; `label` is then the main one.
         variant: its values along the axes of `--by`; they set it apart from the run's settings.
     """
@@ -50,6 +51,7 @@ class Cell:
     w_classifier: float | None = None
     prompt: str | None = None
     prompt_index: int | None = None
+    w_guide: float | None = None
     mixture: str | None = None
     variant: Variant = ()
 
@@ -71,7 +73,8 @@ class Cell:
     @property
     def weights(self) -> str:
         """Its weight or weights, as they name a folder."""
-        return f"w{self.w}" + ("" if self.w_classifier is None else f"_c{self.w_classifier}")
+        others = (("c", self.w_classifier), ("g", self.w_guide))
+        return f"w{self.w}" + "".join(f"_{letter}{w}" for letter, w in others if w is not None)
 
     @property
     def file(self) -> str:
@@ -110,7 +113,7 @@ class Settings:
     """Everything besides the cell that decides what a sample looks like.
 
     Attributes:
-        mode: cfg, classifier, both or none.
+        mode: cfg, classifier, both, none or auto.
         model: name of the checkpoint.
         model_sha256: of its weights.
         scheduler: diffusers class name.
@@ -130,8 +133,8 @@ class Settings:
         guidance_options: its options that were given, and the sha256 of a file of one's own as `file_sha256`.
         interval: where guidance is on, as `--interval` takes it; None everywhere.
         w_schedule: how the weight goes over the steps; None for a constant one.
-        guide_model: name of the weaker model of autoguidance; None without.
-        guide_model_sha256: of its weights.
+        guide_model: name of the weaker model of autoguidance, or `pag` or `skip`, with layers or not; None without.
+        guide_model_sha256: of its weights; None where they are the model's.
     """
 
     mode: str
@@ -204,11 +207,14 @@ def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def mode_weights(mode: str, cell: Cell) -> tuple[float, float]:
-    """(weight of the label's own score, weight of the classifier's gradient) of a cell."""
+def mode_weights(mode: str, cell: Cell) -> tuple[float, float, float]:
+    """Weights of a cell: of the label's own score, of the classifier's gradient, of the model against a weaker one."""
+    if mode == "auto":
+        return 1.0, 0.0, cell.w
+    w_guide = 1.0 if cell.w_guide is None else cell.w_guide
     if mode == "classifier":
-        return 0.0, cell.w
-    return cell.w, cell.w_classifier or 0.0
+        return 0.0, cell.w, w_guide
+    return cell.w, cell.w_classifier or 0.0, w_guide
 
 
 def make_cells(
@@ -217,12 +223,13 @@ def make_cells(
     weights: Sequence[float],
     classifier_weights: Sequence[float | None] = (None,),
     prompts: Sequence[str] | None = None,
+    guide_weights: Sequence[float | None] = (None,),
 ) -> list[Cell]:
     """The product, weights innermost: the weights of one (label, seed) share a batch. A label that is text is a mixture."""
     texts: list[tuple[Any, Any]] = [(None, None)] if prompts is None else [(text, i) for i, text in enumerate(prompts)]
     names = [(main_label(label), label) if isinstance(label, str) else (label, None) for label in labels]
-    product = itertools.product(texts, names, seeds, weights, classifier_weights)
-    return [Cell(label, seed, w, wc, text, i, mixture) for (text, i), (label, mixture), seed, w, wc in product]
+    product = itertools.product(texts, names, seeds, weights, classifier_weights, guide_weights)
+    return [Cell(label, seed, w, wc, text, i, wg, mixture) for (text, i), (label, mixture), seed, w, wc, wg in product]
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,7 @@ class Plan:
         classifier_weights: of mode `both`; [None] elsewhere.
         prompts: the texts; None where none are given.
         grid: whether a grid of the weights is wanted.
+        guide_weights: of the model against a weaker one, beside `weights`; [None] where there are none.
         by: (axis, values) of each axis of `--by`; crossed with each other and all the others.
         own_weights: (axis of `by`, the weight of each of its values) where each has its own instead of `weights`.
         columns: axes across the grid; none means as `guidegen.grid.layout` has it.
@@ -248,6 +256,7 @@ class Plan:
     classifier_weights: Sequence[float | None] = (None,)
     prompts: Sequence[str] | None = None
     grid: bool = False
+    guide_weights: Sequence[float | None] = (None,)
     by: Sequence[tuple[str, Sequence[Any]]] = ()
     own_weights: tuple[str, Sequence[float]] | None = None
     columns: Sequence[str] = ()
@@ -275,7 +284,7 @@ class Plan:
         cells: list[Cell] = []
         for i, variant in enumerate(self.variants()):
             weights = self.weights_of(variant)
-            some = make_cells(self.labels, self.seeds, weights, self.classifier_weights, self.prompts)
+            some = make_cells(self.labels, self.seeds, weights, self.classifier_weights, self.prompts, self.guide_weights)
             if shard is not None:
                 each = len(some) // samples
                 some = [cell for j, cell in enumerate(some) if (i * samples + j // each) % shard.count == shard.index]

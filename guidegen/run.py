@@ -147,6 +147,8 @@ class Run:
         }
         if cell.w_classifier is not None:
             row["w_classifier"] = cell.w_classifier
+        if cell.w_guide is not None:
+            row["w_guide"] = cell.w_guide
         if cell.mixture is not None:
             row["mixture"] = cell.mixture
         row |= dict(cell.variant)

@@ -18,6 +18,7 @@ class Mode(StrEnum):
     classifier = "classifier"
     both = "both"
     none = "none"
+    auto = "auto"
 
 
 class Input(StrEnum):
@@ -48,7 +49,8 @@ def _command(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="cfg: with the label against without. classifier: a classifier's gradient. both, or none.",
+            help="cfg: with the label against without. classifier: a classifier's gradient. both, or none. "
+            "auto: the model against a weaker one.",
             rich_help_panel=_WHAT,
         ),
     ] = Mode.cfg,
@@ -69,6 +71,16 @@ def _command(
             "--w-classifier",
             metavar="NUMBER",
             help="Mode both: weight of the classifier's gradient; --w then weighs the label's own score. [default: 1]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    w_guide: Annotated[
+        str | None,
+        typer.Option(
+            "--w-guide",
+            metavar="NUMBER",
+            help="With a weaker model, on top of the other modes: its weight, 1 without effect. In mode auto it is --w. "
+            "[default: 2 with --guide-model]",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -141,6 +153,7 @@ def _command(
             rich_help_panel=options._MODEL,
         ),
     ] = None,
+    guide_model: options.GuideRef = None,
     null_label: options.NullLabel = None,
     variant: options.Variant = None,
     size: Annotated[

@@ -20,14 +20,15 @@ from guidegen import __version__, grid
 from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.classifiers import label_texts
 from guidegen.checkpoints.files import weights_sha256
+from guidegen.checkpoints.guides import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
-from guidegen.mixture import has_weights, label_parts, prompt_parts
+from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labels
 from guidegen.model import own_sha256, split_own
-from guidegen.naming import axis_name, describe, named
+from guidegen.naming import describe, named
 from guidegen.plan import (
     Cell,
     Plan,
@@ -37,7 +38,6 @@ from guidegen.plan import (
     digest,
     fingerprint,
     make_cells,
-    mode_weights,
     parse_seeds,
     parse_shard,
     parse_weight,
@@ -63,6 +63,7 @@ class Flags:
     mode: str
     w: str | None
     w_classifier: str | None
+    w_guide: str | None
     label: list[str] | None
     prompt: list[str] | None
     negative_prompt: str | None
@@ -73,6 +74,7 @@ class Flags:
     classifier: str | None
     classifier_input: str | None
     classifier_gradient: str | None
+    guide_model: str | None
     null_label: int | None
     variant: str | None
     size: str | None
@@ -115,6 +117,7 @@ class Job:
         flags: as given.
         checkpoint: what will be drawn from.
         judge: the classifier that guides; None in modes without one.
+        guide: the weaker model that the checkpoint is weighed against; None without autoguidance.
         name_of: the name of a cell's label.
         plan: what the run is to hold.
         shard: which part of it this process draws; None for all.
@@ -129,6 +132,7 @@ class Job:
     flags: Flags
     checkpoint: Checkpoint
     judge: ClassifierInfo | None
+    guide: GuideModel | None
     name_of: Callable[[Cell], str]
     plan: Plan
     shard: Shard | None
@@ -166,14 +170,15 @@ def plan_job(flags: Flags) -> Job:
         UsageError: something that cannot be served; nothing was written.
         CheckpointError: a checkpoint that cannot be opened.
     """
-    wcs = _classifier_weights(flags)
+    wcs, wgs = _classifier_weights(flags), _guide_weights(flags)
     seeds = _seeds(flags)
     _check_sweep(flags)
     _check_numbers(flags)
     axes = parse_by(flags.by or [])
     own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
-    checkpoint, judge = _open(flags, needs_null=any(w != 1 for w in own_weights or parse_weights(flags.w or "0")))
+    needs_null = any(w != 1 for w in own_weights or parse_weights(flags.w or "0"))
+    checkpoint, judge, guide = _open(flags, needs_null=needs_null)
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
     prompts = _prompts(flags, checkpoint, judge)
     labels = _labels(flags, checkpoint, judge, known, prompts)
@@ -183,18 +188,24 @@ def plan_job(flags: Flags) -> Job:
         raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
+    if guide:
+        needs_null = mixed or flags.mode == "classifier" or (flags.mode != "auto" and 0 in ws)
+        guide.check_labels(single_labels(labels), checkpoint, needs_null)
     from guidegen import engine  # torch, from here on
 
+    if guide:
+        engine.check_layers(guide, checkpoint)
     device = engine.pick_device(flags.device)
 
     def look(flags: Flags) -> tuple[Settings, Any]:
-        return _look(flags, checkpoint, judge, prompts, device)
+        return _look(flags, checkpoint, judge, guide, prompts, device)
 
     own_scheduler = checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
     varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
     _check_different(varied.looks)
     columns, rows = parse_axes(flags.columns), parse_axes(flags.rows)
-    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, flags.sweep, varied.by, varied.own_weights, columns, rows)
+    axes_of = (varied.by, varied.own_weights, columns, rows)
+    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs), *axes_of)
     shard = _shard(flags, output)
     cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
@@ -208,7 +219,7 @@ def plan_job(flags: Flags) -> Job:
         return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
     settings = varied.base
-    job = Job(flags, checkpoint, judge, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
+    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
     pages = None
     if flags.sweep:
         whole = plan.cells() if shard else cells
@@ -218,13 +229,19 @@ def plan_job(flags: Flags) -> Job:
             output.check_grid(len(pages.pages), pages.size(), len(cells))
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
     names = list(dict.fromkeys(map(name_of, make_cells(labels, seeds[:1], ws[:1]))))
-    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, drawn, names)
+    refs = (checkpoint.ref, checkpoint.revision, judge and judge.ref, *([guide.ref] if guide else []))
+    parts = (*refs, drawn, names)
     name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
     return replace(job, pages=None if shard else pages, output=output.named(name))
 
 
 def _look(
-    flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, prompts: list[str] | None, device: torch.device
+    flags: Flags,
+    checkpoint: Checkpoint,
+    judge: ClassifierInfo | None,
+    guide: GuideModel | None,
+    prompts: list[str] | None,
+    device: torch.device,
 ) -> tuple[Settings, Any]:
     """The settings that the flags mean, but for the hashes of the weights, and the scheduler.
 
@@ -257,10 +274,12 @@ def _look(
             checkpoint.index.get("force_zeros_for_empty_prompt"),
             judge and judge.config,
             judge and judge.preprocessor,
+            *([guide.checkpoint.configs] if guide and guide.checkpoint else []),
         ),
         interval=flags.interval,
         w_schedule=flags.w_schedule,
         **_guidance(flags),
+        guide_model=guide.name if guide else None,
     )
     engine.plan_guidance(settings, scheduler)
     return settings, scheduler
@@ -368,18 +387,27 @@ def _with_weights(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
     from guidegen.checkpoints.loading import check_weights
 
-    flags, checkpoint, judge, access = job.flags, job.checkpoint, job.judge, job.flags.access
-    if checkpoint.revision or (judge and judge.revision):
-        checkpoint, judge = _open(flags, weights=True, needs_null=False)
-    parts = list(checkpoint.part_folders.values())
+    flags, checkpoint, judge, guide, access = job.flags, job.checkpoint, job.judge, job.guide, job.flags.access
+    if any(part and part.revision for part in (checkpoint, judge, guide and guide.checkpoint)):
+        checkpoint, judge, guide = _open(flags, weights=True, needs_null=False)
+    parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
     for folder in parts + ([judge.folder] if judge and judge.own is None else []):
         check_weights(folder, access)
     hashes: dict[str, Any] = {
         "model_sha256": _sha256(checkpoint, access),
         "classifier_sha256": _sha256(judge, access) if judge else None,
+        "guide_model_sha256": _guide_sha256(guide, access),
     }
     looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
-    return replace(job, checkpoint=checkpoint, judge=judge, settings=replace(job.settings, **hashes), looks=looks)
+    return replace(
+        job, checkpoint=checkpoint, judge=judge, guide=guide, settings=replace(job.settings, **hashes), looks=looks
+    )
+
+
+def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
+    if guide is None or guide.checkpoint is None:
+        return None
+    return str(guide.checkpoint.config["sha256"]) if guide.checkpoint.own else weights_sha256(guide.folders, access)
 
 
 def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
@@ -413,6 +441,7 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
             flags.access,
             flags.compile_networks,
             size if fixed else None,
+            job.guide,
         )
         parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
         if not flags.quiet:
@@ -437,11 +466,17 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
 
 
 def _tell_alike(job: Job) -> None:
-    """Says where axes of `--by` make no difference: guidance of weight zero is none."""
-    bare = {cell.variant for cell in job.cells if mode_weights(job.settings.mode, cell) == (0.0, 0.0)}
-    axes = [axis for axis, _ in job.plan.by if axis not in ("scheduler", "steps", "eta")]
-    if axes and len(bare) > 1:
-        console.note(f"note: at w = 0 there is no guidance, so the images are the same for every {axis_name(axes[0])}")
+    """Says at which weights axes of `--by` make no difference, such as the method where nothing is guided."""
+    from guidegen import engine
+
+    places: dict[float, list[Any]] = {}
+    for variant, (settings, scheduler) in job.looks.items():
+        for w in job.plan.weights_of(variant):
+            cell = Cell(None, 0, w, job.plan.classifier_weights[-1], w_guide=job.plan.guide_weights[-1])
+            places.setdefault(w, []).append(engine.what_counts(settings, scheduler, cell))
+    if alike := [f"{w:g}" for w, found in places.items() if len(set(found)) < len(found)]:
+        count = max(len(found) - len(set(found)) + 1 for found in places.values())
+        console.note(f"note: at w = {', '.join(alike)} guidance adds nothing there, so {count} variants are the same images")
 
 
 def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
@@ -493,8 +528,10 @@ def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def _open(flags: Flags, weights: bool = False, needs_null: bool = True) -> tuple[Checkpoint, ClassifierInfo | None]:
-    """The checkpoint and, in the modes that have one, the classifier; refuses a mode that cannot be served."""
+def _open(
+    flags: Flags, weights: bool = False, needs_null: bool = True
+) -> tuple[Checkpoint, ClassifierInfo | None, GuideModel | None]:
+    """The checkpoint and, where there are any, the classifier and the weaker model; refuses a mode that cannot be served."""
     size = options.parse_size(flags.size)
     checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, weights, flags.access)
     judge = None
@@ -506,11 +543,21 @@ def _open(flags: Flags, weights: bool = False, needs_null: bool = True) -> tuple
             f"not {flags.mode}."
         )
     needs_null = needs_null or flags.classifier_gradient == "cheap"
-    if reason := checkpoint.refusal(flags.mode, judge is not None, needs_null):
+    reason = checkpoint.refusal(flags.mode, judge is not None, needs_null)
+    if reason and not (flags.mode == "auto" and flags.guide_model):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
     if judge and judge.input == "noisy" and not judge.own:
         _check_noisy(judge, checkpoint)
-    return checkpoint, judge
+    return checkpoint, judge, _open_guide(flags, checkpoint, size, weights)
+
+
+def _open_guide(flags: Flags, checkpoint: Checkpoint, size: tuple[int, int] | None, weights: bool) -> GuideModel | None:
+    """The weaker model that is named, or the one in the checkpoint's folder; None where none is asked for."""
+    if flags.mode != "auto" and flags.guide_model is None and flags.w_guide is None:
+        return None
+    if flags.guide_model is None and checkpoint.weak_folder is None:
+        raise UsageError(f"--w-guide weighs the model against a weaker one, and there is none beside it. {NAME_ONE}.")
+    return open_guide(flags.guide_model or BUNDLED_GUIDE, checkpoint, size, weights, flags.access)
 
 
 def _check_noisy(judge: ClassifierInfo, checkpoint: Checkpoint) -> None:
@@ -608,6 +655,19 @@ def _classifier_weights(flags: Flags) -> list[float] | list[None]:
     return [parse_weight("1" if text is None else text, "--w-classifier")]
 
 
+def _guide_weights(flags: Flags) -> list[float] | list[None]:
+    text = flags.w_guide
+    if flags.mode == "auto":
+        if text is not None:
+            raise UsageError("--w-guide goes on top of the other modes; in mode auto the weight is --w.")
+        return [None]
+    if text is None and flags.guide_model is None:
+        return [None]
+    if flags.sweep:
+        return parse_weights("2" if text is None else text, "--w-guide")
+    return [parse_weight("2" if text is None else text, "--w-guide")]
+
+
 def _shard(flags: Flags, output: Output) -> Shard | None:
     if flags.shard is None:
         return None
@@ -656,8 +716,7 @@ def _labels(
         takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
-    single = [part for label in ids for part in ([label] if isinstance(label, int) else dict(label_parts(label)))]
-    missing = [i for i in single if judge is not None and prompts is None and i not in judge.columns(known)]
+    missing = [i for i in single_labels(ids) if judge is not None and prompts is None and i not in judge.columns(known)]
     if missing and judge is not None:
         raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {judge.ref} does not know it.")
     return ids
@@ -686,6 +745,7 @@ def _about(job: Job) -> dict[str, Any]:
         "command": ["guidegen", *sys.argv[1:]],
         "checkpoint": identity(job.checkpoint),
         "classifier": identity(job.judge) if job.judge else None,
+        **({"guide_model": identity(job.guide.checkpoint)} if job.guide and job.guide.checkpoint else {}),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},
     }

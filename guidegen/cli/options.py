@@ -43,6 +43,17 @@ ClassifierRef = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+GuideRef = Annotated[
+    str | None,
+    typer.Option(
+        "--guide-model",
+        metavar="ID|DIR|WORD",
+        help="Weaker model for autoguidance: a smaller or earlier checkpoint, or its network folder; bundled: the one in "
+        "the checkpoint's folder; or made of the model's own network: pag (identity for self-attention) or skip (layers "
+        "left out), perhaps with layers: skip:mid_block. Default in mode auto: bundled.",
+        rich_help_panel=_MODEL,
+    ),
+]
 NullLabel = Annotated[
     int | None,
     typer.Option(

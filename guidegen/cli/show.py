@@ -158,8 +158,8 @@ def _grid(
         typer.Option(
             "--columns",
             metavar="AXIS,...",
-            help="The axis across: w, label, prompt, seed, w_classifier, or one of the sweep's --by; of several, the "
-            "combinations that there are. [default: as the run was drawn, w]",
+            help="The axis across: w, label, prompt, seed, w-classifier, w-guide or one of the sweep's --by; of several, "
+            "the combinations that there are. [default: as the run was drawn, w]",
         ),
     ] = None,
     rows: Annotated[

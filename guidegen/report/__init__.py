@@ -27,7 +27,7 @@ from guidegen.run import Row, read_rows, with_axes
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
 _PER_RUN = {"-w", "--w", "--w-classifier", "--label", "-l", "--num", "-n", "--seed", "--seeds", "--out", "-o", "--by"}
-_PER_RUN |= {"--prompt", "--shard", "--columns", "--rows", "--evaluate", "--features", "--judge", "--resize"}
+_PER_RUN |= {"--w-guide", "--prompt", "--shard", "--columns", "--rows", "--evaluate", "--features", "--judge", "--resize"}
 _SWITCHES = {"--json", "--overwrite", "--quiet", "-q", "--verbose", "-v", "--preview", "--report", "--debug"}
 
 
@@ -208,7 +208,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
     settings = dict(drawn.about["settings"])
     for other, found in zip(others, values, strict=True):
         settings[axis_name(other)] = ", ".join(value_name(other, value) for value in found)
-    about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier") if drawn.about.get(key)}
+    about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier", "guide_model") if drawn.about.get(key)}
     versions = drawn.about.get("versions") or {}
     return {
         "name": name,
