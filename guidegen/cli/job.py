@@ -475,8 +475,7 @@ def _tell_alike(job: Job) -> None:
             cell = Cell(None, 0, w, job.plan.classifier_weights[-1], w_guide=job.plan.guide_weights[-1])
             places.setdefault(w, []).append(engine.what_counts(settings, scheduler, cell))
     if alike := [f"{w:g}" for w, found in places.items() if len(set(found)) < len(found)]:
-        count = max(len(found) - len(set(found)) + 1 for found in places.values())
-        console.note(f"note: at w = {', '.join(alike)} guidance adds nothing there, so {count} variants are the same images")
+        console.note(f"note: at w = {', '.join(alike)} variants draw the same images, as guidance adds nothing there")
 
 
 def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
