@@ -318,8 +318,8 @@ def test_any_axis_that_varies_makes_its_own_rows(run: Path, npz: Path, network: 
     assert [(row["w"], row["guidance"]) for row in rows] == [(w, name) for w in WEIGHTS for name in ("fancy", "plain")]
     series = make_series([(open_drawn(run), rows)])
     assert [(line.name, line.x) for line in series] == [
-        ("classifier-free guidance, fancy", list(WEIGHTS)),
-        ("classifier-free guidance, plain", list(WEIGHTS)),
+        ("fancy", list(WEIGHTS)),
+        ("plain", list(WEIGHTS)),
     ]
 
 
