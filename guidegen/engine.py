@@ -170,6 +170,25 @@ def open_painter(
     guide: GuideModel | None = None,
 ) -> Painter:
     """Loads the weights. Raises CheckpointError where they do not load."""
+    painters = open_painters(checkpoint, classifier, settings, device, access, compile_networks, fixed_rows, guide)
+    return painters(settings, scheduler)
+
+
+def open_painters(
+    checkpoint: Checkpoint,
+    classifier: ClassifierInfo | None,
+    settings: Settings,
+    device: torch.device,
+    access: Access = DEFAULT_ACCESS,
+    compile_networks: bool = False,
+    fixed_rows: int | None = None,
+    guide: GuideModel | None = None,
+) -> Callable[[Settings, Any], Painter]:
+    """Loads the weights once; from settings that need the same networks, and a scheduler, to their painter.
+
+    Raises:
+        CheckpointError: the weights do not load.
+    """
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
@@ -178,15 +197,11 @@ def open_painter(
     if guide is not None and guide.checkpoint is not None and not guide.shares:
         weak = guide.checkpoint
         weak_in = _open_networks(weak, kind, settings.negative_prompt, device, access, compile_networks, decodes=False)
-    method, pace = plan_guidance(settings, scheduler)
-    clip = None
-    if classifier is not None:
-        scheduler, clip = without_clip(scheduler)
-        scheduler.set_timesteps(settings.steps)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
-    def painter(autocast: torch.dtype | None) -> Painter:
+    def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
         networks = networks_in(autocast)
+        method, pace = plan_guidance(settings, scheduler)
         return Painter(
             networks.condition,
             networks.decode,
@@ -206,8 +221,16 @@ def open_painter(
             weak=weak_in(autocast).condition if weak_in else networks.weak,
         )
 
-    autocast = DTYPES[settings.dtype]
-    return painter(None) if autocast is None else replace(painter(autocast), in_fp32=painter(None))
+    def painter_for(settings: Settings, scheduler: Any) -> Painter:
+        clip = None
+        if classifier is not None:
+            scheduler, clip = without_clip(scheduler)
+            scheduler.set_timesteps(settings.steps)
+        autocast = DTYPES[settings.dtype]
+        plain = painter(settings, scheduler, clip, None)
+        return plain if autocast is None else replace(painter(settings, scheduler, clip, autocast), in_fp32=plain)
+
+    return painter_for
 
 
 class _Networks(NamedTuple):

@@ -351,7 +351,7 @@ def test_mode_auto_goes_from_the_weaker_network_to_the_model(folders: dict[str, 
     assert about["settings"]["guide_model"] == "unet_weak"
     assert len(about["settings"]["guide_model_sha256"]) == 64
     assert about["guide_model"]["path"].endswith("unet_weak")
-    assert "autoguidance against unet_weak" in grid.title_of(about["settings"])
+    assert "autoguidance · against unet_weak" in grid.title_of(about["settings"])
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier", "both", "none", "auto"])
@@ -440,7 +440,7 @@ def test_sweep_of_both_weights_is_resumed_counted_and_told(
     kept = [path for path, when in before.items() if path.stat().st_mtime_ns == when]
     assert len(kept) == len(before) - 1
     assert open_drawn(tmp_path).axes == ("w", "w_guide")
-    page = grid.layout(rows, (8, 8), column_axis="w_guide")
+    page = grid.layout(rows, (8, 8), ["w_guide"])
     assert list(page.heads.values()) == ["guide w = 0", "guide w = 1", "guide w = 2"]
     with pytest.raises(UsageError, match="guide_model"):
         run_of(folders["beside"], tmp_path, **(given | {"guide_model": "pag"}))

@@ -124,6 +124,16 @@ def _command(
         str | None,
         typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=_WHAT),
     ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="AXIS=LIST",
+            help="sweep: vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
+            "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     model: options.Model = None,
     classifier: options.ClassifierRef = None,
     classifier_input: Annotated[
@@ -243,6 +253,24 @@ def _command(
             "--shard",
             metavar="I/N",
             help="Draw part I of N, counted from 0; auto: as torchrun, accelerate or SLURM say. Then: guidegen merge.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="AXIS",
+            help="sweep: the axis across the grid. [default: w]",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="AXIS,...",
+            help="sweep: axes down the grid, outermost first; those that are not named follow.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None,

@@ -10,8 +10,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +23,23 @@ from guidegen.checkpoints.files import weights_sha256
 from guidegen.checkpoints.guides import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
+from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labels
 from guidegen.model import own_sha256, split_own
+from guidegen.naming import axis_name, describe, named
 from guidegen.plan import (
+    UNGUIDED,
     Cell,
     Plan,
     Settings,
     Shard,
+    Variant,
     digest,
     fingerprint,
     make_cells,
+    mode_weights,
     parse_seeds,
     parse_shard,
     parse_weight,
@@ -90,6 +96,9 @@ class Flags:
     compile_networks: bool
     out: str | None
     shard: str | None
+    by: list[str] | None
+    columns: str | None
+    rows: str | None
     overwrite: bool
     dry_run: bool
     json_rows: bool
@@ -115,9 +124,9 @@ class Job:
         plan: what the run is to hold.
         shard: which part of it this process draws; None for all.
         cells: what this process draws.
-        scheduler: a diffusers scheduler with its timesteps set.
+        looks: the settings of each variant of the plan, and a diffusers scheduler with its timesteps set.
         device: where to draw.
-        settings: all but the hashes of the weights.
+        settings: all but the hashes of the weights; what all variants have in common.
         pages: the grid of a sweep, where this process draws it.
         output: where it goes.
     """
@@ -130,7 +139,7 @@ class Job:
     plan: Plan
     shard: Shard | None
     cells: list[Cell]
-    scheduler: Any
+    looks: dict[Variant, tuple[Settings, Any]]
     device: torch.device
     settings: Settings
     pages: grid.Layout | None
@@ -139,14 +148,20 @@ class Job:
     @property
     def title(self) -> str:
         """The line at the top of the grid."""
-        return grid.title_of(asdict(self.settings))
+        return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
+
+    def by_variant(self, cells: Sequence[Cell]) -> Iterator[tuple[Settings, Any, list[Cell]]]:
+        """The cells of each variant that has any, with its settings and its scheduler."""
+        for variant, (settings, scheduler) in self.looks.items():
+            if some := [cell for cell in cells if cell.variant == variant]:
+                yield settings, scheduler, some
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
         about = {"settings": asdict(self.settings)}
         if self.output.is_file and self.output.one_image:
-            return about | {"cells": [asdict(cell) for cell in self.cells]}
+            return about | {"cells": [cell.as_json() for cell in self.cells]}
         return about | {"plan": self.plan.as_json()}
 
 
@@ -159,15 +174,18 @@ def plan_job(flags: Flags) -> Job:
     """
     wcs, wgs = _classifier_weights(flags), _guide_weights(flags)
     seeds = _seeds(flags)
+    _check_sweep(flags)
     _check_numbers(flags)
+    axes = parse_by(flags.by or [])
+    own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
-    needs_null = flags.w is None or any(w != 1 for w in parse_weights(flags.w))
+    needs_null = any(w != 1 for w in own_weights or parse_weights(flags.w or "0"))
     checkpoint, judge, guide = _open(flags, needs_null=needs_null)
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
     prompts = _prompts(flags, checkpoint, judge)
     labels = _labels(flags, checkpoint, judge, known, prompts)
     mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
-    ws = _weights(flags, mixed)
+    ws = list(dict.fromkeys(own_weights)) or _weights(flags, mixed)
     if mixed and (reason := checkpoint.refusal(flags.mode, judge is not None, needs_null=True)):
         raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
@@ -175,20 +193,69 @@ def plan_job(flags: Flags) -> Job:
     if guide:
         needs_null = mixed or flags.mode == "classifier" or (flags.mode != "auto" and 0 in ws)
         guide.check_labels(single_labels(labels), checkpoint, needs_null)
-    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs))
+    from guidegen import engine  # torch, from here on
+
+    device = engine.pick_device(flags.device)
+
+    def look(flags: Flags) -> tuple[Settings, Any]:
+        return _look(flags, checkpoint, judge, guide, prompts, device)
+
+    own_scheduler = checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
+    varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
+    _check_different(varied.looks)
+    columns, rows = parse_axes(flags.columns), parse_axes(flags.rows)
+    plan = Plan(
+        labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs), varied.by, varied.own_weights, columns, rows
+    )
     shard = _shard(flags, output)
     cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
         )
-    from guidegen import engine  # torch, from here on
+
+    def name_of(cell: Cell) -> str:
+        if cell.mixture is None:
+            return "" if cell.label is None else known.name(cell.label)
+        return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
     if guide:
         engine.check_layers(guide, checkpoint)
+    settings = varied.base
+    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
+    pages = None
+    if flags.sweep:
+        whole = plan.cells() if shard else cells
+        facts = [{**asdict(cell), "label_name": name_of(cell), **dict(cell.variant)} for cell in whole]
+        pages = grid.layout(facts, checkpoint.size, columns, title=job.title, rows=rows)
+        if output.one_image:
+            output.check_grid(len(pages.pages), pages.size(), len(cells))
+    drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
+    names = list(dict.fromkeys(map(name_of, make_cells(labels, seeds[:1], ws[:1]))))
+    refs = (checkpoint.ref, checkpoint.revision, judge and judge.ref, *([guide.ref] if guide else []))
+    parts = (*refs, drawn, names)
+    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
+    return replace(job, pages=None if shard else pages, output=output.named(name))
+
+
+def _look(
+    flags: Flags,
+    checkpoint: Checkpoint,
+    judge: ClassifierInfo | None,
+    guide: GuideModel | None,
+    prompts: list[str] | None,
+    device: torch.device,
+) -> tuple[Settings, Any]:
+    """The settings that the flags mean, but for the hashes of the weights, and the scheduler.
+
+    Raises:
+        UsageError: a scheduler or steps that cannot be.
+    """
+    from guidegen import engine
+
+    _check_numbers(flags)
     steps = flags.steps or checkpoint.steps
     scheduler = engine.plan_scheduler(checkpoint, flags.scheduler, steps, flags.eta)
-    device = engine.pick_device(flags.device)
     settings = Settings(
         mode=flags.mode,
         model=checkpoint.name,
@@ -218,24 +285,30 @@ def plan_job(flags: Flags) -> Job:
         guide_model=guide.name if guide else None,
     )
     engine.plan_guidance(settings, scheduler)
+    return settings, scheduler
 
-    def name_of(cell: Cell) -> str:
-        if cell.mixture is None:
-            return "" if cell.label is None else known.name(cell.label)
-        return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
-    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, scheduler, device, settings, None, output)
-    pages = None
+def _check_different(looks: Mapping[Variant, tuple[Settings, Any]]) -> None:
+    """Refuses two variants that are the same at every step, such as two intervals between the same two noise levels."""
+    from guidegen import engine
+
+    seen: dict[Any, Variant] = {}
+    for variant, (settings, scheduler) in looks.items():
+        _, pace = engine.plan_guidance(settings, scheduler)
+        look = digest(asdict(replace(settings, interval=None, w_schedule=None))), pace
+        if (other := seen.setdefault(look, variant)) != variant:
+            raise UsageError(
+                f"--by: {describe(*zip(*other, strict=True))} and {describe(*zip(*variant, strict=True))} are the same "
+                f"at each of these {settings.steps} steps: leave one out."
+            )
+
+
+def _check_sweep(flags: Flags) -> None:
     if flags.sweep:
-        facts = [{**asdict(cell), "label_name": name_of(cell)} for cell in (plan.cells() if shard else cells)]
-        pages = grid.layout(facts, checkpoint.size, title=job.title)
-        if output.one_image:
-            output.check_grid(len(pages.pages), pages.size(), len(cells))
-    refs = (checkpoint.ref, checkpoint.revision, judge and judge.ref, *([guide.ref] if guide else []))
-    names = list(dict.fromkeys(map(name_of, make_cells(labels, seeds[:1], ws[:1]))))
-    parts = (*refs, plan.as_json(), names)
-    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
-    return replace(job, pages=None if shard else pages, output=output.named(name))
+        return
+    given = {"--by": flags.by, "--columns": flags.columns, "--rows": flags.rows}
+    if flag := next((flag for flag, value in given.items() if value), None):
+        raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
 
 
 def say_what_it_takes(job: Job) -> None:
@@ -244,7 +317,10 @@ def say_what_it_takes(job: Job) -> None:
 
     channels, height, width = job.checkpoint.image_shape
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
-    count, nfe = len(job.cells), engine.cost(job.cells, job.settings, job.scheduler)
+    count = len(job.cells)
+    costs = [(some, engine.cost(some, settings, scheduler)) for settings, scheduler, some in job.by_variant(job.cells)]
+    nfe = sum(cost for _, cost in costs)
+    variants = [{**dict(some[0].variant), "cells": len(some), "nfe": cost} for some, cost in costs if some[0].variant]
     facts = {
         "cells": count,
         "nfe": nfe,
@@ -252,12 +328,15 @@ def say_what_it_takes(job: Job) -> None:
         "grid_pixels": sum(w * h for w, h in sizes),
         "grid_pages": len(sizes),
         "out": str(job.output.path),
-    }
+    } | ({"variants": variants} if variants else {})
     if job.flags.json_rows:
         console.result(json.dumps(facts))
         return
     console.result(f"{count:,} images of {width}x{height}, {facts['bytes']:,} bytes of pixels before compression")
     console.result(f"{nfe:,} network calls (NFE), {nfe / max(1, count):g} an image on average")
+    for some, cost in costs if variants else ():
+        what = describe(*zip(*some[0].variant, strict=True))
+        console.result(f"  {what}: {len(some):,} images, {cost:,} calls, {cost / len(some):g} an image")
     if sizes:
         console.result(f"grid of {facts['grid_pixels']:,} pixels: {', '.join(f'{w}x{h}' for w, h in sizes)}")
     console.result(f"into {job.output.path}")
@@ -286,7 +365,9 @@ def carry_out(job: Job) -> None:
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         about = _about(job)
-        with Signals() as signals, Run(folder, job.settings, about, job.flags.overwrite, job.plan, job.shard) as run:
+        variants = {variant: settings for variant, (settings, _) in job.looks.items()}
+        run_of = partial(Run, folder, job.settings, about, job.flags.overwrite, job.plan, job.shard)
+        with Signals() as signals, run_of(variants) as run:
             rows = _draw(job, run, signals)
             made = _finish(job, folder, rows)
             failures = find_failures(rows)
@@ -315,13 +396,14 @@ def _with_weights(job: Job) -> Job:
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
     for folder in parts + ([judge.folder] if judge and judge.own is None else []):
         check_weights(folder, access)
-    settings = replace(
-        job.settings,
-        model_sha256=_sha256(checkpoint, access),
-        classifier_sha256=_sha256(judge, access) if judge else None,
-        guide_model_sha256=_guide_sha256(guide, access),
-    )
-    return replace(job, checkpoint=checkpoint, judge=judge, guide=guide, settings=settings)
+    hashes: dict[str, Any] = {
+        "model_sha256": _sha256(checkpoint, access),
+        "classifier_sha256": _sha256(judge, access) if judge else None,
+        "guide_model_sha256": _guide_sha256(guide, access),
+    }
+    looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
+    settings = replace(job.settings, **hashes)
+    return replace(job, checkpoint=checkpoint, judge=judge, guide=guide, settings=settings, looks=looks)
 
 
 def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
@@ -353,10 +435,9 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
         )
     if todo:
         size, fixed = engine.pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
-        painter = engine.open_painter(
+        painters = engine.open_painters(
             job.checkpoint,
             job.judge,
-            job.scheduler,
             job.settings,
             job.device,
             flags.access,
@@ -364,29 +445,42 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
             size if fixed else None,
             job.guide,
         )
+        parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
         if not flags.quiet:
-            _tell_cut_prompts(painter, todo)
+            _tell_cut_prompts(parts[0][0], todo)
+            _tell_alike(job)
         tally = engine.Tally()
-        with console.progress(len(todo) * len(job.scheduler.timesteps), len(todo), flags.quiet) as bar:
+        steps = sum(len(some) * len(painter.scheduler.timesteps) for painter, some in parts)
+        with console.progress(steps, len(todo), flags.quiet) as bar:
 
             def on_step(cells: int) -> None:
                 bar.step(cells)
                 signals.check(signal.SIGINT)
 
-            for _, row in engine.draw(painter, todo, run, job.name_of, size, on_step, signals.check, tally):
-                bar.image()
-                if show_rows:
-                    console.result(_line(row))
+            for painter, some in parts:
+                for _, row in engine.draw(painter, some, run, job.name_of, size, on_step, signals.check, tally):
+                    bar.image()
+                    if show_rows:
+                        console.result(_line(row))
         if flags.sweep and not (flags.quiet or flags.json_rows):
-            _tell_cost(job, len(todo), tally.made)
+            _tell_cost(job, todo, tally.made)
     return run.rows(job.cells)
 
 
-def _tell_cost(job: Job, images: int, made: int) -> None:
+def _tell_alike(job: Job) -> None:
+    """Says where axes of `--by` make no difference: guidance of weight zero is none."""
+    bare = {cell.variant for cell in job.cells if mode_weights(job.settings.mode, cell) == UNGUIDED}
+    axes = [axis for axis, _ in job.plan.by if axis not in ("scheduler", "steps", "eta")]
+    if axes and len(bare) > 1:
+        console.note(f"note: at w = 0 there is no guidance, so the images are the same for every {axis_name(axes[0])}")
+
+
+def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
     """What a sweep spent, and what it saved against a loop that makes every call for every image."""
     from guidegen import engine
 
-    plain = engine.plain_cost(images, job.settings, job.scheduler)
+    images = len(todo)
+    plain = sum(engine.plain_cost(len(some), settings, scheduler) for settings, scheduler, some in job.by_variant(todo))
     share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
     saved = f"{share} fewer than" if made <= plain else f"{share} more than"
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
@@ -653,8 +747,10 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
-def _condition(row: Row) -> str:
-    return f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+def _place(row: Row) -> str:
+    condition = f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+    varied = [named(axis, row[axis]) for axis in grid.axes_of([row]) if axis not in grid.AXES]
+    return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
 
 
 def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
@@ -666,7 +762,7 @@ def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
         if row["status"] != "ok":
             failed += 1
             if failed <= _LISTED:
-                listed += f"\n  w {row['w']}, {_condition(row)}, seed {row['seed']}"
+                listed += f"\n  {_place(row)}"
     if not failed:
         return None
     more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""
