@@ -584,9 +584,12 @@ def _guidance(flags: Flags) -> dict[str, Any]:
     from guidegen.engine import FILE_SHA256
     from guidegen.scores.methods import find_method
 
-    if flags.mode == "none" and (flags.guidance or flags.guidance_opt or flags.interval or flags.w_schedule):
+    if flags.mode == "none" and flags.w_guide is None and (flags.interval or flags.w_schedule):
+        raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
+    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
         raise UsageError(
-            "--guidance, --interval and --w-schedule are for guided modes; --mode none draws the network as it is."
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
+            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
         )
     words = [word.partition("=") for word in flags.guidance_opt or ()]
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
