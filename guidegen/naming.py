@@ -12,7 +12,7 @@ MODE_NAMES = {
     "none": "no guidance",
     "auto": "autoguidance",
 }
-_AXIS_NAMES = {"w_classifier": "classifier w", "w_guide": "guide w", "w_schedule": "w-schedule"}
+_AXIS_NAMES = {"w_classifier": "classifier w", "w_guide": "guide w", "w_schedule": "w-schedule", "guide_model": "against"}
 _BARE = ("model", "guidance", "run")  # values that are names of themselves
 
 

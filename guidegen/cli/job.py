@@ -184,7 +184,8 @@ def plan_job(flags: Flags) -> Job:
     labels = _labels(flags, checkpoint, judge, known, prompts)
     mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
     ws = list(dict.fromkeys(own_weights)) or _weights(flags, mixed)
-    if mixed and (reason := checkpoint.refusal(flags.mode, judge is not None, needs_null=True)):
+    mode = "cfg" if flags.mode == "auto" else flags.mode  # labels with weights are asked against none in mode auto too
+    if mixed and (reason := checkpoint.refusal(mode, judge is not None, needs_null=True)):
         raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
@@ -204,8 +205,9 @@ def plan_job(flags: Flags) -> Job:
     varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
     _check_different(varied.looks)
     columns, rows = parse_axes(flags.columns), parse_axes(flags.rows)
-    axes_of = (varied.by, varied.own_weights, columns, rows)
-    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs), *axes_of)
+    plan = Plan(
+        labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs), varied.by, varied.own_weights, columns, rows
+    )
     shard = _shard(flags, output)
     cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
@@ -218,6 +220,8 @@ def plan_job(flags: Flags) -> Job:
             return "" if cell.label is None else known.name(cell.label)
         return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
+    if guide:
+        engine.check_layers(guide, checkpoint)
     settings = varied.base
     job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
     pages = None
@@ -399,9 +403,8 @@ def _with_weights(job: Job) -> Job:
         "guide_model_sha256": _guide_sha256(guide, access),
     }
     looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
-    return replace(
-        job, checkpoint=checkpoint, judge=judge, guide=guide, settings=replace(job.settings, **hashes), looks=looks
-    )
+    settings = replace(job.settings, **hashes)
+    return replace(job, checkpoint=checkpoint, judge=judge, guide=guide, settings=settings, looks=looks)
 
 
 def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
@@ -587,9 +590,17 @@ def _guidance(flags: Flags) -> dict[str, Any]:
     from guidegen.engine import FILE_SHA256
     from guidegen.scores.methods import find_method
 
-    if flags.mode == "none" and (flags.guidance or flags.guidance_opt or flags.interval or flags.w_schedule):
+    if flags.mode == "none" and flags.w_guide is None and (flags.interval or flags.w_schedule):
+        raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
+    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
         raise UsageError(
-            "--guidance, --interval and --w-schedule are for guided modes; --mode none draws the network as it is."
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
+            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
+        )
+    if flags.mode == "auto" and flags.guidance not in (None, "cfg"):
+        raise UsageError(
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode auto takes one of them. "
+            "For both kinds of guidance: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
         )
     words = [word.partition("=") for word in flags.guidance_opt or ()]
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:

@@ -153,13 +153,16 @@ def _data(
     described = [_run(drawn, name, axis, images) for (drawn, _), name in zip(runs, names, strict=True)]
     largest = max(max(row["shape"][:2]) for drawn, _ in runs for row in drawn.rows)
     settings = runs[0][0].about["settings"]
+    swept = {axis for drawn, _ in runs for axis in drawn.axes}
+    words = {"scheduler": value_name("scheduler", settings["scheduler"]), "steps": f"{settings['steps']} steps"}
+    how = ", ".join(word for axis, word in words.items() if axis not in swept)
     measured = next((line.best(metric) for line in series for metric in shown(series)[:1]), None)
     middle = described[0]["x"][len(described[0]["x"]) // 2]
     count = sum(len(drawn.rows) for drawn, _ in runs)
     folders = " ".join(shlex.quote(str(drawn.folder)) for drawn, _ in runs)
     return {
         "axis": axis,
-        "subtitle": f"{settings['scheduler']}, {settings['steps']} steps · {count:,} images",
+        "subtitle": f"{how} · {count:,} images" if how else f"{count:,} images",
         "footer": f"Made by guidegen {__version__}: guidegen report {folders}",
         "warnings": list(warnings),
         "pixelated": largest <= _SMALL,
