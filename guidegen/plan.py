@@ -207,10 +207,6 @@ def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-UNGUIDED = (0.0, 0.0, 1.0)
-"""The weights at which neither label, nor classifier, nor a weaker model counts."""
-
-
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float, float]:
     """Weights of a cell: of the label's own score, of the classifier's gradient, of the model against a weaker one."""
     if mode == "auto":

@@ -312,7 +312,7 @@ def test_merged_shards_are_the_same_bytes_as_one_process(with_null: Path, tmp_pa
         (["--guidance", "apg", "--by", "apg.colour=0"], "at apg.colour=0: "),
         (["--guidance", "apg", "--by", "apg.eta=0", "--guidance-opt", "eta=1"], "instead of --guidance-opt eta"),
         (["--by", "guidance=cfg,aqg"], "at guidance=aqg: --guidance aqg: no such method"),
-        (["--by", "guidance=cfg,apg", "--mode", "none"], "for guided modes"),
+        (["--by", "guidance=cfg,apg", "--mode", "none"], "at guidance=apg: --guidance apg combines"),
         (["--by", "interval=none,0:inf"], "interval none and interval 0:inf are the same"),
         (["--by", "w-schedule=constant,loud"], "at w-schedule=loud: "),
         (["--by", "steps=2", "--columns", "colour"], "--columns 'colour': choose of w, "),
