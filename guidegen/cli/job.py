@@ -177,7 +177,7 @@ def plan_job(flags: Flags) -> Job:
     axes = parse_by(flags.by or [])
     own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
-    needs_null = any(w != 1 for w in own_weights or parse_weights(flags.w or "0"))
+    needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     checkpoint, judge, guide = _open(flags, needs_null=needs_null)
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
     prompts = _prompts(flags, checkpoint, judge)
@@ -650,7 +650,7 @@ def _texts(
 def _weights(flags: Flags, mixed: bool) -> list[float]:
     """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
     if flags.sweep:
-        return parse_weights(flags.w or "0,1,2,4,8")
+        return parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
     return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
 
 
