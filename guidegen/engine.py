@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +17,9 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
 from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
-from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8
+from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, calls_per_step
+from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Weights, calls_per_step
 from guidegen.scores.rows import FixedClassifier, FixedDenoiser
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,6 +52,7 @@ class Painter:
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
         in_fp32: the same networks without autocast; None where there is none.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
+        clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
     """
 
     condition: Condition
@@ -68,6 +68,7 @@ class Painter:
     is_cut: Callable[[str], bool] | None = None
     in_fp32: Painter | None = None
     fixed_rows: int | None = None
+    clip: float | None = None
 
     def paint(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -89,23 +90,13 @@ class Painter:
             self.device,
             [self.target(cell) for cell in cells],
             seeds,
+            steps=len(self.scheduler.timesteps),
+            clip=self.clip,
         )
-        predictors: Iterator[Callable[..., torch.Tensor]] = chain([guide.first], repeat(guide))
-        drawn = sample(
-            lambda x_t, t, level: next(predictors)(x_t, t, level),
-            self.scheduler,
-            seeds,
-            self.shape,
-            self.steps,
-            self.eta,
-            self.device,
-            on_step,
-        )
-        evaluations = len(self.scheduler.timesteps)
-        calls = [each * evaluations for each in guide.calls]
+        drawn = sample(guide, self.scheduler, seeds, self.shape, self.steps, self.eta, self.device, on_step)
         if tally is not None:
-            tally.made += sum(calls) - guide.shared
-        return self._decoded(drawn), calls
+            tally.made += guide.made
+        return self._decoded(drawn), guide.calls
 
     @torch.no_grad()
     def _decoded(self, drawn: torch.Tensor) -> torch.Tensor:
@@ -166,6 +157,10 @@ def open_painter(
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
     networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks)
+    clip = None
+    if classifier is not None:
+        scheduler, clip = without_clip(scheduler)
+        scheduler.set_timesteps(settings.steps)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
     def painter(autocast: torch.dtype | None) -> Painter:
@@ -183,6 +178,7 @@ def open_painter(
             device,
             networks.is_cut,
             fixed_rows=fixed_rows,
+            clip=clip,
         )
 
     autocast = DTYPES[settings.dtype]
@@ -319,13 +315,14 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
 def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
     """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
     each = _cost_of_gradient(settings)
-    return sum(calls_per_step(*mode_weights(settings.mode, cell), each) for cell in cells) * len(scheduler.timesteps)
+    calls = (calls_per_step(Weights(*mode_weights(settings.mode, cell)), each) for cell in cells)
+    return sum(calls) * len(scheduler.timesteps)
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
     """Network calls of a loop over `count` cells that skips none and shares none."""
     w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
-    calls = calls_per_step(2.0 * w, 2.0 * w_classifier, _cost_of_gradient(settings))
+    calls = calls_per_step(Weights(2.0 * w, 2.0 * w_classifier), _cost_of_gradient(settings))
     return calls * count * len(scheduler.timesteps)
 
 
