@@ -10,7 +10,7 @@ the folder that guidegen opens. Every choice is a published one:
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - constant learning rate, linear to zero over the last quarter;
 - the weak UNet is what autoguidance pushes away from (Karras et al. 2024, 2406.02507): the same data,
-  labels, schedule and loss, a fifth of the parameters, a quarter of the images.
+  labels, schedule and loss, a fifth of the parameters, a sixth of the images.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
 Parquet files that the README of the checkpoint names: columns `image` (bytes) and `label` (int).
@@ -283,7 +283,7 @@ def main(
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 384_000,
-    weak_images: Annotated[int, typer.Option(help="Images the weak UNet sees.")] = 96_000,
+    weak_images: Annotated[int, typer.Option(help="Images the weak UNet sees.")] = 64_000,
     classifier_images: Annotated[int, typer.Option(help="Images the classifier sees.")] = 100_000,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of weights, noise and order.")] = 0,
