@@ -376,9 +376,11 @@ class Guide:
         level: Level,
         index: int,
     ) -> Tensor:
+        if gradient is None and not layout.mixed:
+            return null
         kind, some = self.denoiser.prediction_type, layout.guided
         if self.method.linear:
-            prediction = self.method.combine(null, conditional, layout.w) if layout.mixed else null
+            prediction = self.method.combine(null, conditional, layout.w)
             if gradient is None:
                 return prediction
             before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
@@ -392,7 +394,7 @@ class Guide:
             label_part = classifier_free(u, conditional.index_select(0, some), w)
             conditional = conditional.index_copy(0, some, classifier_guided(label_part, gradient, w_classifier, level, kind))
         step = Step(x_t, level, kind, index, self.steps, self._memory)
-        return self.method.combine(null, conditional, total, step)
+        return self.method(null, conditional, total, step)
 
 
 def cost_with(method: Method, cost: Cost) -> Cost:

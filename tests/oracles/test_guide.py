@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_gaussian_mixture import LEVELS, Mixture, Posterior, points
 from torch import Tensor
 
 from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, to_score, to_x0
 from guidegen.scores.guidance import NULL, Guide, Weights, calls_per_step, classifier_free, clipped
 from guidegen.scores.methods import Method, Step
-from tests.oracles.test_gaussian_mixture import LEVELS, Mixture, Posterior, points
 
 T = torch.tensor(0)
 EXACT = {"rtol": 1e-8, "atol": 1e-8}
