@@ -16,6 +16,7 @@ from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.guides import GuideModel
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
+from guidegen.mixture import prompt_parts
 from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
@@ -281,9 +282,10 @@ def _open_networks(
 
         def text_networks(autocast: torch.dtype | None) -> _Networks:
             def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
-                texts = list(dict.fromkeys(str(text) for cell in cells for text, _ in cell.conditions if text is not None))
-                place: dict[Any, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
-                labels = [tuple((place[text], weight) for text, weight in cell.conditions) for cell in cells]
+                asked = [prompt_parts(cell.prompt) if cell.prompt is not None else ((None, 1.0),) for cell in cells]
+                texts = list(dict.fromkeys(text for parts in asked for text, _ in parts if text is not None))
+                place: dict[str | None, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
+                labels = [tuple((place[text], weight) for text, weight in parts) for parts in asked]
                 return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
             null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)

@@ -446,6 +446,19 @@ def test_sweep_of_both_weights_is_resumed_counted_and_told(
         run_of(folders["beside"], tmp_path, **(given | {"guide_model": "pag"}))
 
 
+def test_interval_and_mixtures_of_labels_with_a_weaker_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    given = {"mode": "auto", "w": "2", "steps": 4}
+    (half,) = run_of(folders["beside"], tmp_path / "half", interval="0%:50%", **given)
+    assert half["nfe"] == 2 * 2 + 2 * 1, "outside of the interval the model alone is asked"
+    (mixed,) = run_of(folders["beside"], tmp_path / "mixed", **(given | {"label": ["1:2,4:-0.5"]}))
+    assert mixed["nfe"] == 4 * (3 + 3), "two labels and none, of both networks"
+    without = given | {"label": ["1:2,4:-0.5"], "guide_model": "pag"}
+    assert plan_job(flags(folders["weak"], tmp_path / "made", **without)).settings.guide_model == "pag"
+    given |= {"mode": "cfg", "w": "3", "w_guide": "2", "guide_model": "bundled"}
+    (both,) = run_of(folders["beside"], tmp_path / "apg", guidance="apg", **given)
+    assert both["nfe"] == 4 * 3
+
+
 def test_unguided_cells_share_an_image_for_each_weight_against_the_weaker_model(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -486,6 +499,7 @@ def test_fixed_rows_and_half_precision_reach_the_weaker_network(folders: dict[st
         ({"mode": "auto", "guide_model": "bundled"}, "has no weaker network in its folder"),
         ({"mode": "auto", "guide_model": "pag", "w_guide": "2"}, "in mode auto the weight is --w"),
         ({"mode": "auto", "guide_model": "pag", "label": None}, "needs --label"),
+        ({"mode": "auto", "guide_model": "pag", "guidance": "apg"}, "combines predictions with and without the label"),
         ({"guide_model": "skip:up_blocks.9"}, "no such layer as up_blocks.9"),
         ({"guide_model": "skip:"}, "name layers after the colon"),
         ({"guide_model": "pag", "w_guide": "much"}, "--w-guide takes a finite number"),

@@ -186,7 +186,8 @@ def plan_job(flags: Flags) -> Job:
     labels = _labels(flags, checkpoint, judge, known, prompts)
     mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
     ws = list(dict.fromkeys(own_weights)) or _weights(flags, mixed)
-    if mixed and (reason := checkpoint.refusal(flags.mode, judge is not None, needs_null=True)):
+    mode = "cfg" if flags.mode == "auto" else flags.mode  # labels with weights are asked against none in mode auto too
+    if mixed and (reason := checkpoint.refusal(mode, judge is not None, needs_null=True)):
         raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
@@ -584,9 +585,17 @@ def _guidance(flags: Flags) -> dict[str, Any]:
     from guidegen.engine import FILE_SHA256
     from guidegen.scores.methods import find_method
 
-    if flags.mode == "none" and (flags.guidance or flags.guidance_opt or flags.interval or flags.w_schedule):
+    if flags.mode == "none" and flags.w_guide is None and (flags.interval or flags.w_schedule):
+        raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
+    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
         raise UsageError(
-            "--guidance, --interval and --w-schedule are for guided modes; --mode none draws the network as it is."
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
+            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
+        )
+    if flags.mode == "auto" and flags.guidance not in (None, "cfg"):
+        raise UsageError(
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode auto takes one of them. "
+            "For both kinds of guidance: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
         )
     words = [word.partition("=") for word in flags.guidance_opt or ()]
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
