@@ -48,7 +48,7 @@ def timed() -> dict[str, float]:
 
     spent["imports"] = time.perf_counter() - start
     clock(job, "_with_weights", "loading")  # looks for them and hashes them
-    clock(engine, "open_painter", "loading")
+    clock(engine, "open_painters", "loading")
     clock(engine.Painter, "paint", "sampling")
     clock(run.Run, "write", "writing")
     app(JOB.split(), standalone_mode=False)
