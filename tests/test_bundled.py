@@ -38,7 +38,7 @@ def test_it_is_what_the_card_says() -> None:
     for label in CHECKPOINT.labels:
         assert f"{label} {CHECKPOINT.labels.name(label)}" in card
     weights = [path for path in BUNDLED.rglob("*") if path.suffix == ".safetensors"]
-    assert len(weights) == 2
+    assert {path.parent.name for path in weights} == {"unet", "unet_weak", "classifier"}
     assert sum(path.stat().st_size for path in weights) <= 40e6
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from conftest import tiny_unet
 from PIL import Image
 from torch import nn
@@ -92,22 +93,63 @@ def test_stopped_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path
     assert not torch.equal(whole.state_dict()["conv_in.weight"], start.state_dict()["conv_in.weight"])
 
 
-def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of the recipe that train in a moment; the weak one is the smaller."""
+    down = {"down_block_types": ("DownBlock2D",) * 2, "layers_per_block": 1}
+    unet = {**down, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4, "num_class_embeds": 1001}
+    monkeypatch.setattr(recipe, "UNET", {**unet, "block_out_channels": (16, 32)})
+    monkeypatch.setattr(recipe, "WEAK", {**unet, "block_out_channels": (8, 16)})
+    monkeypatch.setattr(recipe, "CLASSIFIER", {**down, "block_out_channels": (16, 32)})
+
+
+@pytest.mark.usefixtures("small")
+def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -> None:
+    from diffusers import UNet2DModel
+
     from guidegen.checkpoints import open_checkpoint, open_classifier
 
-    small = {"block_out_channels": (16, 32), "layers_per_block": 1}
-    monkeypatch.setattr(
-        recipe,
-        "UNET",
-        {**small, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2,
-         "norm_num_groups": 4, "num_class_embeds": 1001},
-    )  # fmt: skip
-    monkeypatch.setattr(recipe, "CLASSIFIER", {**small, "down_block_types": ("DownBlock2D",) * 2})
     out = tmp_path / "out"
-    recipe.main(data, out, classes="1,207,281", size=8, images=8, classifier_images=8, batch=4)
+    recipe.main(data, out, classes="1,207,281", size=8, images=8, weak_images=8, classifier_images=8, batch=4)
     checkpoint = open_checkpoint(str(out))
     assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
     assert checkpoint.labels.names == {1: "goldfish", 207: "golden retriever", 281: "tabby"}
     judge = open_classifier(checkpoint.bundled_classifier or "")
     assert judge.columns(checkpoint.labels) == {1: 0, 207: 1, 281: 2}
     assert not checkpoint.refusal("both", classifier=True)
+    strong, weak = (UNet2DModel.from_pretrained(out, subfolder=name) for name in ("unet", "unet_weak"))
+    assert weak.config.num_class_embeds == strong.config.num_class_embeds
+    assert weak.num_parameters() < strong.num_parameters()
+
+
+@pytest.mark.usefixtures("small")
+def test_the_weak_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Path) -> None:
+    from diffusers import DDIMPipeline
+
+    from guidegen.checkpoints import open_checkpoint
+    from guidegen.checkpoints.files import weights_sha256
+
+    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images=8, batch=4)
+    alone = open_checkpoint(tmp_path)
+    identity = weights_sha256(alone.part_folders.values())
+    unet = (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    recipe.main(data, tmp_path, part="weak", classes="1,207", size=8, weak_images=8, batch=4)
+    assert (tmp_path / "unet_weak/config.json").exists()
+    after = open_checkpoint(tmp_path)
+    assert (after.index, after.configs, after.part_folders) == (alone.index, alone.configs, alone.part_folders)
+    assert weights_sha256(alone.part_folders.values()) == identity
+    assert (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == unet
+    assert set(DDIMPipeline.from_pretrained(tmp_path).components) == {"unet", "scheduler"}
+
+
+def test_parts_have_names(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="weak"):
+        recipe.main(tmp_path, tmp_path, part="strong")
+
+
+def test_the_weak_model_is_the_smaller_and_speaks_the_same_labels() -> None:
+    from diffusers import UNet2DModel
+
+    strong, weak = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.WEAK))
+    assert weak.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
+    assert weak.num_parameters() < 3e6 < strong.num_parameters()

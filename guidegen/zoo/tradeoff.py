@@ -3,6 +3,7 @@
 Sweeps both modes, measures them against held-out photographs under a judge that never guided, and
 writes curves.svg, curves.png and report.html. Each label has seeds of its own: at a small w the
 images of one seed are nearly the same for every label, and near copies say nothing of diversity.
+A larger --num goes on from a smaller one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from guidegen.zoo.measure import make_ready
 from guidegen.zoo.train import CLASSES
 
 WEIGHTS = "0,0.5,1,1.5,2,3,4,6,8"
+MODES = "cfg,classifier"
+SEEDS_APART = 1000  # from the first seed of one label to that of the next
 
 
 def guidegen(*args: object) -> None:
@@ -27,22 +30,35 @@ def guidegen(*args: object) -> None:
         raise typer.Exit(result.returncode)
 
 
+def seeds_of(place: int, num: int) -> str:
+    """The seeds of the label at this place of the list, as --seeds takes them: those of a larger `num` begin with them.
+
+    Raises:
+        typer.BadParameter: more than there are between two labels.
+    """
+    if not 1 <= num <= SEEDS_APART:
+        raise typer.BadParameter(f"--num {num}: 1 to {SEEDS_APART}, for each label has that many seeds of its own.")
+    return f"{place * SEEDS_APART}-{place * SEEDS_APART + num - 1}"
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and val.parquet.")],
     out: Annotated[Path, typer.Option(help="Folder for the judge, the runs, the curves and the report.")],
     num: Annotated[int, typer.Option(help="Samples of each of the labels at each weight.")] = 50,
+    modes: Annotated[str, typer.Option("--mode", help="Modes of guidance, with commas.")] = MODES,
     w: Annotated[str, typer.Option("--w", help="Guidance weights.")] = WEIGHTS,
     judge: Annotated[Path | None, typer.Option(help="Folder of the judge; trained first if not there.")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the judge.")] = 12,
+    dtype: Annotated[str, typer.Option(help="Autocast of the networks: auto, fp32, bf16 or fp16.")] = "auto",
 ) -> None:
     """Draws, measures and reports; what is finished is kept, so the same command goes on."""
     judge = judge or out / "judge"
     make_ready(judge, data, epochs)
-    runs = [out / mode for mode in ("cfg", "classifier")]
+    runs = [out / mode for mode in modes.split(",")]
     for run in runs:
-        for i, label in enumerate(CLASSES.split(",")):
-            seeds = f"{i * num}-{(i + 1) * num - 1}"
-            guidegen("sweep", "--mode", run.name, "--w", w, "--label", label, "--seeds", seeds, "-o", run, "-q")
+        drawn = ("--mode", run.name, "--w", w, "--dtype", dtype, "-o", run, "-q")
+        for place, label in enumerate(CLASSES.split(",")):
+            guidegen("sweep", *drawn, "--label", label, "--seeds", seeds_of(place, num))
         guidegen("grid", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "-o", out)

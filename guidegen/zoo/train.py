@@ -1,14 +1,16 @@
 """The recipe of the bundled checkpoint: `python -m guidegen.zoo.train --data DIR --out DIR`.
 
-Trains the noise-aware classifier, then the class-conditional UNet, and writes the folder that
-guidegen opens. Every choice is a published one:
+Trains the noise-aware classifier, the class-conditional UNet and a weak UNet beside it, and writes
+the folder that guidegen opens. Every choice is a published one:
 
 - v-prediction (Salimans & Ho 2022, arXiv 2202.00512) on the linear schedule of DDPM (2006.11239),
   whose terminal alpha is above zero, so that every diffusers scheduler can walk it;
 - noise levels drawn log-normally (Karras et al. 2022, 2206.00364, table 1: P_mean, P_std), which
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
-- constant learning rate, linear to zero over the last quarter.
+- constant learning rate, linear to zero over the last quarter;
+- the weak UNet is what autoguidance pushes away from (Karras et al. 2024, 2406.02507): the same data,
+  labels, schedule and loss, a fifth of the parameters, a sixth of the images.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
 Parquet files that the README of the checkpoint names: columns `image` (bytes) and `label` (int).
@@ -39,6 +41,7 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 16,
     "num_class_embeds": NULL_LABEL + 1,
 }
+WEAK: dict[str, Any] = UNET | {"block_out_channels": (16, 48, 96, 96), "time_embedding_dim": 128, "attention_head_dim": 32}
 CLASSIFIER: dict[str, Any] = {
     "block_out_channels": (32, 64, 128, 192),
     "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
@@ -135,6 +138,7 @@ def classifier_loss(batches: Batches, classes: list[int], smoothing: float) -> C
 
     def loss(model: nn.Module, step: int) -> torch.Tensor:
         x_t, t, _, _, labels = batches(step)
+        torch.manual_seed(batches.seed * 1_000_003 + step)  # dropout, too, is the same after a restart
         target = column.to(labels.device)[labels]
         return nn.functional.cross_entropy(model(x_t, t).float(), target, label_smoothing=smoothing)
 
@@ -248,8 +252,11 @@ def progress(start: int, stop: int) -> Iterator[tuple[int, Callable[[float], Non
             bar.update(task, completed=step + 1)
 
 
-def export(folder: Path, unet: Any, classifier: Any, names: dict[str, str], size: int) -> None:
-    """Writes the folder that guidegen opens, weights as fp16 safetensors."""
+def export(folder: Path, part: str, network: Any, names: dict[str, str]) -> None:
+    """Writes a part of the folder that guidegen opens, weights as fp16 safetensors.
+
+    model_index.json names the UNet and the scheduler alone, so that pipelines of diffusers open the folder, too.
+    """
     from diffusers import DDIMScheduler
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,9 +264,7 @@ def export(folder: Path, unet: Any, classifier: Any, names: dict[str, str], size
         **SCHEDULE, prediction_type="v_prediction", clip_sample=True, timestep_spacing="trailing", set_alpha_to_one=True
     )
     scheduler.save_pretrained(folder / "scheduler")
-    for name, model in (("unet", unet), ("classifier", classifier)):
-        if model is not None:
-            model.half().to(memory_format=torch.contiguous_format).save_pretrained(folder / name)
+    network.half().to(memory_format=torch.contiguous_format).save_pretrained(folder / part)
     index = {
         "_class_name": "DDIMPipeline",
         "unet": ["diffusers", "UNet2DModel"],
@@ -274,16 +279,19 @@ def export(folder: Path, unet: Any, classifier: Any, names: dict[str, str], size
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and labels.json.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")],
-    part: Annotated[str, typer.Option(help="unet, classifier or all.")] = "all",
+    part: Annotated[str, typer.Option(help="classifier, unet, weak or all.")] = "all",
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
-    images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 300_000,
+    images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 384_000,
+    weak_images: Annotated[int, typer.Option(help="Images the weak UNet sees.")] = 64_000,
     classifier_images: Annotated[int, typer.Option(help="Images the classifier sees.")] = 100_000,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of weights, noise and order.")] = 0,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for GPUs.")] = False,
 ) -> None:
     """Train the bundled checkpoint; run again to go on."""
+    if part not in ("all", "classifier", "unet", "weak"):
+        raise typer.BadParameter(f"--part {part}: classifier, unet, weak or all.")
     from diffusers import UNet2DModel
 
     from guidegen.checkpoints.noisy_classifier import NoisyClassifier
@@ -294,19 +302,21 @@ def main(
     names = {str(i): known[str(i)] for i in ids}
     batches = Batches(*load_images(data, "train", ids, size), batch, seed, device)
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
     if part in ("all", "classifier"):
+        torch.manual_seed(seed)
         classifier = NoisyClassifier(sample_size=size, id2label=names, **CLASSIFIER).to(device)
         loss = classifier_loss(batches, ids, smoothing=0.05)
         steps = classifier_images // batch
         train(classifier, loss, out / "classifier.state", steps, batch, 1e-3, 0.05, compile_model)
         classifier.calibrate(fit_logit_scales(classifier, batches, ids))
-        export(out, None, classifier, names, size)
-    if part in ("all", "unet"):
-        unet = UNet2DModel(sample_size=size, **UNET).to(device)
-        loss = unet_loss(batches, dropout=0.15)
-        train(unet, loss, out / "unet.state", images // batch, batch, 5e-4, 0.01, compile_model)
-        export(out, unet, None, names, size)
+        export(out, "classifier", classifier, names)
+    for name, config, seen in (("unet", UNET, images), ("weak", WEAK, weak_images)):
+        if part in ("all", name):
+            torch.manual_seed(seed)
+            unet = UNet2DModel(sample_size=size, **config).to(device)
+            loss = unet_loss(batches, dropout=0.15)
+            train(unet, loss, out / f"{name}.state", seen // batch, batch, 5e-4, 0.01, compile_model)
+            export(out, "unet" if name == "unet" else "unet_weak", unet, names)
 
 
 if __name__ == "__main__":
