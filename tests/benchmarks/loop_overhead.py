@@ -49,7 +49,7 @@ def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], 
     def gradient(t: torch.Tensor) -> None:
         leaf = x.detach().requires_grad_()
         with autocast(x, judge.autocast):
-            logits = judge.network(leaf, t.expand(batch))
+            logits = judge.network(leaf.view_as(leaf), t.expand(batch))  # counting FLOP cannot begin at a leaf
         torch.autograd.grad(logits.float().log_softmax(-1)[:, 0].sum(), leaf)
 
     def work() -> None:
@@ -65,11 +65,11 @@ def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], 
     return work
 
 
-def saving(painter: Painter, cells: list[Cell], settings: Settings, batch: int) -> Callable[[], None]:
-    """Drawing the cells and saving them into a run, as the command does."""
+def saving(painter: Painter, cells: list[Cell], settings: Settings, batch: int, where: str | Path) -> Callable[[], None]:
+    """Drawing the cells and saving them as the command does, each time into a new run under `where`."""
 
     def work() -> None:
-        with tempfile.TemporaryDirectory() as folder, Run(Path(folder), settings, {}) as run:
+        with Run(Path(tempfile.mkdtemp(dir=where)), settings, {}) as run:
             for _ in draw(painter, cells, run, str, batch):
                 pass
 
@@ -100,19 +100,20 @@ def main() -> None:
         f"batch {options.batch}, {options.steps} steps"
     )
     print("mode        total s   bare s   ratio (median of pairs, min-max)")
-    for mode in ("cfg", "classifier"):
-        scheduler = plan_scheduler(checkpoint, None, options.steps, None)
-        settings = Settings(
-            mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, options.dtype, checkpoint.null_label
-        )
-        painter = open_painter(checkpoint, judge, scheduler, settings, device)
-        bare = bare_calls(painter, options.batch, labels)
-        total = saving(painter, cells, settings, options.batch)
-        total(), bare()
-        pairs = [(seconds(total), seconds(bare)) for _ in range(options.pairs)]
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        median, least, most = ratios_of(pairs)
-        print(f"{mode:<10} {ours:8.2f} {theirs:8.2f}   {median:.3f}  ({least:.3f}-{most:.3f})")
+    with tempfile.TemporaryDirectory() as where:
+        for mode in ("cfg", "classifier"):
+            scheduler = plan_scheduler(checkpoint, None, options.steps, None)
+            settings = Settings(
+                mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, options.dtype, checkpoint.null_label
+            )
+            painter = open_painter(checkpoint, judge, scheduler, settings, device)
+            bare = bare_calls(painter, options.batch, labels)
+            total = saving(painter, cells, settings, options.batch, where)
+            total(), bare()
+            pairs = [(seconds(total), seconds(bare)) for _ in range(options.pairs)]
+            ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+            median, least, most = ratios_of(pairs)
+            print(f"{mode:<10} {ours:8.2f} {theirs:8.2f}   {median:.3f}  ({least:.3f}-{most:.3f})")
 
 
 if __name__ == "__main__":
