@@ -25,6 +25,7 @@ import platform
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -309,11 +310,8 @@ def speed_of(subject: Subject, mode: str) -> None:
                 return
             bench.free()
             with on_memory(f"{subject.name} {mode}, batch {batch}"):
-                pairs = in_pairs(
-                    saving(painter, cells, settings, batch, bench.folder),
-                    saved(way, cells, bench.steps, bench.folder),
-                    bench.options.pairs,
-                )
+                work = saving(painter, cells, settings, batch, bench.folder)
+                pairs = in_pairs(work, saved(way, cells, bench.steps, bench.folder), bench.options.pairs)
                 ours, theirs = (batch / statistics.median(column) for column in zip(*pairs, strict=True))
                 median, least, most = ratios_of([(b, a) for a, b in pairs])
                 label = kind if name == "guidegen" else f"{kind}, {name}"
@@ -475,7 +473,7 @@ def unscaled(score: Any, subject: Subject, x_t: Tensor, t: Tensor, labels: Tenso
 
 def images(subject: Subject) -> None:
     bench = subject.bench
-    steps, count = (4, 2) if bench.small else (bench.steps, 16)
+    steps, count = (2, 1) if bench.small else (bench.steps, 16)
     heading(
         f"precision of images: bundled, {count} images, {steps} steps, PSNR against fp32 in dB",
         "scheduler   mode         fp16 median  least    bf16 median  least",
@@ -545,7 +543,7 @@ def spent(work: Callable[[], None], device: torch.device, undisturbed: float) ->
 
 def limit(bench: Bench, subjects: Sequence[Subject]) -> None:
     heading(
-        f"limit: batch {bench.options.batch}, without decoding; matrix rate: of a large {bench.dtype} product, measured beside it",
+        f"limit: batch {bench.options.batch}, without decoding; matrix rate: of a large {bench.dtype} product, beside it",
         "network          mode        TFLOP   bare s   sampled s   matrix TFLOP/s   bare   sampled (shares of that rate)",
     )
     profiles = []
@@ -572,9 +570,8 @@ def limit(bench: Bench, subjects: Sequence[Subject]) -> None:
                 )
                 profiles.append((f"{subject.name:<16} {mode:<11}", spent(work, bench.device, ours)))
     kinds = [*KINDS, "other", "idle"]
-    heading(
-        "where the time of a sampling goes", f"{'network':<16} mode        " + "   ".join(f"{kind:>5}" for kind in kinds)
-    )
+    columns = "   ".join(f"{kind:>5}" for kind in kinds)
+    heading("where the time of a sampling goes", f"{'network':<16} mode        {columns}")
     for name, found in profiles:
         shares = "   ".join(f"{found[kind]:{max(5, len(kind))}.1%}" for kind in kinds)
         print(f"{name} {shares}", flush=True)
@@ -635,7 +632,7 @@ def peak(painter: Painter, cells: list[Cell]) -> float | None:
 
 
 def memory_of(subject: Subject, mode: str, painter: Painter) -> None:
-    bench, most = subject.bench, subject.bench.options.most
+    most = subject.bench.options.most
     peaks: dict[int, float] = {}
     size = 2
     while size <= most and (found := peak(painter, subject.cells(mode, size))) is not None:
@@ -743,6 +740,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # diffusers renames torch_dtype
     sections: dict[str, Callable[[Bench, Sequence[Subject]], None]] = {
         "speed": speed,
         "overhead": overhead,
