@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class Painter:
         eta: DDIM's eta; None for the default.
         device: where the networks are.
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
-        in_fp32: the same networks without autocast; None where there is none.
+        in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
     """
 
@@ -66,7 +66,7 @@ class Painter:
     eta: float | None
     device: torch.device
     is_cut: Callable[[str], bool] | None = None
-    in_fp32: Painter | None = None
+    in_fp32: Callable[[], Painter] | None = None
     fixed_rows: int | None = None
 
     def paint(
@@ -165,7 +165,8 @@ def open_painter(
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks)
+    autocast = DTYPES[settings.dtype]
+    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks, autocast)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
     def painter(autocast: torch.dtype | None) -> Painter:
@@ -185,8 +186,15 @@ def open_painter(
             fixed_rows=fixed_rows,
         )
 
-    autocast = DTYPES[settings.dtype]
-    return painter(None) if autocast is None else replace(painter(autocast), in_fp32=painter(None))
+    if autocast is None:
+        return painter(None)
+
+    @cache
+    def in_fp32() -> Painter:
+        exact = replace(settings, dtype="fp32")
+        return open_painter(checkpoint, classifier, scheduler, exact, device, access, compile_networks, fixed_rows)
+
+    return replace(painter(autocast), in_fp32=in_fp32)
 
 
 class _Networks(NamedTuple):
@@ -205,8 +213,9 @@ def _open_networks(
     device: torch.device,
     access: Access,
     compile_networks: bool,
+    weights: torch.dtype | None,
 ) -> Callable[[torch.dtype | None], _Networks]:
-    """Loads the networks once; from a dtype of autocast to them."""
+    """Loads the networks once, with weights for autocast to that dtype; from a dtype of autocast to them."""
     from guidegen.checkpoints.loading import load_network, load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
@@ -218,7 +227,7 @@ def _open_networks(
             )
         mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
         return lambda _: mine
-    network: Any = load_network(checkpoint, device, access)
+    network: Any = load_network(checkpoint, device, access, weights)
     if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
         network = network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
     compiled: Any = torch.compile(network) if compile_networks else network
@@ -283,7 +292,7 @@ def _open_score(
     from guidegen.checkpoints.loading import load_classifier
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
-    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or ())
+    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), DTYPES[settings.dtype])
     if compile_networks:
         network = torch.compile(network)
     columns = _columns(classifier, checkpoint, settings)
@@ -421,9 +430,20 @@ class _Brush:
         if painted is None:
             return None
         made = [_Finished(pixels, calls) for pixels, calls in painted]
-        if self.painter.in_fp32 is not None:
-            self._again(self.painter.in_fp32, cells, made)
+        exact = self._exact() if any(one.pixels is None for one in made) else None
+        if exact is not None:
+            self._again(exact, cells, made)
         return made
+
+    def _exact(self) -> Painter | None:
+        """The networks in fp32; None where there are none, or no room for them beside those that draw."""
+        try:
+            return self.painter.in_fp32() if self.painter.in_fp32 is not None else None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            return None
 
     def _again(self, painter: Painter, cells: Sequence[Cell], made: list[_Finished]) -> None:
         """Draws what is not finite once more, in fp32."""
