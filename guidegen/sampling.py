@@ -131,9 +131,10 @@ def sample(
     if eta is not None:
         extra["eta"] = eta
     scale_input = getattr(scheduler, "scale_model_input", None)
-    for t, level in zip(scheduler.timesteps, levels, strict=True):
+    # schedulers look their t up on the CPU; the networks' are copied at once, since each copy waits for the device
+    for t, t_there, level in zip(scheduler.timesteps, scheduler.timesteps.to(device), levels, strict=True):
         x_t = scale_input(x, t) if scale_input else x
-        prediction = guide(x_t, t.to(device), level)
+        prediction = guide(x_t, t_there, level)
         x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
         if on_step:
             on_step()
