@@ -344,7 +344,7 @@ def overhead(bench: Bench, subjects: Sequence[Subject]) -> None:
     batch = bench.options.batch
     heading(
         f"overhead: {bench.steps} steps, batch {batch}, over the bare network calls in the same precision (and VAE decode)",
-        "network          mode        bare s   sampling over bare (min-max)   four batches, saved, over bare",
+        "network          mode        bare s   of it decoding   sampling over bare (min-max)   four batches, saved, over bare",
     )
     for subject in subjects:
         for mode in subject.modes:
@@ -359,10 +359,20 @@ def overhead(bench: Bench, subjects: Sequence[Subject]) -> None:
                 whole = in_pairs(saving(painter, subject.cells(mode, 4 * batch), settings, batch, bench.folder), bare, 1)
                 median, least, most = ratios_of(sampling)
                 print(
-                    f"{subject.name:<16} {mode:<11} {statistics.median(b for _, b in sampling):6.3f}   "
+                    f"{subject.name:<16} {mode:<11} {statistics.median(b for _, b in sampling):6.3f} "
+                    f"{decoding(painter, batch):16.3f}   "
                     f"{median:.3f} ({least:.3f}-{most:.3f}){'':<13} {whole[0][0] / whole[0][1] / 4:.3f}",
                     flush=True,
                 )
+
+
+@torch.no_grad()
+def decoding(painter: Painter, batch: int) -> float:
+    """Seconds that the latents of a batch take to become images; 0 for a network that draws images."""
+    if painter.decode is None:
+        return 0.0
+    latents = torch.randn((batch, *painter.shape), device=painter.device)
+    return min(seconds(partial(painter.decode, latents)) for _ in range(2))
 
 
 def sampled(painter: Painter, cells: list[Cell]) -> None:
