@@ -5,7 +5,8 @@
 
 Sections, in this order:
 
-    speed       images a second against the diffusers way, in alternating pairs; a sweep against pipeline calls
+    speed       images a second (of two or four batches, saved) against the diffusers way, in alternating pairs; a
+                sweep against pipeline calls
     overhead    sampling, and drawing with saving, over the bare network calls
     precision   autocast against fp32: predictions and gradients by timestep, images of the bundled checkpoint
     limit       FLOP over time against the rate of a matrix product on this card, and where the time goes
@@ -263,14 +264,16 @@ def diffusers_way(subject: Subject, mode: str, dtype: torch.dtype) -> tuple[str,
     return "UNet2DModel loop", Pipeline(subject.folder, subject.checkpoint.null_label, subject.bench.device, dtype)
 
 
-def saved(way: Way, cells: list[Cell], steps: int, where: Path) -> Callable[[], None]:
-    """The diffusers way with its images saved as PNG, which the tool's are too."""
+def saved(way: Way, cells: list[Cell], batch: int, steps: int, where: Path) -> Callable[[], None]:
+    """The diffusers way, a call for each batch, with its images saved as PNG, which the tool's are too."""
 
     def work() -> None:
-        images = way([cell.label or 0 for cell in cells], [cell.seed for cell in cells], cells[0].w, steps)
         folder = tempfile.mkdtemp(dir=where)
-        for cell, image in zip(cells, images, strict=True):
-            image.save(f"{folder}/{cell.seed:06}.png")
+        for start in range(0, len(cells), batch):
+            some = cells[start : start + batch]
+            images = way([cell.label or 0 for cell in some], [cell.seed for cell in some], some[0].w, steps)
+            for cell, image in zip(some, images, strict=True):
+                image.save(f"{folder}/{cell.seed:06}.png")
 
     return work
 
@@ -304,19 +307,21 @@ def speed_of(subject: Subject, mode: str) -> None:
     if bench.options.compile:
         painters["--compile"] = subject.painter(mode, bench.dtype, bench.steps, compiled=True)
     for batch in bench.options.batches:
-        cells = subject.cells(mode, batch)
+        rounds = 1 if bench.small else 4 if batch < 64 else 2
+        cells = subject.cells(mode, rounds * batch)
         for name, painter in painters.items():
             if bench.late(f"{subject.name} {mode}, batch {batch}"):
                 return
             bench.free()
             with on_memory(f"{subject.name} {mode}, batch {batch}"):
                 work = saving(painter, cells, settings, batch, bench.folder)
-                pairs = in_pairs(work, saved(way, cells, bench.steps, bench.folder), bench.options.pairs)
-                ours, theirs = (batch / statistics.median(column) for column in zip(*pairs, strict=True))
+                theirs = saved(way, cells, batch, bench.steps, bench.folder)
+                pairs = in_pairs(work, theirs, bench.options.pairs)
+                rates = [len(cells) / statistics.median(column) for column in zip(*pairs, strict=True)]
                 median, least, most = ratios_of([(b, a) for a, b in pairs])
                 label = kind if name == "guidegen" else f"{kind}, {name}"
                 print(
-                    f"{subject.name:<16} {mode:<11} {label:<22} {batch:5} {ours:10.2f} {theirs:8.2f}   "
+                    f"{subject.name:<16} {mode:<11} {label:<22} {batch:5} {rates[0]:10.2f} {rates[1]:8.2f}   "
                     f"{median:.2f} ({least:.2f}-{most:.2f})",
                     flush=True,
                 )
@@ -344,7 +349,7 @@ def overhead(bench: Bench, subjects: Sequence[Subject]) -> None:
     batch = bench.options.batch
     heading(
         f"overhead: {bench.steps} steps, batch {batch}, over the bare network calls in the same precision (and VAE decode)",
-        "network          mode        bare s   of it decoding   sampling over bare (min-max)   four batches, saved, over bare",
+        "network          mode        bare s   of it decoding   sampling over bare (min-max)   4 batches, saved, over bare",
     )
     for subject in subjects:
         for mode in subject.modes:
