@@ -8,23 +8,28 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
 
 from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import DEFAULT_ACCESS
+from guidegen.checkpoints.guides import GuideModel
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
+from guidegen.mixture import prompt_parts
 from guidegen.plan import Cell, Settings, mode_weights
 from guidegen.run import Row, Run
-from guidegen.sampling import make_scheduler, sample, takes_eta, to_uint8
+from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, calls_per_step
+from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Mixture, Weights, calls_per_step, cost_with
+from guidegen.scores.methods import METHODS, Method, find_method
 from guidegen.scores.rows import FixedClassifier, FixedDenoiser
+from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[int]]]
+FILE_SHA256 = "file_sha256"
+"""The option under which the settings keep what a method of one's own was."""
+Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 
 
@@ -43,22 +48,26 @@ class Painter:
         condition: the network, and how it is told what to draw.
         decode: from what the network draws to images; None where it draws images.
         classifier: the classifier's gradient; None in modes without one.
-        target: a cell's label as the classifier counts it.
+        target: a cell's labels as the classifier counts them.
         scheduler: a diffusers scheduler.
         shape: (C, H, W) of what the network draws.
-        mode: cfg, classifier, both or none.
+        mode: cfg, classifier, both, none or auto.
         steps: steps of the scheduler.
         eta: DDIM's eta; None for the default.
         device: where the networks are.
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
         in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
+        clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
+        method: how predictions are combined, its options filled in.
+        pace: how strongly at each step; None for the same at all.
+        weak: the weaker network, told what to draw like `condition`; None without autoguidance.
     """
 
     condition: Condition
     decode: Callable[[torch.Tensor], torch.Tensor] | None
     classifier: Classifier | None
-    target: Callable[[Cell], int]
+    target: Callable[[Cell], Mixture]
     scheduler: Any
     shape: tuple[int, int, int]
     mode: str
@@ -68,6 +77,10 @@ class Painter:
     is_cut: Callable[[str], bool] | None = None
     in_fp32: Callable[[], Painter] | None = None
     fixed_rows: int | None = None
+    clip: float | None = None
+    method: Method = METHODS["cfg"]
+    pace: Pace | None = None
+    weak: Condition | None = None
 
     def paint(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -75,37 +88,32 @@ class Painter:
         """Images (B, C, H, W) fp32 of the cells, and the network calls behind each."""
         weights = [mode_weights(self.mode, cell) for cell in cells]
         denoiser, labels = self.condition(cells)
-        classifier = self.classifier
+        classifier, weak = self.classifier, self.weak(cells)[0] if self.weak else None
         if self.fixed_rows is not None:
             denoiser = FixedDenoiser(denoiser, self.fixed_rows)
+            weak = weak and FixedDenoiser(weak, self.fixed_rows)
             classifier = classifier and FixedClassifier(classifier, self.fixed_rows)
         seeds = [cell.seed for cell in cells]
         guide = Guide(
             denoiser,
             labels,
-            [w for w, _ in weights],
-            [w for _, w in weights],
+            [w for w, _, _ in weights],
+            [w for _, w, _ in weights],
             classifier,
             self.device,
             [self.target(cell) for cell in cells],
             seeds,
+            weak=weak,
+            w_guide=[w for _, _, w in weights],
+            steps=len(self.scheduler.timesteps),
+            clip=self.clip,
+            method=self.method,
+            pace=self.pace.weights if self.pace else None,
         )
-        predictors: Iterator[Callable[..., torch.Tensor]] = chain([guide.first], repeat(guide))
-        drawn = sample(
-            lambda x_t, t, level: next(predictors)(x_t, t, level),
-            self.scheduler,
-            seeds,
-            self.shape,
-            self.steps,
-            self.eta,
-            self.device,
-            on_step,
-        )
-        evaluations = len(self.scheduler.timesteps)
-        calls = [each * evaluations for each in guide.calls]
+        drawn = sample(guide, self.scheduler, seeds, self.shape, self.steps, self.eta, self.device, on_step)
         if tally is not None:
-            tally.made += sum(calls) - guide.shared
-        return self._decoded(drawn), calls
+            tally.made += guide.made
+        return self._decoded(drawn), guide.calls
 
     @torch.no_grad()
     def _decoded(self, drawn: torch.Tensor) -> torch.Tensor:
@@ -160,17 +168,50 @@ def open_painter(
     access: Access = DEFAULT_ACCESS,
     compile_networks: bool = False,
     fixed_rows: int | None = None,
+    guide: GuideModel | None = None,
 ) -> Painter:
     """Loads the weights. Raises CheckpointError where they do not load."""
+    painters = open_painters(checkpoint, classifier, settings, device, access, compile_networks, fixed_rows, guide)
+    return painters(settings, scheduler)
+
+
+def open_painters(
+    checkpoint: Checkpoint,
+    classifier: ClassifierInfo | None,
+    settings: Settings,
+    device: torch.device,
+    access: Access = DEFAULT_ACCESS,
+    compile_networks: bool = False,
+    fixed_rows: int | None = None,
+    guide: GuideModel | None = None,
+) -> Callable[[Settings, Any], Painter]:
+    """Loads the weights once; from settings that need the same networks, and a scheduler, to their painter.
+
+    Raises:
+        CheckpointError: the weights do not load.
+    """
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
     autocast = DTYPES[settings.dtype]
-    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks, autocast)
+    open_networks = partial(
+        _open_networks,
+        kind=kind,
+        negative_prompt=settings.negative_prompt,
+        device=device,
+        access=access,
+        compile_networks=compile_networks,
+        weights=autocast,
+    )
+    networks_in = open_networks(checkpoint, guide=guide)
+    weak_in = None
+    if guide is not None and guide.checkpoint is not None and not guide.shares:
+        weak_in = open_networks(guide.checkpoint, decodes=False)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
-    def painter(autocast: torch.dtype | None) -> Painter:
+    def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
         networks = networks_in(autocast)
+        method, pace = plan_guidance(settings, scheduler)
         return Painter(
             networks.condition,
             networks.decode,
@@ -184,26 +225,42 @@ def open_painter(
             device,
             networks.is_cut,
             fixed_rows=fixed_rows,
+            clip=clip,
+            method=method,
+            pace=pace,
+            weak=weak_in(autocast).condition if weak_in else networks.weak,
         )
 
-    if autocast is None:
-        return painter(None)
-
     @cache
-    def in_fp32() -> Painter:
+    def painters_in_fp32() -> Callable[[Settings, Any], Painter]:
         exact = replace(settings, dtype="fp32")
-        return open_painter(checkpoint, classifier, scheduler, exact, device, access, compile_networks, fixed_rows)
+        return open_painters(checkpoint, classifier, exact, device, access, compile_networks, fixed_rows, guide)
 
-    return replace(painter(autocast), in_fp32=in_fp32)
+    def painter_for(settings: Settings, scheduler: Any) -> Painter:
+        def in_fp32() -> Painter:
+            return painters_in_fp32()(replace(settings, dtype="fp32"), scheduler)
+
+        kept, clip = scheduler, None
+        if classifier is not None:
+            kept, clip = without_clip(scheduler)
+            kept.set_timesteps(settings.steps)
+        drawn = painter(settings, kept, clip, autocast)
+        return drawn if autocast is None else replace(drawn, in_fp32=cache(in_fp32))
+
+    return painter_for
 
 
 class _Networks(NamedTuple):
-    """A checkpoint's networks: those of `Painter`, and a denoiser that is asked for nothing but the null condition."""
+    """A checkpoint's networks: those of `Painter`, and a denoiser that is asked for nothing but the null condition.
+
+    `weak` is a weaker network that reads labels and prompts as the network does.
+    """
 
     condition: Condition
     null_denoiser: Denoiser
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     is_cut: Callable[[str], bool] | None = None
+    weak: Condition | None = None
 
 
 def _open_networks(
@@ -214,9 +271,11 @@ def _open_networks(
     access: Access,
     compile_networks: bool,
     weights: torch.dtype | None,
+    guide: GuideModel | None = None,
+    decodes: bool = True,
 ) -> Callable[[torch.dtype | None], _Networks]:
     """Loads the networks once, with weights for autocast to that dtype; from a dtype of autocast to them."""
-    from guidegen.checkpoints.loading import load_network, load_part
+    from guidegen.checkpoints.loading import load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
     if checkpoint.own is not None:
@@ -227,51 +286,91 @@ def _open_networks(
             )
         mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
         return lambda _: mine
-    network: Any = load_network(checkpoint, device, access, weights)
-    if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
-        network = network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
+    network = _network(checkpoint, device, access, weights)
+    weak = _weak_network(guide, network, device, access, weights)
     compiled: Any = torch.compile(network) if compile_networks else network
-    decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if checkpoint.kind.latent else None
+    weak_compiled: Any = torch.compile(weak) if compile_networks and weak is not None else weak
+    latent = checkpoint.kind.latent and decodes
+    decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if latent else None
     if checkpoint.kind.text:
         from guidegen.checkpoints.text import PromptEncoder
 
         encoder = PromptEncoder(checkpoint, network, negative_prompt, device, access)
 
         def text_networks(autocast: torch.dtype | None) -> _Networks:
-            def by_prompt(cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
-                prompts = list(dict.fromkeys(cell.prompt for cell in cells if cell.prompt is not None))
-                place = {prompt: i for i, prompt in enumerate(prompts)}
-                labels = [NULL if cell.prompt is None else place[cell.prompt] for cell in cells]
-                return TextDenoiser(compiled, kind, encoder(prompts), autocast), labels
+            def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
+                asked = [prompt_parts(cell.prompt) if cell.prompt is not None else ((None, 1.0),) for cell in cells]
+                texts = list(dict.fromkeys(text for parts in asked for text, _ in parts if text is not None))
+                place: dict[str | None, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
+                labels = [tuple((place[text], weight) for text, weight in parts) for parts in asked]
+                return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
             null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
-            return _Networks(by_prompt, null_denoiser, decode, encoder.is_cut)
+            weaker = partial(by_prompt, weak_compiled) if weak_compiled is not None else None
+            return _Networks(partial(by_prompt, compiled), null_denoiser, decode, encoder.is_cut, weaker)
 
         return text_networks
     cls = DiTDenoiser if checkpoint.kind.network == "transformer" else UNetDenoiser
 
     def label_networks(autocast: torch.dtype | None) -> _Networks:
         denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
-        return _Networks(partial(_by_label, denoiser), denoiser, decode)
+        null = guide.checkpoint.null_label if guide and guide.checkpoint else checkpoint.null_label
+        weaker = None if weak_compiled is None else partial(_by_label, cls(weak_compiled, kind, null, autocast))
+        return _Networks(partial(_by_label, denoiser), denoiser, decode, weak=weaker)
 
     return label_networks
 
 
-def _by_label(denoiser: Denoiser, cells: Sequence[Cell]) -> tuple[Denoiser, list[int]]:
-    return denoiser, [NULL if cell.label is None else cell.label for cell in cells]
+def _network(checkpoint: Checkpoint, device: torch.device, access: Access, weights: torch.dtype | None) -> Any:
+    from guidegen.checkpoints.loading import load_network
+
+    network: Any = load_network(checkpoint, device, access, weights)
+    if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
+        return network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
+    return network
 
 
-def _target(classifier: ClassifierInfo | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], int]:
-    """From a cell to its label as the classifier counts it: a zero-shot one counts texts."""
+def _weak_network(
+    guide: GuideModel | None, network: Any, device: torch.device, access: Access, weights: torch.dtype | None
+) -> Any:
+    """The network of a guide that shares all else with the model; None where there is no such guide."""
+    if guide is None or not guide.shares:
+        return None
+    if guide.weakening is not None:
+        from guidegen.checkpoints.weaken import weakened
+
+        return weakened(network, guide.weakening, guide.layers)
+    return _network(guide.checkpoint, device, access, weights) if guide.checkpoint else None
+
+
+def check_layers(guide: GuideModel, checkpoint: Checkpoint) -> None:
+    """Refuses, before any weights are read, layers that the network does not have.
+
+    Raises:
+        UsageError: it has none of those that `--guide-model` names.
+    """
+    if guide.weakening is not None:
+        from guidegen.checkpoints.loading import empty_network
+        from guidegen.checkpoints.weaken import pick_layers
+
+        pick_layers(empty_network(checkpoint), guide.weakening, guide.layers)
+
+
+def _by_label(denoiser: Denoiser, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
+    return denoiser, [_label_ids(cell) for cell in cells]
+
+
+def _label_ids(cell: Cell) -> Mixture:
+    return tuple((NULL if label is None else int(label), weight) for label, weight in cell.label_parts)
+
+
+def _target(classifier: ClassifierInfo | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], Mixture]:
+    """From a cell to its labels as the classifier counts them: a zero-shot one counts texts."""
     if classifier is None or not classifier.zero_shot:
-        return lambda cell: NULL if cell.label is None else cell.label
-    text_place = {text: i for i, text in enumerate(settings.classifier_texts or ())}
-    label_place = classifier.columns(checkpoint.labels)
-
-    def target(cell: Cell) -> int:
-        return label_place[cell.label] if cell.prompt is None and cell.label is not None else text_place[cell.prompt or ""]
-
-    return target
+        return _label_ids
+    place: dict[Any, int] = {text: i for i, text in enumerate(settings.classifier_texts or ())}
+    place |= classifier.columns(checkpoint.labels)  # label ids are no texts
+    return lambda cell: tuple((place["" if part is None else part], weight) for part, weight in cell.targets)
 
 
 def _columns(classifier: ClassifierInfo, checkpoint: Checkpoint, settings: Settings) -> dict[int, int]:
@@ -325,16 +424,42 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
     return scheduler
 
 
+def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
+    """The method with its options filled in, and how strongly it acts at each step of the scheduler.
+
+    Raises:
+        UsageError: no such method, option, interval or schedule.
+    """
+    given = {name: str(value) for name, value in (settings.guidance_options or {}).items() if name != FILE_SHA256}
+    method, options = find_method(settings.guidance or "cfg", given)
+    pace = make_pace(noise_levels(scheduler), settings.interval, settings.w_schedule, method)
+    return replace(method, combine=partial(method.combine, **options)) if options else method, pace
+
+
 def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
     """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
-    each = _cost_of_gradient(settings)
-    return sum(calls_per_step(*mode_weights(settings.mode, cell), each) for cell in cells) * len(scheduler.timesteps)
+    method, pace = plan_guidance(settings, scheduler)
+    each = cost_with(method, _cost_of_gradient(settings))
+
+    @cache
+    def calls(weights: Weights, labels: Mixture, targets: Mixture) -> int:
+        steps = range(len(scheduler.timesteps))
+        return sum(calls_per_step(pace.weights(index, weights), each, labels, targets) for index in steps)
+
+    def numbered(parts: Sequence[tuple[Any, float]]) -> Mixture:
+        return tuple((i, weight) for i, (_, weight) in enumerate(parts))
+
+    return sum(
+        calls(Weights(*mode_weights(settings.mode, cell)), numbered(cell.conditions), numbered(cell.targets))
+        for cell in cells
+    )
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
     """Network calls of a loop over `count` cells that skips none and shares none."""
     w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
-    calls = calls_per_step(2.0 * w, 2.0 * w_classifier, _cost_of_gradient(settings))
+    weights = Weights(2.0 * w or 1.0 * (settings.mode == "auto"), 2.0 * w_classifier, 2.0 if settings.guide_model else 1.0)
+    calls = calls_per_step(weights, _cost_of_gradient(settings))
     return calls * count * len(scheduler.timesteps)
 
 
@@ -351,7 +476,7 @@ def draw(
     painter: Painter,
     cells: Sequence[Cell],
     run: Run,
-    name_of: Callable[[int | None], str],
+    name_of: Callable[[Cell], str],
     batch_size: int,
     on_step: Callable[[int], None] | None = None,
     between: Callable[[], None] | None = None,
@@ -368,7 +493,7 @@ def draw(
         painter: the networks.
         cells: what to draw.
         run: where it goes.
-        name_of: label id -> name.
+        name_of: the name of a cell's label.
         batch_size: cells at once.
         on_step: called with the number of cells of the batch after each step.
         between: called between batches; what it raises ends the drawing with all before it saved.
@@ -395,12 +520,17 @@ def draw(
 
 
 def _unguided_twins(cells: Sequence[Cell], mode: str) -> tuple[Sequence[Cell], dict[Cell, list[Cell]]]:
-    """The cells to draw, and for some of them those that are the same image: weights of zero, and the same seed."""
+    """The cells to draw, and for some of them those that are the same image.
+
+    They are those whose label and classifier weigh nothing, of the same seed and, against a weaker
+    model without a label, of the same weight.
+    """
     first: dict[Hashable, Cell] = {}
     twins: dict[Cell, list[Cell]] = {}
     for cell in cells:
-        if mode_weights(mode, cell) == (0.0, 0.0) and first.setdefault(cell.seed, cell) != cell:
-            twins.setdefault(first[cell.seed], []).append(cell)
+        w, w_classifier, w_guide = mode_weights(mode, cell)
+        if (w, w_classifier) == (0.0, 0.0) and first.setdefault((cell.seed, w_guide), cell) != cell:
+            twins.setdefault(first[cell.seed, w_guide], []).append(cell)
     again = {twin for group in twins.values() for twin in group}
     return ([cell for cell in cells if cell not in again] if again else cells), twins
 
@@ -505,7 +635,7 @@ class _Writer:
     handed over, also when the drawing ended in an error or a signal.
     """
 
-    def __init__(self, run: Run, name_of: Callable[[int | None], str]):
+    def __init__(self, run: Run, name_of: Callable[[Cell], str]):
         self._run, self._name_of = run, name_of
         self._jobs: queue.Queue[list[_Job] | None] = queue.Queue(maxsize=1)
         self._rows: queue.SimpleQueue[tuple[Cell, Row]] = queue.SimpleQueue()
@@ -551,7 +681,7 @@ class _Writer:
             try:
                 for job in jobs if self._error is None else ():
                     for cell in job.cells:
-                        row = self._run.write(cell, job.pixels, self._name_of(cell.label), job.calls, job.dtype)
+                        row = self._run.write(cell, job.pixels, self._name_of(cell), job.calls, job.dtype)
                         self._rows.put((cell, row))
             except BaseException as error:
                 self._error = error

@@ -16,12 +16,13 @@ from guidegen.checkpoints import ClassifierInfo
 from guidegen.errors import UsageError
 from guidegen.features import Pixels, Reader, judge_columns, read_rows_with
 from guidegen.metrics import MIN_IMAGES, Measured, Meter
-from guidegen.plan import digest
+from guidegen.naming import describe
+from guidegen.plan import Plan, digest
 from guidegen.reference import Reference
-from guidegen.run import Row, file_sha256, read_rows, read_run, write_atomically
+from guidegen.run import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
-_NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "w"}
+_NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "dtype", "w"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Drawn:
         about: its run.json.
         rows: of the finished images that are there with their hash.
         axes: what varies from row to row besides label, prompt and seed; w is always the first.
-        missing: what an interrupted or damaged run lacks, one sentence each.
+        missing: what an interrupted or damaged run lacks of its plans, a clause each.
     """
 
     folder: Path
@@ -76,30 +77,48 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
         UsageError: `folder` is no run directory, or holds no finished images.
     """
     about, everything = read_run(folder), read_rows(folder)
-    axes = axes_of(everything)
-    rows, failed, damaged = [], 0, []
-    for row in everything:
-        if row["status"] != "ok":
-            failed += 1
-        elif not _intact(folder, row, check_hashes):
-            damaged.append(row["file"])
-        else:
-            rows.append(row)
+    try:
+        plans: list[Plan] = read_plans(folder, about)
+    except UsageError:
+        plans = []
+    rows, lacks = (
+        _of_plans(folder, everything, plans, check_hashes) if plans else _without_plan(folder, everything, check_hashes)
+    )
     if not rows:
         raise UsageError(f"{folder} holds no finished images.")
-    missing = []
-    if failed:
-        missing.append(f"{failed} images came out non-finite")
-    if damaged:
-        missing.append(f"{len(damaged)} images are gone or changed since they were drawn, such as {damaged[0]}")
-    cells = {(subject_of(row), row["seed"]) for row in everything}
-    keys = {key_of(row, axes) for row in everything}
-    gap = len(cells) * len(keys) - len({(subject_of(row), row["seed"], key_of(row, axes)) for row in everything})
-    if gap:
-        missing.append(f"{gap} of the {len(cells) * len(keys)} images of its labels, seeds and weights were not drawn")
-    elif about.get("command", [""])[1:2] == ["sweep"] and not any(folder.glob("grid*.png")):
-        missing.append("its sweep has not come to its grid")
-    return Drawn(folder, about, rows, axes, missing)
+    axes = axes_of(rows)
+    return Drawn(folder, about, with_axes(rows, about["settings"], axes), axes, lacks)
+
+
+def _of_plans(folder: Path, rows: Sequence[Row], plans: Sequence[Plan], hashes: bool) -> tuple[list[Row], list[str]]:
+    """The images of the plans that are there as they were drawn, and what of the plans is not."""
+    cells = list(dict.fromkeys(cell for plan in plans for cell in plan.cells()))
+    state = check(folder, cells, hashes)
+    lacks = [
+        f"{len(files)} of {len(cells)} images {what}, such as {files[0]}"
+        for files, what in (
+            (state.missing, "are missing"),
+            (state.corrupt, "have changed since they were drawn"),
+            (state.nonfinite, "came out non-finite"),
+        )
+        if files
+    ]
+    if state.extra:
+        lacks.append(f"{len(state.extra)} images are not of its plan and are left out, such as {state.extra[0]}")
+    if any(folder.glob("manifest.*-of-*.jsonl")):
+        lacks.append("its shards are not merged yet (guidegen merge)")
+    elif any(plan.grid for plan in plans) and not any(folder.glob("grid*.png")):
+        lacks.append("its sweep has not come to its grid")
+    bad = {*state.missing, *state.corrupt, *state.nonfinite}
+    good = {cell.file for cell in cells} - bad
+    return [row for row in rows if row["file"] in good], lacks
+
+
+def _without_plan(folder: Path, rows: Sequence[Row], hashes: bool) -> tuple[list[Row], list[str]]:
+    """The images that are there as they were drawn, of a run that does not say what it is to hold."""
+    good = [row for row in rows if row["status"] == "ok" and is_intact(folder, row, hashes)]
+    gone = f"; {len(rows) - len(good)} that were drawn are not finite, gone or changed" if len(good) < len(rows) else ""
+    return good, [f"run.json has no plan to compare it with, which the command that drew it adds when it is run again{gone}"]
 
 
 def axes_of(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -232,13 +251,6 @@ def measure_run(
     return found
 
 
-def describe(axes: Sequence[str], values: Sequence[Any]) -> str:
-    """`w = 3, guidance = apg`."""
-    return ", ".join(
-        f"{axis} = {f'{value:g}' if isinstance(value, float) else value}" for axis, value in zip(axes, values, strict=True)
-    )
-
-
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The metrics of a run, in it; those of an earlier evaluation are replaced."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -265,11 +277,6 @@ def read_metrics(drawn: Drawn) -> tuple[list[dict[str, Any]], int]:
 
 def _about(reader: Reader) -> dict[str, Any]:
     return {"name": reader.name, "sha256": reader.weights}
-
-
-def _intact(folder: Path, row: Row, check_hash: bool) -> bool:
-    path: Path = folder / row["file"]
-    return bool(file_sha256(path) == row["sha256"]) if check_hash else path.is_file()
 
 
 def _stack(values: Mapping[str, tuple[Any, str]], rows: Sequence[Row]) -> Tensor:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from guidegen.errors import UsageError
+from guidegen.naming import MODE_NAMES, axis_name, named, value_name
 from guidegen.plan import batches
 
 MAX_PIXELS = 100_000_000
-AXES = ("w", "label", "prompt", "seed", "w_classifier")
+AXES = ("w", "label", "prompt", "seed", "w_classifier", "w_guide")
+"""The axes that every run has; those of `--by` come on top."""
+_DOWN = ("run", "prompt", "label", "w_classifier", "w_guide", "w", "seed")
+"""Their order down the page; other axes stand after these, next to the images that they tell apart."""
+_FACTS = ("file", "mode", "label_name", "mixture", "prompt_index", "variant", "nfe", "sha256", "shape", "status", "dtype")
 _LONGEST_NAME = 48  # letters of a prompt
 _GAP = 4
 _FONT = 16
@@ -29,8 +34,8 @@ class Layout:
 
     Attributes:
         title: the line at the top, with the axes that do not vary.
-        heads: value -> name along the axis across.
-        column_axis: the axis across.
+        heads: values -> name, along the axes across.
+        column_axes: the axes across.
         row_axes: the axes down that have a name at the left.
         tile: (width, height) of one image in the grid.
         pitch: from one column to the next.
@@ -40,8 +45,8 @@ class Layout:
     """
 
     title: str
-    heads: dict[Any, str]
-    column_axis: str
+    heads: dict[tuple[Any, ...], str]
+    column_axes: tuple[str, ...]
     row_axes: tuple[str, ...]
     tile: tuple[int, int]
     pitch: int
@@ -56,52 +61,109 @@ class Layout:
 
 
 def layout(
-    cells: Sequence[Row], shape: Sequence[int], column_axis: str = "w", scale: int | None = None, title: str = ""
+    cells: Sequence[Row],
+    shape: Sequence[int],
+    columns: Sequence[str] = (),
+    scale: int | None = None,
+    title: str = "",
+    rows: Sequence[str] = (),
 ) -> Layout:
     """Plans the grid.
 
     Args:
-        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps `w_classifier`.
+        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps others of `AXES` and axes of `--by`.
         shape: (height, width) of one image.
-        column_axis: one of `AXES`.
+        columns: the axes across; of several, those combinations that there are. None given: w; where it is one
+            number, the first axis of `--by`; where each value of such an axis has a w of its own, both.
         scale: whole enlargement; None makes small images about 96 pixels wide.
         title: the line at the top, which the grid is made wide enough for; axes that do not vary join it.
+        rows: the axes down, outermost first; those that are not named follow.
 
     Raises:
-        UsageError: a single row is past the limit of pixels, or there is nothing to draw.
+        UsageError: no such axis, a single row is past the limit of pixels, or there is nothing to draw.
     """
     if not cells:
         raise UsageError("There are no images to draw a grid of.")
-    if column_axis not in AXES:
-        raise UsageError(f"--columns {column_axis!r}: choose one of {', '.join(AXES)}.")
+    axes = axes_of(cells)
+    column_axes = check_axes("--columns", columns, axes) or _across(cells, axes)
+    if twice := [axis for axis in check_axes("--rows", rows, axes) if axis in column_axes]:
+        raise UsageError(f"{axis_name(twice[0])} cannot be across (--columns) and down (--rows) at once.")
     height, width = shape
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
-    named = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
-    down = [axis for axis in ("prompt", "label", "w_classifier", "w", "seed") if axis != column_axis]
-    constant = [axis for axis in down if len({_value(cell, axis) for cell in cells}) == 1]
-    row_axes = tuple(axis for axis in down if axis == named or axis not in constant) or ("seed",)
-    untold = (_axis_name(axis, cells[0]) for axis in constant if axis not in row_axes and cells[0].get(axis) is not None)
-    title = " · ".join((title, *untold))
-    first: dict[tuple[Any, ...], Row] = {}  # rows in the order in which they were asked for
-    for cell in cells:
-        first.setdefault(tuple(_value(cell, axis) for axis in row_axes), cell)
-    rows = _as_asked(list(first)) if row_axes[0] in ("prompt", "label") else sorted(first)
-    names = [_row_name(row_axes, first[row]) for row in rows]
-    left = _MARGIN * 2 + max(_text_width(name) for name in names)
-    names_across = {_value(cell, column_axis): _axis_name(column_axis, cell) for cell in cells}
-    columns = list(names_across) if column_axis == "prompt" else sorted(names_across)
-    heads = {value: names_across[value] for value in columns}
-    pitch = max(tile[0], *(_text_width(name) for name in heads.values())) + _GAP
-    left = max(left, _MARGIN + _text_width(title) - len(columns) * pitch)
-    top = _MARGIN + 2 * (_FONT + 8)
-    page_rows = (MAX_PIXELS // (left + len(columns) * pitch + _MARGIN) - top - _MARGIN) // (tile[1] + _GAP)
+    told = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
+    order = [axis for axis in dict.fromkeys((*rows, *_DOWN, *axes)) if axis in axes]
+    varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
+    down = [axis for axis in order if axis not in column_axes]
+    row_axes = tuple(axis for axis in down if axis == told or axis in varying) or ("seed",)
+    if len(column_axes) > 1:
+        column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
+    unnamed = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
+    title = " · ".join((title, *(_axis_name(axis, cells[0]) for axis in unnamed)))
+    down_names, heads = _names(cells, row_axes), _names(cells, column_axes, "\n")
+    left = _MARGIN * 2 + max(map(_text_width, down_names.values()))
+    pitch = max(tile[0], *(_text_width(line) + _GAP for name in heads.values() for line in name.split("\n"))) + _GAP
+    left = max(left, _MARGIN + _text_width(title) - len(heads) * pitch)
+    top = _MARGIN + 2 * (_FONT + 8) + max(name.count("\n") for name in heads.values()) * (_FONT + 4)
+    page_rows = (MAX_PIXELS // (left + len(heads) * pitch + _MARGIN) - top - _MARGIN) // (tile[1] + _GAP)
     if page_rows < 1:
         raise UsageError(
-            f"A grid of {len(columns)} columns of {tile[0]}x{tile[1]} pixels is past {MAX_PIXELS // 10**6} megapixels: "
-            "draw fewer weights, or put another axis across with `guidegen grid --columns`."
+            f"A grid of {len(heads)} columns of {tile[0]}x{tile[1]} pixels is past {MAX_PIXELS // 10**6} megapixels: "
+            "draw fewer weights, or put another axis across with --columns."
         )
-    return Layout(title, heads, column_axis, row_axes, tile, pitch, left, top, list(batches(rows, page_rows)))
+    return Layout(title, heads, column_axes, row_axes, tile, pitch, left, top, list(batches(list(down_names), page_rows)))
+
+
+def axes_of(cells: Sequence[Row]) -> list[str]:
+    """The axes of these cells: those that every run has, and whatever else `--by` or several runs brought in."""
+    others = dict.fromkeys(key for cell in cells for key in cell if key not in (*AXES, *_FACTS))
+    return [axis for axis in (*AXES, *others) if any(axis in cell for cell in cells)]
+
+
+def check_axes(flag: str, given: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
+    """The axes that a flag names.
+
+    Raises:
+        UsageError: one that there is not, or one twice.
+    """
+    if unknown := [axis for axis in given if axis not in axes]:
+        raise UsageError(f"{flag} {unknown[0]!r}: choose of {', '.join(axis.replace('_', '-') for axis in axes)}.")
+    if len(set(given)) < len(given):
+        raise UsageError(f"{flag} {','.join(given)}: one axis stands there twice.")
+    return tuple(given)
+
+
+def _across(cells: Sequence[Row], axes: Sequence[str]) -> tuple[str, ...]:
+    """w, or what varies in its stead; before it the runs, or the axes whose values have a w each."""
+    if any("run" in cell for cell in cells):
+        by = [axis for axis in axes if axis not in (*AXES, "run")]
+        return ("run", *by, *(axis for axis in ("w_classifier", "w_guide", "w") if axis in axes))
+    by = [axis for axis in axes if axis not in AXES and len({cell.get(axis) for cell in cells}) > 1]
+    if by and len({cell["w"] for cell in cells}) == 1:
+        return (by[0],)
+    return (*(axis for axis in by if _binds_w(axis, cells)), "w")
+
+
+def _binds_w(axis: str, cells: Sequence[Row]) -> bool:
+    """Whether each value along an axis has one w."""
+    pairs = {(cell.get(axis), cell["w"]) for cell in cells}
+    return len(pairs) == len({value for value, _ in pairs})
+
+
+def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> dict[tuple[Any, ...], str]:
+    """Values along the axes -> name: numbers in their order, all else in the order in which it was asked for."""
+    first: dict[tuple[Any, ...], Row] = {}
+    for cell in cells:
+        first.setdefault(tuple(_value(cell, axis) for axis in axes), cell)
+    orders = [_order(axis, [key[i] for key in first]) for i, axis in enumerate(axes)]
+    keys = sorted(first, key=lambda key: tuple(order[value] for order, value in zip(orders, key, strict=True)))
+    return {key: between.join(_axis_name(axis, first[key]) for axis in axes) for key in keys}
+
+
+def _order(axis: str, values: Sequence[Any]) -> dict[Any, Any]:
+    if axis != "label" and all(isinstance(value, int | float) for value in values):
+        return {value: value for value in values}
+    return {value: place for place, value in enumerate(dict.fromkeys(values))}
 
 
 def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
@@ -113,10 +175,11 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
     font = _font()
     pen.text((_MARGIN, _MARGIN), plan.title, _INK, font)
     step_x, step_y = plan.pitch, plan.tile[1] + _GAP
-    column = {value: i for i, value in enumerate(plan.heads)}
-    for value, i in column.items():
+    column = {values: i for i, values in enumerate(plan.heads)}
+    for values, i in column.items():
         x = plan.left + i * step_x + plan.tile[0] // 2
-        pen.text((x, plan.top - 8), plan.heads[value], _INK, font, anchor="ms")
+        for above, line in enumerate(reversed(plan.heads[values].split("\n"))):
+            pen.text((x, plan.top - 8 - above * (_FONT + 4)), line, _INK, font, anchor="ms")
     place = {key: y for y, key in enumerate(plan.pages[page])}
     empty = {(x, y) for x in column.values() for y in place.values()}
     named = set()
@@ -124,12 +187,12 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
         key = tuple(_value(row, axis) for axis in plan.row_axes)
         if key not in place:
             continue
-        x, y = column[_value(row, plan.column_axis)], place[key]
+        x, y = column[tuple(_value(row, axis) for axis in plan.column_axes)], place[key]
         corner = (plan.left + x * step_x, plan.top + y * step_y)
         if key not in named:
             named.add(key)
             middle = corner[1] + plan.tile[1] // 2
-            pen.text((plan.left - _MARGIN, middle), _row_name(plan.row_axes, row), _INK, font, anchor="rm")
+            pen.text((plan.left - _MARGIN, middle), _cell_name(plan.row_axes, row), _INK, font, anchor="rm")
         if row["status"] != "ok":
             continue
         try:
@@ -147,16 +210,15 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
     return sheet
 
 
-def title_of(settings: Mapping[str, Any]) -> str:
-    """The line at the top of a grid: what was drawn with what."""
-    kind = {
-        "cfg": "classifier-free guidance",
-        "classifier": "classifier guidance",
-        "both": "classifier-free and classifier guidance",
-        "none": "no guidance",
-    }[settings["mode"]]
-    scheduler = settings["scheduler"].removesuffix("Scheduler")
-    return f"{settings['model']} · {kind} · {scheduler}, {settings['steps']} steps"
+def title_of(settings: Mapping[str, Any], axes: Collection[str] = ()) -> str:
+    """The line at the top of a grid: what was drawn with what, but for the axes, which are told elsewhere."""
+    words = [settings["model"]] * ("model" not in axes)
+    words += [MODE_NAMES[settings["mode"]]] * ("mode" not in axes)
+    given = ("guidance", "interval", "w_schedule", "guide_model")
+    words += [named(name, settings[name]) for name in given if settings.get(name) is not None and name not in axes]
+    how = [value_name("scheduler", settings["scheduler"])] * ("scheduler" not in axes)
+    how += [f"{settings['steps']} steps"] * ("steps" not in axes)
+    return " · ".join((*words, *([", ".join(how)] if how else [])))
 
 
 def page_names(count: int) -> list[str]:
@@ -164,27 +226,21 @@ def page_names(count: int) -> list[str]:
     return ["grid.png"] if count == 1 else [f"grid-{i}.png" for i in range(1, count + 1)]
 
 
-def _as_asked(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Prompts or labels in the order in which they were asked for, the rest of each sorted."""
-    order = {first: i for i, first in enumerate(dict.fromkeys(row[0] for row in rows))}
-    return sorted(rows, key=lambda row: (order[row[0]], row[1:]))
-
-
 def _value(cell: Row, axis: str) -> Any:
-    value = cell.get(axis)
+    value = (axis == "label" and cell.get("mixture")) or cell.get(axis)
     return -1 if value is None else value
 
 
 def _axis_name(axis: str, cell: Row) -> str:
-    value = _value(cell, axis)
+    value = cell.get(axis)
     if axis == "prompt":
-        return "no prompt" if value == -1 else textwrap.shorten(value, _LONGEST_NAME, placeholder=" …")
+        return "no prompt" if value is None else textwrap.shorten(value, _LONGEST_NAME, placeholder=" …")
     if axis == "label":
-        return (cell.get("label_name") or f"label {value}") if value != -1 else "no label"
-    return f"seed {value}" if axis == "seed" else f"{axis.replace('w_classifier', 'classifier w')} = {value:g}"
+        return (cell.get("label_name") or f"label {value}") if value is not None else "no label"
+    return named(axis, value)
 
 
-def _row_name(axes: Sequence[str], cell: Row) -> str:
+def _cell_name(axes: Sequence[str], cell: Row) -> str:
     return ", ".join(_axis_name(axis, cell) for axis in axes)
 
 

@@ -89,7 +89,7 @@ def read_own(file: Path, name: str, kind: type) -> Any:
     return found
 
 
-def own_sha256(ref: str, version: str) -> str:
-    """Identity of a network of one's own: its file and what it says of its weights."""
+def own_sha256(ref: str, version: str = "") -> str:
+    """Identity of something of one's own: its file and what it says of its weights."""
     file, name = split_own(ref) or (Path(ref), "")
     return hashlib.sha256(file.read_bytes() + f":{name}:{version}".encode()).hexdigest()

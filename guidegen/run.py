@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from guidegen.errors import OutputError, UsageError
-from guidegen.plan import Cell, Plan, Settings, Shard, read_plan
+from guidegen.plan import Cell, Plan, Settings, Shard, Variant, axis_value, read_plan, variant_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +47,7 @@ class Run:
         overwrite: start over, deleting what an earlier run left in `folder`.
         plan: what is to be drawn; kept in run.json for `verify` and `merge`.
         shard: which part of it this process draws; None for all.
+        variants: the settings of each variant of the plan, where they are not those of the run.
 
     Raises:
         UsageError: another process draws into it, it holds other settings, or it is no run.
@@ -61,8 +62,9 @@ class Run:
         overwrite: bool = False,
         plan: Plan | None = None,
         shard: Shard | None = None,
+        variants: Mapping[Variant, Settings] = MappingProxyType({}),
     ):
-        self.folder, self.settings = folder, settings
+        self.folder, self.settings, self.variants = folder, settings, variants
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is a file; -o takes a directory, or a file ending in .png, .webp, .jpg or .npz.")
         if folder.is_dir() and not (folder / "run.json").exists() and _has_foreign_files(folder):
@@ -74,7 +76,7 @@ class Run:
             with _run_json_lock(folder):
                 if overwrite:
                     _wipe(folder)
-                _settle(folder, settings, about, plan)
+                _settle(folder, settings, about, plan, variants)
             self._shard = shard
             self._path = folder / _manifest(shard)
             self._manifest = _open_manifest(self._path)
@@ -145,10 +147,16 @@ class Run:
         }
         if cell.w_classifier is not None:
             row["w_classifier"] = cell.w_classifier
+        if cell.w_guide is not None:
+            row["w_guide"] = cell.w_guide
+        if cell.mixture is not None:
+            row["mixture"] = cell.mixture
+        row |= dict(cell.variant)
         if dtype is not None:
             row["dtype"] = dtype
         if image is not None:
-            settings = replace(self.settings, dtype=dtype) if dtype else self.settings
+            settings = self.variants.get(cell.variant, self.settings)
+            settings = replace(settings, dtype=dtype) if dtype else settings
             data = encode_png(image, image_metadata(settings, cell, label_name))
             write_atomically(self.folder / cell.file, data)
             row |= {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(image.shape), "status": "ok"}
@@ -251,6 +259,12 @@ def read_rows(folder: Path) -> list[Row]:
     return list(Rows(folder, Manifests(folder).places()))
 
 
+def with_axes(rows: Iterable[Row], settings: Mapping[str, Any], axes: Iterable[str]) -> list[Row]:
+    """The rows, each with its place along all of these axes: of `--by` or else what the run's settings say."""
+    rest = {axis: axis_value(axis, settings) for axis in axes}
+    return [rest | row for row in rows]
+
+
 class State(NamedTuple):
     """What a run directory lacks of its plan, and what it has beyond it; files relative to it, in the plan's order.
 
@@ -267,8 +281,14 @@ class State(NamedTuple):
     extra: list[str]
 
 
-def check(folder: Path, cells: Iterable[Cell]) -> State:
-    """Compares a run directory with what it is to hold: every image against the hash in its row."""
+def check(folder: Path, cells: Iterable[Cell], hashes: bool = True) -> State:
+    """Compares a run directory with what it is to hold.
+
+    Args:
+        folder: the directory.
+        cells: what it is to hold.
+        hashes: also read every image and compare it with the hash in its row.
+    """
     manifests = Manifests(folder)
     places = manifests.places()
     state = State([], [], [], [])
@@ -276,18 +296,23 @@ def check(folder: Path, cells: Iterable[Cell]) -> State:
     for cell in cells:
         planned.add(cell.file)
         row = manifests.read(places[cell.file]) if cell.file in places else None
-        there = file_sha256(folder / cell.file) if row and row["status"] == "ok" else None
         if row and row["status"] != "ok":
             state.nonfinite.append(cell.file)
-        elif row is None or there is None:
+        elif row is None or not (folder / cell.file).is_file():
             state.missing.append(cell.file)
-        elif there != row["sha256"] or row.get("prompt") != cell.prompt:
+        elif row.get("prompt") != cell.prompt or not is_intact(folder, row, hashes):
             state.corrupt.append(cell.file)
     for parent, _, names in os.walk(folder / "images"):
         at = Path(parent).relative_to(folder)
         state.extra.extend(str(at / name) for name in names if not name.startswith(".") and str(at / name) not in planned)
     state.extra.sort()
     return state
+
+
+def is_intact(folder: Path, row: Row, hashes: bool = True) -> bool:
+    """Whether the image of a row is there; with `hashes`, whether it also is the one that was drawn."""
+    path: Path = folder / row["file"]
+    return file_sha256(path) == row["sha256"] if hashes else path.is_file()
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -341,8 +366,8 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def image_metadata(settings: Settings, cell: Cell, label_name: str) -> dict[str, Any]:
-    """All that makes the image again, but for where and in what batch it was drawn."""
-    return {"settings": asdict(settings), "cell": asdict(cell), "label_name": label_name}
+    """All that makes the image again, but for where, in what batch and in which sweep it was drawn."""
+    return {"settings": asdict(settings), "cell": replace(cell, variant=()).as_json(), "label_name": label_name}
 
 
 def parameters_line(metadata: Mapping[str, Any], width: int, height: int) -> str:
@@ -512,24 +537,44 @@ def _wipe(folder: Path) -> None:
         shutil.rmtree(folder / made, ignore_errors=True)
 
 
-def _settle(folder: Path, settings: Settings, about: Mapping[str, Any], plan: Plan | None) -> None:
-    """run.json has these settings and, among others, this plan."""
+def _settle(
+    folder: Path, settings: Settings, about: Mapping[str, Any], plan: Plan | None, variants: Mapping[Variant, Settings]
+) -> None:
+    """run.json has these settings and variants and, among others, this plan."""
     new = [plan.as_json()] if plan else []
+    differences = {variant_folder(variant): _difference(settings, own) for variant, own in variants.items() if variant}
     if not (folder / "run.json").exists():
-        there = {**about, "settings": asdict(settings), "plans": new}
+        there = {**about, "settings": asdict(settings), "plans": new} | ({"variants": differences} if differences else {})
     else:
         there = read_run(folder)
         _check_settings(folder, there["settings"], settings)
-        new = [plan for plan in new if plan not in there.get("plans", [])]
-        if not new:
+        before = {name: Settings(**there["settings"] | changes) for name, changes in there.get("variants", {}).items()}
+        for variant, own in variants.items():
+            if variant_folder(variant) in before:
+                _check_settings(folder, asdict(before[variant_folder(variant)]), own)
+        old = there.get("plans", [])
+        if all(plan in old for plan in new) and differences.keys() <= before.keys():
             return
-        for old in there.get("plans", []):
-            for before, now in zip(old.get("prompts", ()), new[0].get("prompts", ()), strict=False):
-                if before != now:
-                    raise _other_prompts(folder, before, now)
-        there["plans"] = [*there.get("plans", []), *new]
+        for plan_there in old:
+            for text, now in zip(plan_there.get("prompts", ()), new[0].get("prompts", ()) if new else (), strict=False):
+                if text != now:
+                    raise _other_prompts(folder, text, now)
+        # the same cells in another grid: that one counts now
+        there["plans"] = [plan for plan in old if not new or _without_layout(plan) != _without_layout(new[0])] + new
+        if before or differences:
+            there["variants"] = there.get("variants", {}) | differences
     lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in there.items())
     write_atomically(folder / "run.json", "{{\n{}\n}}\n".format(",\n".join(lines)).encode())
+
+
+def _difference(settings: Settings, own: Settings) -> dict[str, Any]:
+    """What a variant's settings have otherwise than the run's."""
+    ours = asdict(settings)
+    return {name: value for name, value in asdict(own).items() if value != ours[name]}
+
+
+def _without_layout(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in plan.items() if name not in ("columns", "rows")}
 
 
 def _other_prompts(folder: Path, there: str | None, now: str | None) -> UsageError:

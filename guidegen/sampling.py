@@ -72,6 +72,17 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
         raise UsageError(f"--scheduler {name}: {cls_name} needs a package: {str(error).strip().splitlines()[0]}") from error
 
 
+def without_clip(scheduler: Any) -> tuple[Any, float | None]:
+    """A scheduler that does not clip the denoised estimate, and the bound that `scheduler` would clip it to.
+
+    DDIM and DDPM of diffusers clip after guidance, where it undoes what a classifier's gradient did;
+    guidegen's `clipped` does it before. None where the scheduler does not clip.
+    """
+    if not getattr(scheduler.config, "clip_sample", False):
+        return scheduler, None
+    return type(scheduler).from_config(scheduler.config, clip_sample=False), float(scheduler.config.clip_sample_range)
+
+
 def noise_levels(scheduler: Any) -> list[Level]:
     """alpha and sigma of the network's input at each step, after `set_timesteps`.
 
@@ -98,7 +109,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, l
 
 @torch.no_grad()
 def sample(
-    guide: Callable[[Tensor, Tensor, Level], Tensor],
+    guide: Callable[[Tensor, Tensor, Level, int], Tensor],
     scheduler: Any,
     seeds: Sequence[int],
     shape: Sequence[int],
@@ -110,7 +121,7 @@ def sample(
     """Draws one image for each seed.
 
     Args:
-        guide: (x_t, t, level) -> the guided prediction of this batch, such as a `Guide`.
+        guide: (x_t, t, level, index of the step) -> the guided prediction of this batch, such as a `Guide`.
         scheduler: a diffusers scheduler; its timesteps are set anew.
         seeds: B seeds; each sample's noise comes from a generator of its own.
         shape: (C, H, W).
@@ -132,9 +143,10 @@ def sample(
         extra["eta"] = eta
     scale_input = getattr(scheduler, "scale_model_input", None)
     # schedulers look their t up on the CPU; the networks' are copied at once, since each copy waits for the device
-    for t, t_there, level in zip(scheduler.timesteps, scheduler.timesteps.to(device), levels, strict=True):
+    there = scheduler.timesteps.to(device)
+    for index, (t, level) in enumerate(zip(scheduler.timesteps, levels, strict=True)):
         x_t = scale_input(x, t) if scale_input else x
-        prediction = guide(x_t, t_there, level)
+        prediction = guide(x_t, there[index], level, index)
         x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
         if on_step:
             on_step()

@@ -25,7 +25,7 @@ Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
 ROW_KEYS = {"file", "mode", "w", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status"}
-COMMANDS = ("sample", "sweep", "inspect", "labels", "grid", "convert", "verify", "merge", "evaluate", "report")
+COMMANDS = ("sample", "sweep", "inspect", "labels", "grid", "convert", "verify", "merge", "evaluate", "report", "guidances")
 HEAVY = re.compile(r"\|\s+(torch|diffusers|transformers)$", re.MULTILINE)
 SWEEP = ("--label", "0-1", "--num", "2", "--w", "0,1,3", "--steps", "3")
 

@@ -86,20 +86,21 @@ def test_first_step_makes_each_call_of_a_start_and_label_once_and_predicts_the_s
     noise = {7: torch.randn((3, 8, 8)), 8: torch.randn((3, 8, 8))}
     x = torch.stack([noise[start] for start in starts])
     level = Level(0.6, 0.8)
-    every = guide(x, torch.tensor(500), level)
-    first = guide.first(x, torch.tensor(500), level)
+    every = guide(x, torch.tensor(500), level, 1)
+    made = guide.made
+    first = guide(x, torch.tensor(500), level, 0)
     assert (every - first).abs().max() < 1e-4, "equal up to the batch of the call, in fp32"
     assert sorted(network.calls[0]) == sorted([NULL] * 5 + [1, 1, 1, 2, 1])
     assert sorted(network.calls[1]) == [NULL, NULL, 1, 1, 2]
     assert judge.rows == 4 + 3
-    assert guide.shared == (10 - 5) + (4 - 3)
+    assert (made, guide.made - made) == (10 + 4, 5 + 3)
 
 
 def test_guide_without_starts_shares_nothing() -> None:
     network = Counted()
     guide = Guide(network, [1, 1], [3.0, 3.0])
-    guide.first(torch.zeros((2, 3, 8, 8)), torch.tensor(1), Level(0.6, 0.8))
-    assert (len(network.calls[0]), guide.shared) == (4, 0)
+    guide(torch.zeros((2, 3, 8, 8)), torch.tensor(1), Level(0.6, 0.8), 0)
+    assert (len(network.calls[0]), guide.made) == (4, 4)
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])

@@ -21,7 +21,7 @@ from guidegen.checkpoints import open_classifier
 from guidegen.cli.evaluate import EvaluateFlags, evaluate
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
 from guidegen.evaluation import METRICS_FILE, open_drawn, read_metrics
-from guidegen.plan import Cell, Settings
+from guidegen.plan import Cell, Plan, Settings
 from guidegen.report.series import make_series
 from guidegen.run import Run
 
@@ -40,7 +40,8 @@ def picture(label: int, seed: int, w: float) -> Any:
 
 def write_run(folder: Path, mode: str = "cfg", labels: tuple[int, ...] = (0, 1, 2), seeds: int = 8, **settings: Any) -> Path:
     given = Settings(mode, "model", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5, **settings)
-    with Run(folder, given, {"command": ["guidegen", "sweep"]}) as run:
+    plan = Plan(labels, range(seeds), WEIGHTS, grid=True)
+    with Run(folder, given, {"command": ["guidegen", "sweep"]}, plan=plan) as run:
         for label in labels:
             for seed in range(seeds):
                 for w in WEIGHTS:
@@ -179,7 +180,8 @@ def test_features_are_computed_once(run: Path, npz: Path, network: Path, monkeyp
     seen.clear()
     assert measure(run, npz.with_name("saved.npz"), network) == first
     assert seen == []
-    with Run(run, Settings(**json.loads((run / "run.json").read_text())["settings"]), {}) as more:
+    plan = Plan(list(NAMES), [50], WEIGHTS)
+    with Run(run, Settings(**json.loads((run / "run.json").read_text())["settings"]), {}, plan=plan) as more:
         for w in WEIGHTS:
             for label in NAMES:
                 more.write(Cell(label, 50, w), picture(label, 50, w), NAMES[label], 1)
@@ -247,6 +249,28 @@ def drop_a_row(run: Path) -> None:
     (run / "manifest.jsonl").write_text("".join(lines[:-1]))
 
 
+def drop_a_weight(run: Path) -> None:
+    """A run that was stopped before its last weight: what is there is a product, and not the one that was asked for."""
+    lines = (run / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (run / "manifest.jsonl").write_text("".join(line for line in lines if json.loads(line)["w"] < 4))
+    shutil.rmtree(run / "images/w4.0")
+
+
+def lose_an_image(run: Path) -> None:
+    next((run / "images" / "w2.0").rglob("*.png")).unlink()
+
+
+def add_an_image(run: Path) -> None:
+    with Run(run, Settings(**json.loads((run / "run.json").read_text())["settings"]), {}) as more:
+        more.write(Cell(2, 99, 4.0), picture(2, 99, 4.0), "crane", 1)
+
+
+def forget_the_plan(run: Path) -> None:
+    about = json.loads((run / "run.json").read_text())
+    del about["plans"]
+    (run / "run.json").write_text(json.dumps(about))
+
+
 def spoil_an_image(run: Path) -> None:
     next((run / "images" / "w2.0").rglob("*.png")).write_bytes(png(np.zeros((SIZE, SIZE, 3), np.uint8)))
 
@@ -260,9 +284,14 @@ def fail_an_image(run: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "word"),
     [
-        (drop_a_row, "1 of the 72 images of its labels, seeds and weights were not drawn"),
-        (spoil_an_image, "1 images are gone or changed since they were drawn, such as images/w2.0/"),
-        (fail_an_image, "1 images came out non-finite"),
+        (drop_a_row, "1 of 72 images are missing, such as images/w4.0/label0002/000007.png"),
+        (drop_a_weight, "24 of 72 images are missing, such as images/w4.0/"),
+        (lose_an_image, "1 of 72 images are missing, such as images/w2.0/"),
+        (spoil_an_image, "1 of 72 images have changed since they were drawn, such as images/w2.0/"),
+        (fail_an_image, "1 of 72 images came out non-finite, such as images/w2.0/label0000/000000.png"),
+        (add_an_image, "1 images are not of its plan and are left out, such as images/w4.0/label0002/000099.png"),
+        (forget_the_plan, "run.json has no plan to compare it with"),
+        (lambda run: (run / "manifest.jsonl").rename(run / "manifest.0-of-1.jsonl"), "its shards are not merged yet"),
         (lambda run: (run / "grid.png").unlink(), "its sweep has not come to its grid"),
     ],
 )
@@ -272,7 +301,9 @@ def test_an_incomplete_run(harm: Callable[[Path], Any], word: str, run: Path, np
         measure(run, npz, network)
     assert word in str(refused.value)
     assert "--partial" in str(refused.value)
-    assert len(measure(run, npz, network, partial=True)) == 3
+    rows = measure(run, npz, network, partial=True)
+    assert [row["images"] for row in rows][:2] in ([24, 24], [24, 23])
+    assert [row["images"] for row in rows][2:] == {drop_a_row: [23], drop_a_weight: []}.get(harm, [24])
 
 
 def test_any_axis_that_varies_makes_its_own_rows(run: Path, npz: Path, network: Path) -> None:
@@ -287,8 +318,8 @@ def test_any_axis_that_varies_makes_its_own_rows(run: Path, npz: Path, network: 
     assert [(row["w"], row["guidance"]) for row in rows] == [(w, name) for w in WEIGHTS for name in ("fancy", "plain")]
     series = make_series([(open_drawn(run), rows)])
     assert [(line.name, line.x) for line in series] == [
-        ("classifier-free guidance, guidance = fancy", list(WEIGHTS)),
-        ("classifier-free guidance, guidance = plain", list(WEIGHTS)),
+        ("classifier-free guidance, fancy", list(WEIGHTS)),
+        ("classifier-free guidance, plain", list(WEIGHTS)),
     ]
 
 

@@ -34,7 +34,7 @@ def draw(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[np.n
 def test_every_image_stands_under_its_w_and_beside_its_label(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     picture, plan = draw(tmp_path, rows)
     assert picture.shape[:2][::-1] == plan.size()
-    assert plan.heads == {0.0: "w = 0", 3.0: "w = 3"}
+    assert plan.heads == {(0.0,): "w = 0", (3.0,): "w = 3"}
     assert plan.title == "a title"
     assert plan.pages == [[(207, 0), (207, 1), (281, 0), (281, 1)]]
     for x, w in enumerate((0.0, 3.0)):
@@ -57,7 +57,7 @@ def test_text_is_there_and_inside(tmp_path: Path, rows: list[dict[str, Any]]) ->
 
 @pytest.mark.parametrize(("axis", "across", "down"), [("seed", 2, 4), ("label", 2, 4), ("w", 2, 4)])
 def test_other_axes(tmp_path: Path, rows: list[dict[str, Any]], axis: str, across: int, down: int) -> None:
-    _, plan = draw(tmp_path, rows, column_axis=axis)
+    _, plan = draw(tmp_path, rows, columns=[axis])
     assert (len(plan.heads), len(plan.pages[0])) == (across, down)
 
 

@@ -73,10 +73,10 @@ def test_files_are_named_after_the_contract() -> None:
 
 
 def test_what_w_weighs_in_each_mode() -> None:
-    assert mode_weights("cfg", Cell(1, 0, 3.0)) == (3.0, 0.0)
-    assert mode_weights("classifier", Cell(1, 0, 3.0)) == (0.0, 3.0)
-    assert mode_weights("both", Cell(1, 0, 3.0, 2.0)) == (3.0, 2.0)
-    assert mode_weights("none", Cell(None, 0, 0.0)) == (0.0, 0.0)
+    assert mode_weights("cfg", Cell(1, 0, 3.0)) == (3.0, 0.0, 1.0)
+    assert mode_weights("classifier", Cell(1, 0, 3.0)) == (0.0, 3.0, 1.0)
+    assert mode_weights("both", Cell(1, 0, 3.0, 2.0)) == (3.0, 2.0, 1.0)
+    assert mode_weights("none", Cell(None, 0, 0.0)) == (0.0, 0.0, 1.0)
 
 
 def test_fingerprint_depends_on_every_part() -> None:

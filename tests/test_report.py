@@ -21,7 +21,7 @@ from guidegen.cli.report import write_report
 from guidegen.errors import UsageError
 from guidegen.evaluation import images_digest, open_drawn, write_metrics
 from guidegen.metrics import METRICS
-from guidegen.plan import Cell, Settings
+from guidegen.plan import Cell, Plan, Settings
 from guidegen.report import safe_json
 from guidegen.run import Run, read_rows
 
@@ -38,7 +38,8 @@ def pixels(label: int, seed: int, w: float, size: int = 8) -> Any:
 def write_run(folder: Path, mode: str, weights: tuple[float, ...] = WEIGHTS, size: int = 8, seeds: int = 2) -> Path:
     given = Settings(mode, f"model {HOSTILE}", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5)
     command = ["guidegen", "sweep", "-m", HOSTILE, "--w", "0:4:1", "--label", "all", "-o", "x", "--steps", "5"]
-    with Run(folder, given, {"command": command}) as run:
+    plan = Plan(list(LABELS), range(seeds), weights, grid=True)
+    with Run(folder, given, {"command": command}, plan=plan) as run:
         for label, name in LABELS.items():
             for seed in range(seeds):
                 for w in weights:
@@ -169,7 +170,7 @@ def test_stale_metrics_and_gaps_are_told(runs: tuple[Path, Path], tmp_path: Path
         more.write(Cell(3, 0, 1.5), None, LABELS[3], 7)
     write_report([run], tmp_path / "r.html", quiet=True)
     data = data_of(tmp_path / "r.html")
-    assert any("1 images came out non-finite" in text for text in data["warnings"])
+    assert any("1 of 18 images came out non-finite" in text for text in data["warnings"])
     assert any("1 rows of metrics are of other images" in text for text in data["warnings"])
     (cell,) = (one for one in data["runs"][0]["cells"] if one["image"] is None)
     assert cell["row"]["status"] == "nonfinite"

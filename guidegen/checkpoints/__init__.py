@@ -20,7 +20,7 @@ from guidegen.model import Model, own_sha256, read_own, split_own
 __all__ = ["Access", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
-MODES = ("cfg", "classifier", "both", "none")
+MODES = ("cfg", "classifier", "both", "none", "auto")
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,11 @@ class Checkpoint:
         return {part: self.folder / part if self.index else self.folder for part in self.configs}
 
     @property
+    def classes(self) -> int | None:
+        """Classes that the network tells apart, the null class included; None without labels."""
+        return _classes(self.config)
+
+    @property
     def class_conditional(self) -> bool:
         return _classes(self.config) is not None or self.config.get("class_embed_type") is not None
 
@@ -171,6 +176,12 @@ class Checkpoint:
         folder = self.folder / "classifier"
         return str(folder) if (folder / "config.json").is_file() else None
 
+    @property
+    def weak_folder(self) -> Path | None:
+        """The weaker version of the network in the same folder, if there is one: `unet_weak` beside `unet`."""
+        folder = self.folder / f"{self.kind.network}_weak"
+        return folder if self.index and (folder / "config.json").is_file() else None
+
     def refusal(self, mode: str, classifier: bool, needs_null: bool = True) -> str | None:
         """Why this checkpoint cannot serve `mode`, or None if it can.
 
@@ -179,14 +190,17 @@ class Checkpoint:
             classifier: whether there is one.
             needs_null: mode both: whether some weight of the label's own score is not 1.
         """
+        if mode == "auto":
+            lack = "there is no weaker model beside it. Name one: --guide-model ID|DIR"
+            return None if self.weak_folder else lack + ("" if self.own else ", or pag or skip")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
         needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
         if needs_null and self.conditional and not self.has_null:
-            alone = " --mode both --w 1 adds a classifier to its conditional score." if mode != "cfg" else ""
+            alone = ". --mode both --w 1 adds a classifier to its conditional score" if mode != "cfg" else ""
             return (
                 "the model has no null label, so it has no unconditional score to guide from. "
-                f"If it was trained with one, name it: --null-label ID.{alone}"
+                f"If it was trained with one, name it: --null-label ID{alone}"
             )
         if mode in ("classifier", "both") and not classifier:
             return "there is no classifier. Name one: --classifier ID|DIR"
@@ -241,16 +255,16 @@ def open_checkpoint(
         configs = {kind.network: config}
     else:
         raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
-    _check_network(kind, configs[kind.network], folder / kind.network if index else folder)
+    check_network(kind, configs[kind.network], folder / kind.network if index else folder)
     configs[kind.network] = {"in_channels": 3, "out_channels": 3} | configs[kind.network]
-    scheduler_config = _scheduler_config(folder)
+    scheduler_config = scheduler_config_in(folder)
     if scheduler_config is None:
         scheduler_config = {"_class_name": "DDPMScheduler"}
         missing.append("scheduler_config.json (DDPM's linear schedule and epsilon prediction are assumed)")
     if kind == KINDS["StableDiffusionPipeline"]:  # as diffusers' pipeline corrects outdated configs
         scheduler_config |= {"steps_offset": 1, "clip_sample": False}
     said = configs[kind.network] | index
-    labels, null = _labels(said, configs[kind.network], folder, null_label)
+    labels, null = declared_labels(said, configs[kind.network], folder, null_label)
     steps = said.get("default_steps", DEFAULT_STEPS)
     if not isinstance(steps, int) or steps < 1:
         raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
@@ -344,7 +358,7 @@ def _check_tokenizers(folder: Path, kind: Kind) -> None:
             )
 
 
-def _check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
+def check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
     """Refuses networks of another class, or with inputs that guidegen does not feed."""
     refuse_remote_code(config, folder)
     if config.get("_class_name") != kind.network_class:
@@ -401,7 +415,7 @@ def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tupl
         raise UsageError(f"--size {size[1]}x{size[0]}: both edges should be multiples of {step} for this model.")
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any] | None:
+def scheduler_config_in(folder: Path) -> dict[str, Any] | None:
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file():
             return read_json(path)
@@ -410,7 +424,7 @@ def _scheduler_config(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _labels(
+def declared_labels(
     said: Mapping[str, Any], config: Mapping[str, Any], folder: Path, asked: int | None
 ) -> tuple[Labels, int | None]:
     """Labels and null label; the one place that decides which id means "no label".

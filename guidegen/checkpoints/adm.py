@@ -60,10 +60,8 @@ class Conversion:
             return
         import diffusers
 
-        # No clipping: guided-diffusion clips x0 before it adds the gradient, diffusers after, where it undoes
-        # a strong gradient; of the two that diffusers offers, this one stays near the published images.
         scheduler = diffusers.DDIMScheduler(
-            clip_sample=False,
+            clip_sample=True,  # as the published scripts do
             num_train_timesteps=_TRAINING_STEPS,
             beta_start=0.0001,
             beta_end=0.02,

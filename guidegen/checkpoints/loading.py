@@ -41,19 +41,38 @@ def load_part(
     Raises:
         CheckpointError: the weights do not load, or there is no such class.
     """
+    return _load(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
+
+
+def empty_network(checkpoint: Checkpoint) -> nn.Module:
+    """The network without its weights: its layers on torch's meta device.
+
+    Raises:
+        CheckpointError: its config does not make one.
+    """
+    cls = _class_of(checkpoint, checkpoint.kind.network)
+    try:
+        with torch.device("meta"):
+            network: nn.Module = cls.from_config(dict(checkpoint.config))
+    except Exception as error:  # the library raises whatever its layers raise
+        raise CheckpointError(f"{checkpoint.folder}: config.json makes no network: {first_line(error)}") from error
+    return network
+
+
+def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     import diffusers
     import transformers
 
     from guidegen.checkpoints import adm_unet
 
-    kind, folder = checkpoint.kind, checkpoint.part_folders[part]
+    kind = checkpoint.kind
     name = kind.network_class if part == kind.network else checkpoint.index[part][1]
     cls: Any = next(
         (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
     )
     if not (isinstance(cls, type) and hasattr(cls, "from_pretrained")):
         raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
-    return _load(cls, folder, device, access, autocast)
+    return cls
 
 
 def cast_weights(network: nn.Module, autocast: torch.dtype | None) -> nn.Module:

@@ -16,6 +16,7 @@ from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
 from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.finish import register as register_finish
+from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError
@@ -50,6 +51,7 @@ def _root(
 register_draw(app)
 register_finish(app)
 register_show(app)
+register_guidances(app)
 register_convert(app)
 register_evaluate(app)
 register_report(app)

@@ -18,6 +18,7 @@ class Mode(StrEnum):
     classifier = "classifier"
     both = "both"
     none = "none"
+    auto = "auto"
 
 
 class Input(StrEnum):
@@ -48,7 +49,8 @@ def _command(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="cfg: with the label against without. classifier: a classifier's gradient. both, or none.",
+            help="cfg: with the label against without. classifier: a classifier's gradient. both, or none. "
+            "auto: the model against a weaker one.",
             rich_help_panel=_WHAT,
         ),
     ] = Mode.cfg,
@@ -69,6 +71,16 @@ def _command(
             "--w-classifier",
             metavar="NUMBER",
             help="Mode both: weight of the classifier's gradient; --w then weighs the label's own score. [default: 1]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    w_guide: Annotated[
+        str | None,
+        typer.Option(
+            "--w-guide",
+            metavar="NUMBER",
+            help="With a weaker model, on top of the other modes: its weight, 1 without effect. In mode auto it is --w. "
+            "[default: 2 with --guide-model]",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -112,6 +124,16 @@ def _command(
         str | None,
         typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=_WHAT),
     ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="AXIS=LIST",
+            help="sweep: vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
+            "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     model: options.Model = None,
     classifier: options.ClassifierRef = None,
     classifier_input: Annotated[
@@ -131,6 +153,7 @@ def _command(
             rich_help_panel=options._MODEL,
         ),
     ] = None,
+    guide_model: options.GuideRef = None,
     null_label: options.NullLabel = None,
     variant: options.Variant = None,
     size: Annotated[
@@ -144,6 +167,39 @@ def _command(
     ] = None,
     offline: options.Offline = False,
     allow_pickle: options.AllowPickle = False,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance",
+            metavar="NAME",
+            help="The method: cfg (plain), apg, cfg++, rescale ...; `guidegen guidances` lists them. file.py:NAME runs a "
+            "function of your own. [default: cfg]",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    guidance_opt: Annotated[
+        list[str] | None,
+        typer.Option("--guidance-opt", metavar="KEY=VALUE", help="An option of the method. Repeats.", rich_help_panel=_HOW),
+    ] = None,
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval",
+            metavar="LOW:HIGH",
+            help="Guide only where LOW < sigma / alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%); elsewhere the "
+            "model draws as it is, at fewer calls.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    w_schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--w-schedule",
+            metavar="NAME",
+            help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Steps of the scheduler. Default: the checkpoint's.", rich_help_panel=_HOW)
     ] = None,
@@ -197,6 +253,24 @@ def _command(
             "--shard",
             metavar="I/N",
             help="Draw part I of N, counted from 0; auto: as torchrun, accelerate or SLURM say. Then: guidegen merge.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="AXIS",
+            help="sweep: the axis across the grid. [default: w]",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="AXIS,...",
+            help="sweep: axes down the grid, outermost first; those that are not named follow.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None,

@@ -15,6 +15,7 @@ import typer
 from guidegen.checkpoints import Access
 from guidegen.cli import console, options
 from guidegen.errors import UsageError
+from guidegen.naming import describe, value_name
 
 if TYPE_CHECKING:
     import torch
@@ -195,8 +196,8 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
         ]
     for run, rows in zip(drawn, measured, strict=True):
         evaluation.write_metrics(run.folder, rows)
-    everything = [row for rows in measured for row in rows]
-    _warn_of_few(everything, flags)
+    pairs = [(run, row) for run, rows in zip(drawn, measured, strict=True) for row in rows]
+    _warn_of_few([(describe(run.axes, evaluation.key_of(row, run.axes)), row) for run, row in pairs], flags)
     _show(drawn, measured, reader, reference, flags)
     if flags.curves:
         from guidegen.report.curves import draw_curves
@@ -343,9 +344,10 @@ def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _warn_of_few(rows: Sequence[dict[str, Any]], flags: EvaluateFlags) -> None:
+def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: EvaluateFlags) -> None:
     if flags.quiet:
         return
+    rows = [row for _, row in measured]
     width = rows[0]["features"]["width"]
     counts = [row["distinct"] for row in rows]
     real = rows[0]["reference"]["images"]
@@ -355,10 +357,10 @@ def _warn_of_few(rows: Sequence[dict[str, Any]], flags: EvaluateFlags) -> None:
             f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
             "be compared only between equal numbers of images. The kernel distance has no such bias."
         )
-    for row in rows:
+    for where, row in measured:
         if row["distinct"] < row["images"]:
             console.note(
-                f"warning: {row['mode']}, w = {row['w']:g}: only {row['distinct']} of {row['images']} images differ (a seed "
+                f"warning: {row['mode']}, {where}: only {row['distinct']} of {row['images']} images differ (a seed "
                 "without its label is one image); distances, precision, recall, density and coverage are of those"
             )
     if len(set(counts)) > 1:
@@ -387,7 +389,7 @@ def _show(
         name = run.folder.name if head[0] == "run" else run.mode
         for row in rows:
             figures = [_figure(row["metrics"][metric.name], row["images"]) for metric in metrics]
-            lines.append([name, *(_plain(row.get(axis)) for axis in axes), f"{row['images']:,}", *figures])
+            lines.append([name, *(_plain(axis, row.get(axis)) for axis in axes), f"{row['images']:,}", *figures])
     titles = [title_of(metric, reader.inception) for metric in metrics]
     about = f"{reader.name} features, {len(reference.features):,} reference images of {reference.source}"
     if reference.accuracy is not None:
@@ -421,5 +423,5 @@ def _figure(found: dict[str, Any] | None, images: int) -> str:
     return f"{found['value']:.4g}{spread}{count}"
 
 
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+def _plain(axis: str, value: Any) -> str:
+    return "-" if value is None else value_name(axis, value)

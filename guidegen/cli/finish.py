@@ -19,7 +19,7 @@ from guidegen.cli import console, options
 from guidegen.cli.job import draw_grid, find_failures
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
-from guidegen.plan import Cell
+from guidegen.plan import Cell, Plan, variant_folder
 from guidegen.run import (
     Row,
     Rows,
@@ -52,12 +52,14 @@ class _Held:
     Attributes:
         folder: the directory.
         about: its run.json.
+        plans: what that says it is to hold.
         cells: of all its plans.
         in_grid: those that a grid shows.
     """
 
     folder: Path
     about: dict[str, Any]
+    plans: list[Plan]
     cells: list[Cell]
     in_grid: list[Cell]
 
@@ -78,7 +80,7 @@ def _read(folder: Path) -> _Held:
     def cells(only_grids: bool) -> list[Cell]:
         return list(dict.fromkeys(chain.from_iterable(plan.cells() for plan in plans if plan.grid or not only_grids)))
 
-    return _Held(folder, about, cells(False), cells(True))
+    return _Held(folder, about, plans, cells(False), cells(True))
 
 
 def _verify(
@@ -184,15 +186,17 @@ def _draw_grid(held: _Held) -> list[Path]:
     shape = next((row["shape"] for row in rows if row["shape"]), None)
     if shape is None:
         return []
-    pages = grid.layout(list(rows), shape[:2], title=grid.title_of(held.about["settings"]))
+    plan = [plan for plan in held.plans if plan.grid][-1]
+    title = grid.title_of(held.about["settings"], [axis for axis, _ in plan.by])
+    pages = grid.layout(list(rows), shape[:2], plan.columns, title=title, rows=plan.rows)
     return draw_grid(held.folder, rows, pages, held.facts)
 
 
 def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
-    """The rows of each weight that has any image."""
+    """The rows of each weight, of each variant, that has any image."""
     cells: dict[str, list[Cell]] = {}
     for cell in held.cells:
-        cells.setdefault(cell.weights, []).append(cell)
+        cells.setdefault(",".join(filter(None, (variant_folder(cell.variant), cell.weights))), []).append(cell)
     for name, some in cells.items():
         rows = held.rows(some)
         if any(row["status"] == "ok" for row in rows):

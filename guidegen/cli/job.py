@@ -10,8 +10,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,26 @@ from guidegen import __version__, grid
 from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.classifiers import label_texts
 from guidegen.checkpoints.files import weights_sha256
+from guidegen.checkpoints.guides import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
+from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labels
+from guidegen.model import own_sha256, split_own
+from guidegen.naming import axis_name, describe, named
 from guidegen.plan import (
+    UNGUIDED,
     Cell,
     Plan,
     Settings,
     Shard,
+    Variant,
     digest,
     fingerprint,
+    make_cells,
+    mode_weights,
     parse_seeds,
     parse_shard,
     parse_weight,
@@ -55,6 +65,7 @@ class Flags:
     mode: str
     w: str | None
     w_classifier: str | None
+    w_guide: str | None
     label: list[str] | None
     prompt: list[str] | None
     negative_prompt: str | None
@@ -65,11 +76,16 @@ class Flags:
     classifier: str | None
     classifier_input: str | None
     classifier_gradient: str | None
+    guide_model: str | None
     null_label: int | None
     variant: str | None
     size: str | None
     offline: bool
     allow_pickle: bool
+    guidance: str | None
+    guidance_opt: list[str] | None
+    interval: str | None
+    w_schedule: str | None
     steps: int | None
     scheduler: str | None
     eta: float | None
@@ -80,6 +96,9 @@ class Flags:
     compile_networks: bool
     out: str | None
     shard: str | None
+    by: list[str] | None
+    columns: str | None
+    rows: str | None
     overwrite: bool
     dry_run: bool
     json_rows: bool
@@ -100,13 +119,14 @@ class Job:
         flags: as given.
         checkpoint: what will be drawn from.
         judge: the classifier that guides; None in modes without one.
-        name_of: label id -> name.
+        guide: the weaker model that the checkpoint is weighed against; None without autoguidance.
+        name_of: the name of a cell's label.
         plan: what the run is to hold.
         shard: which part of it this process draws; None for all.
         cells: what this process draws.
-        scheduler: a diffusers scheduler with its timesteps set.
+        looks: the settings of each variant of the plan, and a diffusers scheduler with its timesteps set.
         device: where to draw.
-        settings: all but the hashes of the weights.
+        settings: all but the hashes of the weights; what all variants have in common.
         pages: the grid of a sweep, where this process draws it.
         output: where it goes.
     """
@@ -114,11 +134,12 @@ class Job:
     flags: Flags
     checkpoint: Checkpoint
     judge: ClassifierInfo | None
-    name_of: Callable[[int | None], str]
+    guide: GuideModel | None
+    name_of: Callable[[Cell], str]
     plan: Plan
     shard: Shard | None
     cells: list[Cell]
-    scheduler: Any
+    looks: dict[Variant, tuple[Settings, Any]]
     device: torch.device
     settings: Settings
     pages: grid.Layout | None
@@ -127,14 +148,20 @@ class Job:
     @property
     def title(self) -> str:
         """The line at the top of the grid."""
-        return grid.title_of(asdict(self.settings))
+        return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
+
+    def by_variant(self, cells: Sequence[Cell]) -> Iterator[tuple[Settings, Any, list[Cell]]]:
+        """The cells of each variant that has any, with its settings and its scheduler."""
+        for variant, (settings, scheduler) in self.looks.items():
+            if some := [cell for cell in cells if cell.variant == variant]:
+                yield settings, scheduler, some
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
         about = {"settings": asdict(self.settings)}
         if self.output.is_file and self.output.one_image:
-            return about | {"cells": [asdict(cell) for cell in self.cells]}
+            return about | {"cells": [cell.as_json() for cell in self.cells]}
         return about | {"plan": self.plan.as_json()}
 
 
@@ -145,33 +172,91 @@ def plan_job(flags: Flags) -> Job:
         UsageError: something that cannot be served; nothing was written.
         CheckpointError: a checkpoint that cannot be opened.
     """
-    ws = (
-        parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
-        if flags.sweep
-        else [parse_weight("3.0" if flags.w is None else flags.w)]
-    )
-    wcs = _classifier_weights(flags)
+    wcs, wgs = _classifier_weights(flags), _guide_weights(flags)
     seeds = _seeds(flags)
+    _check_sweep(flags)
     _check_numbers(flags)
+    axes = parse_by(flags.by or [])
+    own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
-    checkpoint, judge = _open(flags, needs_null=any(w != 1 for w in ws))
+    needs_null = any(w != 1 for w in own_weights or parse_weights(flags.w or "0"))
+    checkpoint, judge, guide = _open(flags, needs_null=needs_null)
     known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
     prompts = _prompts(flags, checkpoint, judge)
     labels = _labels(flags, checkpoint, judge, known, prompts)
+    mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
+    ws = list(dict.fromkeys(own_weights)) or _weights(flags, mixed)
+    mode = "cfg" if flags.mode == "auto" else flags.mode  # labels with weights are asked against none in mode auto too
+    if mixed and (reason := checkpoint.refusal(mode, judge is not None, needs_null=True)):
+        raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
-    plan = Plan(labels, seeds, ws, tuple(wcs), prompts, grid=flags.sweep)
+    if guide:
+        needs_null = mixed or flags.mode == "classifier" or (flags.mode != "auto" and 0 in ws)
+        guide.check_labels(single_labels(labels), checkpoint, needs_null)
+    from guidegen import engine  # torch, from here on
+
+    device = engine.pick_device(flags.device)
+
+    def look(flags: Flags) -> tuple[Settings, Any]:
+        return _look(flags, checkpoint, judge, guide, prompts, device)
+
+    own_scheduler = checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
+    varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
+    _check_different(varied.looks)
+    columns, rows = parse_axes(flags.columns), parse_axes(flags.rows)
+    plan = Plan(
+        labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs), varied.by, varied.own_weights, columns, rows
+    )
     shard = _shard(flags, output)
     cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
         )
-    from guidegen import engine  # torch, from here on
 
+    def name_of(cell: Cell) -> str:
+        if cell.mixture is None:
+            return "" if cell.label is None else known.name(cell.label)
+        return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
+
+    if guide:
+        engine.check_layers(guide, checkpoint)
+    settings = varied.base
+    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
+    pages = None
+    if flags.sweep:
+        whole = plan.cells() if shard else cells
+        facts = [{**asdict(cell), "label_name": name_of(cell), **dict(cell.variant)} for cell in whole]
+        pages = grid.layout(facts, checkpoint.size, columns, title=job.title, rows=rows)
+        if output.one_image:
+            output.check_grid(len(pages.pages), pages.size(), len(cells))
+    drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
+    names = list(dict.fromkeys(map(name_of, make_cells(labels, seeds[:1], ws[:1]))))
+    refs = (checkpoint.ref, checkpoint.revision, judge and judge.ref, *([guide.ref] if guide else []))
+    parts = (*refs, drawn, names)
+    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
+    return replace(job, pages=None if shard else pages, output=output.named(name))
+
+
+def _look(
+    flags: Flags,
+    checkpoint: Checkpoint,
+    judge: ClassifierInfo | None,
+    guide: GuideModel | None,
+    prompts: list[str] | None,
+    device: torch.device,
+) -> tuple[Settings, Any]:
+    """The settings that the flags mean, but for the hashes of the weights, and the scheduler.
+
+    Raises:
+        UsageError: a scheduler or steps that cannot be.
+    """
+    from guidegen import engine
+
+    _check_numbers(flags)
     steps = flags.steps or checkpoint.steps
     scheduler = engine.plan_scheduler(checkpoint, flags.scheduler, steps, flags.eta)
-    device = engine.pick_device(flags.device)
     settings = Settings(
         mode=flags.mode,
         model=checkpoint.name,
@@ -193,22 +278,38 @@ def plan_job(flags: Flags) -> Job:
             checkpoint.index.get("force_zeros_for_empty_prompt"),
             judge and judge.config,
             judge and judge.preprocessor,
+            *([guide.checkpoint.configs] if guide and guide.checkpoint else []),
         ),
+        interval=flags.interval,
+        w_schedule=flags.w_schedule,
+        **_guidance(flags),
+        guide_model=guide.name if guide else None,
     )
+    engine.plan_guidance(settings, scheduler)
+    return settings, scheduler
 
-    def name_of(label: int | None) -> str:
-        return "" if label is None else known.name(label)
 
-    job = Job(flags, checkpoint, judge, name_of, plan, shard, cells, scheduler, device, settings, None, output)
-    pages = None
+def _check_different(looks: Mapping[Variant, tuple[Settings, Any]]) -> None:
+    """Refuses two variants that are the same at every step, such as two intervals between the same two noise levels."""
+    from guidegen import engine
+
+    seen: dict[Any, Variant] = {}
+    for variant, (settings, scheduler) in looks.items():
+        _, pace = engine.plan_guidance(settings, scheduler)
+        look = digest(asdict(replace(settings, interval=None, w_schedule=None))), pace
+        if (other := seen.setdefault(look, variant)) != variant:
+            raise UsageError(
+                f"--by: {describe(*zip(*other, strict=True))} and {describe(*zip(*variant, strict=True))} are the same "
+                f"at each of these {settings.steps} steps: leave one out."
+            )
+
+
+def _check_sweep(flags: Flags) -> None:
     if flags.sweep:
-        facts = [{**asdict(cell), "label_name": name_of(cell.label)} for cell in (plan.cells() if shard else cells)]
-        pages = grid.layout(facts, checkpoint.size, title=job.title)
-        if output.one_image:
-            output.check_grid(len(pages.pages), pages.size(), len(cells))
-    parts = (checkpoint.ref, checkpoint.revision, judge and judge.ref, plan.as_json(), [name_of(i) for i in labels])
-    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
-    return replace(job, pages=None if shard else pages, output=output.named(name))
+        return
+    given = {"--by": flags.by, "--columns": flags.columns, "--rows": flags.rows}
+    if flag := next((flag for flag, value in given.items() if value), None):
+        raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
 
 
 def say_what_it_takes(job: Job) -> None:
@@ -217,7 +318,10 @@ def say_what_it_takes(job: Job) -> None:
 
     channels, height, width = job.checkpoint.image_shape
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
-    count, nfe = len(job.cells), engine.cost(job.cells, job.settings, job.scheduler)
+    count = len(job.cells)
+    costs = [(some, engine.cost(some, settings, scheduler)) for settings, scheduler, some in job.by_variant(job.cells)]
+    nfe = sum(cost for _, cost in costs)
+    variants = [{**dict(some[0].variant), "cells": len(some), "nfe": cost} for some, cost in costs if some[0].variant]
     facts = {
         "cells": count,
         "nfe": nfe,
@@ -225,12 +329,15 @@ def say_what_it_takes(job: Job) -> None:
         "grid_pixels": sum(w * h for w, h in sizes),
         "grid_pages": len(sizes),
         "out": str(job.output.path),
-    }
+    } | ({"variants": variants} if variants else {})
     if job.flags.json_rows:
         console.result(json.dumps(facts))
         return
     console.result(f"{count:,} images of {width}x{height}, {facts['bytes']:,} bytes of pixels before compression")
     console.result(f"{nfe:,} network calls (NFE), {nfe / max(1, count):g} an image on average")
+    for some, cost in costs if variants else ():
+        what = describe(*zip(*some[0].variant, strict=True))
+        console.result(f"  {what}: {len(some):,} images, {cost:,} calls, {cost / len(some):g} an image")
     if sizes:
         console.result(f"grid of {facts['grid_pixels']:,} pixels: {', '.join(f'{w}x{h}' for w, h in sizes)}")
     console.result(f"into {job.output.path}")
@@ -259,7 +366,9 @@ def carry_out(job: Job) -> None:
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         about = _about(job)
-        with Signals() as signals, Run(folder, job.settings, about, job.flags.overwrite, job.plan, job.shard) as run:
+        variants = {variant: settings for variant, (settings, _) in job.looks.items()}
+        run_of = partial(Run, folder, job.settings, about, job.flags.overwrite, job.plan, job.shard)
+        with Signals() as signals, run_of(variants) as run:
             rows = _draw(job, run, signals)
             made = _finish(job, folder, rows)
             failures = find_failures(rows)
@@ -282,18 +391,26 @@ def _with_weights(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
     from guidegen.checkpoints.loading import check_weights
 
-    flags, checkpoint, judge, access = job.flags, job.checkpoint, job.judge, job.flags.access
-    if checkpoint.revision or (judge and judge.revision):
-        checkpoint, judge = _open(flags, weights=True, needs_null=False)
-    parts = list(checkpoint.part_folders.values())
+    flags, checkpoint, judge, guide, access = job.flags, job.checkpoint, job.judge, job.guide, job.flags.access
+    if any(part and part.revision for part in (checkpoint, judge, guide and guide.checkpoint)):
+        checkpoint, judge, guide = _open(flags, weights=True, needs_null=False)
+    parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
     for folder in parts + ([judge.folder] if judge and judge.own is None else []):
         check_weights(folder, access)
-    settings = replace(
-        job.settings,
-        model_sha256=_sha256(checkpoint, access),
-        classifier_sha256=_sha256(judge, access) if judge else None,
-    )
-    return replace(job, checkpoint=checkpoint, judge=judge, settings=settings)
+    hashes: dict[str, Any] = {
+        "model_sha256": _sha256(checkpoint, access),
+        "classifier_sha256": _sha256(judge, access) if judge else None,
+        "guide_model_sha256": _guide_sha256(guide, access),
+    }
+    looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
+    settings = replace(job.settings, **hashes)
+    return replace(job, checkpoint=checkpoint, judge=judge, guide=guide, settings=settings, looks=looks)
+
+
+def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
+    if guide is None or guide.checkpoint is None:
+        return None
+    return str(guide.checkpoint.config["sha256"]) if guide.checkpoint.own else weights_sha256(guide.folders, access)
 
 
 def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
@@ -319,39 +436,52 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
         )
     if todo:
         size, fixed = engine.pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
-        painter = engine.open_painter(
+        painters = engine.open_painters(
             job.checkpoint,
             job.judge,
-            job.scheduler,
             job.settings,
             job.device,
             flags.access,
             flags.compile_networks,
             size if fixed else None,
+            job.guide,
         )
+        parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
         if not flags.quiet:
-            _tell_cut_prompts(painter, todo)
+            _tell_cut_prompts(parts[0][0], todo)
+            _tell_alike(job)
         tally = engine.Tally()
-        with console.progress(len(todo) * len(job.scheduler.timesteps), len(todo), flags.quiet) as bar:
+        steps = sum(len(some) * len(painter.scheduler.timesteps) for painter, some in parts)
+        with console.progress(steps, len(todo), flags.quiet) as bar:
 
             def on_step(cells: int) -> None:
                 bar.step(cells)
                 signals.check(signal.SIGINT)
 
-            for _, row in engine.draw(painter, todo, run, job.name_of, size, on_step, signals.check, tally):
-                bar.image()
-                if show_rows:
-                    console.result(_line(row))
+            for painter, some in parts:
+                for _, row in engine.draw(painter, some, run, job.name_of, size, on_step, signals.check, tally):
+                    bar.image()
+                    if show_rows:
+                        console.result(_line(row))
         if flags.sweep and not (flags.quiet or flags.json_rows):
-            _tell_cost(job, len(todo), tally.made)
+            _tell_cost(job, todo, tally.made)
     return run.rows(job.cells)
 
 
-def _tell_cost(job: Job, images: int, made: int) -> None:
+def _tell_alike(job: Job) -> None:
+    """Says where axes of `--by` make no difference: guidance of weight zero is none."""
+    bare = {cell.variant for cell in job.cells if mode_weights(job.settings.mode, cell) == UNGUIDED}
+    axes = [axis for axis, _ in job.plan.by if axis not in ("scheduler", "steps", "eta")]
+    if axes and len(bare) > 1:
+        console.note(f"note: at w = 0 there is no guidance, so the images are the same for every {axis_name(axes[0])}")
+
+
+def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
     """What a sweep spent, and what it saved against a loop that makes every call for every image."""
     from guidegen import engine
 
-    plain = engine.plain_cost(images, job.settings, job.scheduler)
+    images = len(todo)
+    plain = sum(engine.plain_cost(len(some), settings, scheduler) for settings, scheduler, some in job.by_variant(todo))
     share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
     saved = f"{share} fewer than" if made <= plain else f"{share} more than"
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
@@ -359,7 +489,7 @@ def _tell_cost(job: Job, images: int, made: int) -> None:
 
 def _tell_cut_prompts(painter: Painter, cells: Sequence[Cell]) -> None:
     for prompt in dict.fromkeys(cell.prompt for cell in cells):
-        if prompt is not None and painter.is_cut is not None and painter.is_cut(prompt):
+        if prompt is not None and painter.is_cut and any(painter.is_cut(text) for text, _ in prompt_parts(prompt)):
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
@@ -395,8 +525,10 @@ def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def _open(flags: Flags, weights: bool = False, needs_null: bool = True) -> tuple[Checkpoint, ClassifierInfo | None]:
-    """The checkpoint and, in the modes that have one, the classifier; refuses a mode that cannot be served."""
+def _open(
+    flags: Flags, weights: bool = False, needs_null: bool = True
+) -> tuple[Checkpoint, ClassifierInfo | None, GuideModel | None]:
+    """The checkpoint and, where there are any, the classifier and the weaker model; refuses a mode that cannot be served."""
     size = options.parse_size(flags.size)
     checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, weights, flags.access)
     judge = None
@@ -408,11 +540,21 @@ def _open(flags: Flags, weights: bool = False, needs_null: bool = True) -> tuple
             f"not {flags.mode}."
         )
     needs_null = needs_null or flags.classifier_gradient == "cheap"
-    if reason := checkpoint.refusal(flags.mode, judge is not None, needs_null):
+    reason = checkpoint.refusal(flags.mode, judge is not None, needs_null)
+    if reason and not (flags.mode == "auto" and flags.guide_model):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
     if judge and judge.input == "noisy" and not judge.own:
         _check_noisy(judge, checkpoint)
-    return checkpoint, judge
+    return checkpoint, judge, _open_guide(flags, checkpoint, size, weights)
+
+
+def _open_guide(flags: Flags, checkpoint: Checkpoint, size: tuple[int, int] | None, weights: bool) -> GuideModel | None:
+    """The weaker model that is named, or the one in the checkpoint's folder; None where none is asked for."""
+    if flags.mode != "auto" and flags.guide_model is None and flags.w_guide is None:
+        return None
+    if flags.guide_model is None and checkpoint.weak_folder is None:
+        raise UsageError(f"--w-guide weighs the model against a weaker one, and there is none beside it. {NAME_ONE}.")
+    return open_guide(flags.guide_model or BUNDLED_GUIDE, checkpoint, size, weights, flags.access)
 
 
 def _check_noisy(judge: ClassifierInfo, checkpoint: Checkpoint) -> None:
@@ -432,6 +574,39 @@ def _gradient(flags: Flags, judge: ClassifierInfo | None) -> str | None:
     if flags.classifier_gradient is not None:
         raise UsageError("--classifier-gradient is for classifiers of denoised images; this one reads x_t itself.")
     return None
+
+
+def _guidance(flags: Flags) -> dict[str, Any]:
+    """The method and its options, as the settings have them: nothing for the plain one.
+
+    Raises:
+        UsageError: no such method or option, or a mode that guides nothing.
+    """
+    from guidegen.engine import FILE_SHA256
+    from guidegen.scores.methods import find_method
+
+    if flags.mode == "none" and flags.w_guide is None and (flags.interval or flags.w_schedule):
+        raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
+    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
+        raise UsageError(
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
+            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
+        )
+    if flags.mode == "auto" and flags.guidance not in (None, "cfg"):
+        raise UsageError(
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode auto takes one of them. "
+            "For both kinds of guidance: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
+        )
+    words = [word.partition("=") for word in flags.guidance_opt or ()]
+    if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
+        raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
+    ref = flags.guidance or "cfg"
+    method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
+    if method.name == "cfg":
+        return {}
+    if split_own(ref):
+        options |= {FILE_SHA256: own_sha256(ref)}
+    return {"guidance": method.name, "guidance_options": options or None}
 
 
 def _prompts(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None) -> list[str] | None:
@@ -462,7 +637,16 @@ def _texts(
         return None
     if prompts is None:
         return label_texts(checkpoint.labels)
-    return list(dict.fromkeys([*prompts, flags.negative_prompt or ""]))
+    return list(
+        dict.fromkeys([*(text for prompt in prompts for text, _ in prompt_parts(prompt)), flags.negative_prompt or ""])
+    )
+
+
+def _weights(flags: Flags, mixed: bool) -> list[float]:
+    """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
+    if flags.sweep:
+        return parse_weights(flags.w or "0,1,2,4,8")
+    return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
 
 
 def _classifier_weights(flags: Flags) -> list[float] | list[None]:
@@ -474,6 +658,19 @@ def _classifier_weights(flags: Flags) -> list[float] | list[None]:
     if flags.sweep:
         return parse_weights("1" if text is None else text, "--w-classifier")
     return [parse_weight("1" if text is None else text, "--w-classifier")]
+
+
+def _guide_weights(flags: Flags) -> list[float] | list[None]:
+    text = flags.w_guide
+    if flags.mode == "auto":
+        if text is not None:
+            raise UsageError("--w-guide goes on top of the other modes; in mode auto the weight is --w.")
+        return [None]
+    if text is None and flags.guide_model is None:
+        return [None]
+    if flags.sweep:
+        return parse_weights("2" if text is None else text, "--w-guide")
+    return [parse_weight("2" if text is None else text, "--w-guide")]
 
 
 def _shard(flags: Flags, output: Output) -> Shard | None:
@@ -512,8 +709,8 @@ def _check_numbers(flags: Flags) -> None:
 
 def _labels(
     flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, known: Labels, prompts: list[str] | None
-) -> list[int] | list[None]:
-    """Label ids that are asked for; [None] where none is needed."""
+) -> list[int | str] | list[None]:
+    """Label ids and mixtures of them that are asked for; [None] where none is needed."""
     if not flags.label:
         if not _needs_label(flags.mode, checkpoint, judge, prompts):
             return [None]
@@ -524,7 +721,7 @@ def _labels(
         takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
-    missing = [i for i in ids if judge is not None and prompts is None and i not in judge.columns(known)]
+    missing = [i for i in single_labels(ids) if judge is not None and prompts is None and i not in judge.columns(known)]
     if missing and judge is not None:
         raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {judge.ref} does not know it.")
     return ids
@@ -553,13 +750,16 @@ def _about(job: Job) -> dict[str, Any]:
         "command": ["guidegen", *sys.argv[1:]],
         "checkpoint": identity(job.checkpoint),
         "classifier": identity(job.judge) if job.judge else None,
+        **({"guide_model": identity(job.guide.checkpoint)} if job.guide and job.guide.checkpoint else {}),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},
     }
 
 
-def _condition(row: Row) -> str:
-    return f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+def _place(row: Row) -> str:
+    condition = f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+    varied = [named(axis, row[axis]) for axis in grid.axes_of([row]) if axis not in grid.AXES]
+    return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
 
 
 def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
@@ -571,7 +771,7 @@ def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
         if row["status"] != "ok":
             failed += 1
             if failed <= _LISTED:
-                listed += f"\n  w {row['w']}, {_condition(row)}, seed {row['seed']}"
+                listed += f"\n  {_place(row)}"
     if not failed:
         return None
     more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""

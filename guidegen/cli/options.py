@@ -15,6 +15,7 @@ from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo, open_checkp
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import UsageError
+from guidegen.mixture import format_labels, split_weight
 from guidegen.zoo import BUNDLED
 
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
@@ -39,6 +40,17 @@ ClassifierRef = Annotated[
         metavar="ID|DIR",
         help="Classifier for the modes classifier and both: noise-aware, a transformers image classifier, or CLIP-like. "
         "Default: the noise-aware one in the checkpoint's folder.",
+        rich_help_panel=_MODEL,
+    ),
+]
+GuideRef = Annotated[
+    str | None,
+    typer.Option(
+        "--guide-model",
+        metavar="ID|DIR|WORD",
+        help="Weaker model for autoguidance: a smaller or earlier checkpoint, or its network folder; bundled: the one in "
+        "the checkpoint's folder; or made of the model's own network: pag (identity for self-attention) or skip (layers "
+        "left out), perhaps with layers: skip:mid_block. Default in mode auto: bundled.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -126,24 +138,39 @@ def read_prompts(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(prompts))
 
 
-def resolve_labels(words: Iterable[str], labels: Labels) -> list[int]:
+def resolve_labels(words: Iterable[str], labels: Labels) -> list[int | str]:
     """Label ids from `--label`: ids, names, ranges, comma lists, @FILE and - (standard input).
+
+    A comma list in which a part has a weight (`207:3.0,281:-1.0`) is one mixture, as `format_labels` writes it.
 
     Raises:
         UsageError: unknown, ambiguous, or a file that cannot be read.
     """
-    ids: list[int] = []
+    ids: list[int | str] = []
     for word in words:
         for text in _lines(word, "--label") if _names_lines(word) else word.splitlines():
             if labels.knows(text):
                 ids += labels.resolve(text)
                 continue
-            for part in next(csv.reader([text], skipinitialspace=True)):
-                if part.strip():
-                    ids += labels.resolve(part)
+            parts = [part for part in next(csv.reader([text], skipinitialspace=True)) if part.strip()]
+            weighted = [(part, None) if labels.knows(part) else split_weight(part) for part in parts]
+            if any(weight is not None for _, weight in weighted):
+                ids.append(_mixture(text, weighted, labels))
+            else:
+                ids += [label for part in parts for label in labels.resolve(part)]
     if not ids:
         raise UsageError('--label names no label. Give ids or names, such as --label 207 or --label "tabby,0-9".')
     return list(dict.fromkeys(ids))
+
+
+def _mixture(text: str, weighted: Iterable[tuple[str, float | None]], labels: Labels) -> str:
+    parts: dict[int, float] = {}
+    for word, weight in weighted:
+        found = labels.resolve(word)
+        if len(found) != 1 or found[0] in parts:
+            raise UsageError(f"--label {text}: a mixture takes single labels, each once; found {word!r}.")
+        parts[found[0]] = 1.0 if weight is None else weight
+    return format_labels(list(parts.items()))
 
 
 def _names_lines(word: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,11 @@ from guidegen import grid
 from guidegen.checkpoints import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import find_weights
 from guidegen.cli import console, options
+from guidegen.cli.axes import parse_axes
 from guidegen.cli.job import draw_grid
 from guidegen.errors import UsageError
-from guidegen.run import read_rows, read_run
+from guidegen.plan import Plan, differences, run_names
+from guidegen.run import Row, read_plans, read_rows, read_run, with_axes
 
 
 def register(app: typer.Typer) -> None:
@@ -149,24 +152,64 @@ def _labels(
 
 
 def _grid(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several stand beside each other.")],
     columns: Annotated[
-        str, typer.Option("--columns", help="The axis across: w, label, prompt, seed or w_classifier.")
-    ] = "w",
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="AXIS,...",
+            help="The axis across: w, label, prompt, seed, w_classifier, w_guide, or one of the sweep's --by; of several, "
+            "the combinations that there are. [default: as the run was drawn, w]",
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option("--rows", metavar="AXIS,...", help="Axes down, outermost first; those that are not named follow."),
+    ] = None,
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
     debug: options.Debug = False,
 ) -> None:
-    about = read_run(run)
-    rows = read_rows(run)
-    shape = next((row["shape"] for row in rows if row["shape"]), None)
-    if shape is None:
-        raise UsageError(f"{run} holds no finished images yet.")
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"-o {out}: a grid is written as .png.")
-    title = grid.title_of(about["settings"])
-    plan = grid.layout(rows, shape[:2], columns, scale, title)
-    if out is not None and len(plan.pages) > 1:
-        raise UsageError(f"The grid needs {len(plan.pages)} pages; leave out -o to write them into the run.")
-    for path in draw_grid(run, rows, plan, {"settings": about["settings"]}, out):
+    if out is None and len(runs) > 1:
+        raise UsageError("Several runs make one grid: name its file with -o, such as -o grid.png.")
+    abouts = [read_run(run) for run in runs]
+    across, down = parse_axes(columns), parse_axes(rows)
+    if len(runs) == 1:
+        plan = _plan_with_grid(runs[0], abouts[0])
+        across, down = across or tuple(plan.columns if plan else ()), down or tuple(plan.rows if plan else ())
+    cells, told = _side_by_side(runs, [about["settings"] for about in abouts])
+    shapes = {tuple(row["shape"][:2]) for row in cells if row["shape"]}
+    if not shapes:
+        raise UsageError(f"{runs[0]} holds no finished images yet.")
+    if len(shapes) > 1:
+        raise UsageError("The images differ in size; draw grids of one size at a time.")
+    title = grid.title_of(abouts[0]["settings"], told)
+    pages = grid.layout(cells, shapes.pop(), across, scale, title, down)
+    if out is not None and len(pages.pages) > 1:
+        raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
+    facts = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
+    for path in draw_grid(runs[0], cells, pages, facts, out):
         console.result(str(path))
+
+
+def _plan_with_grid(run: Path, about: Mapping[str, Any]) -> Plan | None:
+    """The last of the run's plans that a grid was wanted of."""
+    try:
+        plans = [plan for plan in read_plans(run, about) if plan.grid]
+    except UsageError:
+        return None
+    return plans[-1] if plans else None
+
+
+def _side_by_side(runs: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
+    """Rows of all runs, named by what tells the runs apart, and the axes that are not the same in all rows."""
+    rows_of = [read_rows(run) for run in runs]
+    swept = dict.fromkeys(axis for rows in rows_of for axis in grid.axes_of(rows) if axis not in grid.AXES)
+    names = run_names(settings, [run.resolve().name for run in runs], swept)
+    cells: list[Row] = []
+    for run, some, rows, name in zip(runs, settings, rows_of, names, strict=True):
+        whose = {"run": name} if len(runs) > 1 else {}
+        cells += [row | whose | {"file": str(run.resolve() / row["file"])} for row in with_axes(rows, some, swept)]
+    return cells, [*swept, *differences(settings)]

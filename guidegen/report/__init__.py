@@ -18,13 +18,16 @@ from urllib.parse import quote
 
 from guidegen import __version__
 from guidegen.evaluation import Drawn, key_of, sortable, subject_of
+from guidegen.grid import axes_of
 from guidegen.metrics import title_of
-from guidegen.report.series import Series, about_series, make_series, run_names, shown
-from guidegen.run import Row, read_rows
+from guidegen.naming import axis_name, value_name
+from guidegen.plan import NEUTRAL
+from guidegen.report.series import Series, about_series, make_series, names_of, shown
+from guidegen.run import Row, read_rows, with_axes
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
 _PER_RUN = {"-w", "--w", "--w-classifier", "--label", "-l", "--num", "-n", "--seed", "--seeds", "--out", "-o", "--by"}
-_PER_RUN |= {"--prompt", "--shard", "--evaluate", "--features", "--judge", "--resize"}
+_PER_RUN |= {"--w-guide", "--prompt", "--shard", "--columns", "--rows", "--evaluate", "--features", "--judge", "--resize"}
 _SWITCHES = {"--json", "--overwrite", "--quiet", "-q", "--verbose", "-v", "--preview", "--report", "--debug"}
 
 
@@ -146,7 +149,7 @@ def _data(
 ) -> dict[str, Any]:
     series = make_series([run for run in runs if run[1]])
     axis = _axis([drawn for drawn, _ in runs], series)
-    names = run_names([drawn for drawn, _ in runs])
+    names = names_of([drawn for drawn, _ in runs])
     described = [_run(drawn, name, axis, images) for (drawn, _), name in zip(runs, names, strict=True)]
     largest = max(max(row["shape"][:2]) for drawn, _ in runs for row in drawn.rows)
     settings = runs[0][0].about["settings"]
@@ -182,7 +185,7 @@ def _axis(runs: Sequence[Drawn], series: Sequence[Series]) -> str:
 
 def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
     others = [other for other in drawn.axes if other != axis and len({row.get(other) for row in drawn.rows}) > 1]
-    rows = read_rows(drawn.folder)
+    rows = with_axes(read_rows(drawn.folder), drawn.about["settings"], drawn.axes)
     there = {row["file"] for row in drawn.rows}
     subjects: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -196,54 +199,62 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
             "seed": row["seed"],
             "other": list(key_of(row, others)),
             "image": images.add(drawn.folder, row) if row["file"] in there else None,
-            "again": _flags(row, axis, others),
+            "again": _flags(row),
             "row": row,
         }
         for row in rows
     ]
     values = [sorted({row.get(other) for row in rows}, key=lambda value: sortable((value,))) for other in others]
-    about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier") if drawn.about.get(key)}
+    settings = dict(drawn.about["settings"])
+    for other, found in zip(others, values, strict=True):
+        settings[axis_name(other)] = ", ".join(value_name(other, value) for value in found)
+    about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier", "guide_model") if drawn.about.get(key)}
     versions = drawn.about.get("versions") or {}
     return {
         "name": name,
         "folder": str(drawn.folder),
         "settings": {
-            **drawn.about["settings"],
+            **settings,
             **{f"{key} from": value.get("path", "") if isinstance(value, dict) else value for key, value in about.items()},
             **{f"{package} version": version for package, version in versions.items()},
         },
         "command": shlex.join(map(str, drawn.about.get("command", []))),
-        "again": shlex.join(_without(list(map(str, drawn.about.get("command", []))), others)),
-        "axes": [{"name": other, "values": found} for other, found in zip(others, values, strict=True)],
+        "again": shlex.join(_without(list(map(str, drawn.about.get("command", []))))),
+        "axes": [
+            {"name": axis_name(other), "key": other, "values": found, "names": [value_name(other, value) for value in found]}
+            for other, found in zip(others, values, strict=True)
+        ],
         "x": sorted({row.get(axis) for row in rows}, key=lambda value: sortable((value,))),
         "subjects": list(subjects.values()),
         "cells": cells,
     }
 
 
-def _flags(row: Row, axis: str, others: Sequence[str]) -> list[str]:
+def _flags(row: Row) -> list[str]:
     """What the command needs to draw this one image."""
     flags = [] if row["mode"] == "none" else ["--w", str(row["w"])]
-    for name in dict.fromkeys((axis, *others, "w_classifier")):
-        if name != "w" and row.get(name) is not None:
-            flags += [f"--{name.replace('_', '-')}", str(row[name])]
+    for axis in axes_of([row]):
+        value = row[axis]
+        if axis in ("w", "label", "prompt", "seed") or value is None or value == NEUTRAL.get(axis):
+            continue
+        option = axis.rpartition(".")
+        flags += ["--guidance-opt", f"{option[2]}={value}"] if option[0] else [f"--{axis.replace('_', '-')}", str(value)]
     if row["label"] is not None:
-        flags += ["--label", str(row["label"])]
+        flags += ["--label", str(row.get("mixture") or row["label"])]
     if row["prompt"] is not None:
         flags += ["--prompt", row["prompt"]]
     return [*flags, "--seed", str(row["seed"])]
 
 
-def _without(command: list[str], others: Sequence[str]) -> list[str]:
+def _without(command: list[str]) -> list[str]:
     """The run's command without what says which images, to which one image's flags are added."""
-    dropped = _PER_RUN | {f"--{name.replace('_', '-')}" for name in others}
     kept, skip = [], False
     for i, word in enumerate(command):
         if skip:
             skip = False
-        elif word in dropped:
+        elif word in _PER_RUN:
             skip = True
-        elif word.partition("=")[0] in dropped or word in _SWITCHES:
+        elif word.partition("=")[0] in _PER_RUN or word in _SWITCHES:
             continue
         else:
             kept.append("sample" if i == 1 and word == "sweep" else word)
@@ -259,6 +270,8 @@ def _curves(series: Sequence[Series]) -> dict[str, Any]:
         "series": [
             {
                 "name": line.name,
+                "run": line.run,
+                "at": line.at,
                 "axis": line.axis,
                 "x": line.x,
                 "thin": {m.name: line.thin(m) for m in metrics},

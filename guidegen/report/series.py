@@ -6,15 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guidegen.evaluation import Drawn, describe, key_of, sortable
+from guidegen.evaluation import Drawn, key_of, sortable
 from guidegen.metrics import METRICS, Metric
-
-MODE_NAMES = {
-    "cfg": "classifier-free guidance",
-    "classifier": "classifier guidance",
-    "both": "both guidances",
-    "none": "no guidance",
-}
+from guidegen.naming import describe
+from guidegen.plan import run_names
 
 
 @dataclass(frozen=True)
@@ -24,6 +19,7 @@ class Series:
     Attributes:
         name: for the legend.
         run: index of its run.
+        at: where it stands along the other axes of its run.
         axis: what runs along x.
         x: values along it, ascending.
         rows: the row of metrics at each.
@@ -31,6 +27,7 @@ class Series:
 
     name: str
     run: int
+    at: Mapping[str, Any]
     axis: str
     x: list[float]
     rows: list[Mapping[str, Any]]
@@ -64,7 +61,7 @@ class Series:
 
 def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> list[Series]:
     """The lines of several runs, over w, or over the first other number that varies where w does not."""
-    names = run_names([drawn for drawn, _ in runs])
+    names = names_of([drawn for drawn, _ in runs])
     found = []
     for index, (drawn, rows) in enumerate(runs):
         axis = _along(drawn, rows)
@@ -78,17 +75,15 @@ def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> li
             varying = [i for i in range(len(others)) if len({other[i] for other in lines}) > 1]
             suffix = describe([others[i] for i in varying], [key[i] for i in varying])
             name = ", ".join(filter(None, (names[index], suffix)))
-            found.append(Series(name, index, axis, [float(row[axis]) for row in some], some))
+            at = dict(zip(others, key, strict=True))
+            found.append(Series(name, index, at, axis, [float(row[axis]) for row in some], some))
     return found
 
 
-def run_names(drawn: Sequence[Drawn]) -> list[str]:
-    """What tells the runs apart: the mode, else the folder too."""
-    names = [MODE_NAMES.get(run.mode, run.mode) for run in drawn]
-    return [
-        f"{name} ({run.folder.resolve().name})" if names.count(name) > 1 else name
-        for name, run in zip(names, drawn, strict=True)
-    ]
+def names_of(runs: Sequence[Drawn]) -> list[str]:
+    """What tells the runs apart."""
+    swept = {axis for run in runs for axis in run.axes}
+    return run_names([run.about["settings"] for run in runs], [run.folder.resolve().name for run in runs], swept)
 
 
 def shown(series: Sequence[Series]) -> list[Metric]:

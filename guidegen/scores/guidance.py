@@ -2,21 +2,28 @@
 
 By Bayes' rule grad log p(x|y) = grad log p(x) + grad log p(y|x). A weight w on the last term
 gives w = 0 unconditional, w = 1 conditional, w > 1 sharper; classifier-free guidance writes the
-same term as grad log p(x|y) - grad log p(x).
+same term as grad log p(x|y) - grad log p(x). How the two are combined is in `guidegen.scores.methods`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from guidegen.scores.diffusion import Level, PredictionType, score_shift
+from guidegen.scores.diffusion import Level, PredictionType, from_x0, score_shift, to_x0
+from guidegen.scores.methods import METHODS, Method, Step, classifier_free
 
 NULL = -1
 """The condition "none": each denoiser maps it to its own null label."""
+Mixture = tuple[tuple[int, float], ...]
+"""Labels with a weight each, negative ones included: the sum over them of weight times (score with the label - without).
+
+Liu et al. 2022 (arXiv 2206.01714, eq. 11); one label of weight 1 is that label.
+"""
 
 
 class Denoiser(Protocol):
@@ -34,7 +41,7 @@ class Cost(NamedTuple):
 
     Attributes:
         calls: network calls of its own.
-        needs_null: whether it reads the unconditional prediction too.
+        needs_null: whether the unconditional prediction is read too.
     """
 
     calls: int
@@ -62,13 +69,22 @@ class Classifier(Protocol):
         ...
 
 
-def classifier_free(unconditional: Tensor, conditional: Tensor, w: Tensor) -> Tensor:
-    """u + w (c - u): Ho & Salimans 2022 (arXiv 2207.12598, eq. 6), their w being ours minus one.
+class Weights(NamedTuple):
+    """How much each term weighs for one sample at one step.
 
-    The weights of u and c sum to one, so it holds in every prediction type. Equals the
-    `guidance_scale` of diffusers' pipelines.
+    Attributes:
+        w: of the label's own score: 0 without it, 1 as it is.
+        w_classifier: of the classifier's gradient.
+        w_guide: of the network against a weaker one: 0 the weaker one, 1 the network.
     """
-    return unconditional + w * (conditional - unconditional)
+
+    w: float
+    w_classifier: float = 0.0
+    w_guide: float = 1.0
+
+
+Pace = Callable[[int, Weights], Weights]
+"""From the index of a step, and the weights that were asked for, to those of that step."""
 
 
 def classifier_guided(prediction: Tensor, gradient: Tensor, w: Tensor, level: Level, kind: PredictionType) -> Tensor:
@@ -79,128 +95,317 @@ def classifier_guided(prediction: Tensor, gradient: Tensor, w: Tensor, level: Le
     return prediction + w * score_shift(gradient, level, kind)
 
 
-def _needs_null(w: float, w_classifier: float, cost: Cost) -> bool:
-    return w != 1 or (w_classifier != 0 and cost.needs_null)
+def autoguided(prediction: Tensor, strong: Tensor, weak: Tensor, w: Tensor) -> Tensor:
+    """prediction + (w - 1) (strong - weak): Karras et al. 2024 (arXiv 2406.02507, eq. 3) where `prediction` is `strong`."""
+    return prediction + (w - 1) * (strong - weak)
 
 
-def calls_per_step(w: float, w_classifier: float, cost: Cost = FREE) -> int:
-    """Network calls of one sample at one step: null, label and gradient, less those of zero weight."""
-    return _needs_null(w, w_classifier, cost) + (w != 0) + (w_classifier != 0) * cost.calls
+def clipped(prediction: Tensor, x_t: Tensor, level: Level, kind: PredictionType, bound: float) -> Tensor:
+    """The prediction whose denoised estimate is that of `prediction`, kept within [-bound, bound].
+
+    Classifier guidance was published with this clip before the gradient is added (Dhariwal & Nichol
+    2021, the code of their algorithm 2); a clip after it undoes what a strong gradient does.
+    """
+    return from_x0(to_x0(prediction, x_t, level, kind).clamp(-bound, bound), x_t, level, kind)
 
 
-class _Calls(NamedTuple):
-    """R network calls that answer A needs, of which the equal ones are one call.
+class _Needs(NamedTuple):
+    """The network calls of one sample at one step: which predictions it takes, as sums over labels.
 
     Attributes:
-        samples: which sample each call is of (R,).
-        labels: and which label (R,).
-        answers: the call that answers each need (A,); None where each has its own.
+        null: the unconditional prediction; empty where it is not needed.
+        conditional: the one that the label's own score comes from; empty where it weighs nothing.
+        weak: what the weaker network predicts for the same; empty where it is not needed.
+        gradients: what the classifier is asked for.
     """
 
-    samples: Tensor
-    labels: Tensor
-    answers: Tensor | None
+    null: Mixture
+    conditional: Mixture
+    weak: Mixture
+    gradients: Mixture
 
-    def spread(self, made: Tensor) -> Tensor:
-        """From what the R calls returned to what the A needs asked for."""
-        return made if self.answers is None else made.index_select(0, self.answers)
+    def calls(self, cost: Cost) -> int:
+        """How many they are; a label that two predictions read is asked for once."""
+        network = {label for label, _ in (*self.null, *self.conditional)}
+        return len(network) + len(self.weak) + len(self.gradients) * cost.calls
+
+
+_WITHOUT: Mixture = ((NULL, 1.0),)
+
+
+def _needs(weights: Weights, labels: Mixture, targets: Mixture, needs_null: bool) -> _Needs:
+    w, w_classifier, w_guide = weights
+    rest = 1.0 - math.fsum(weight for _, weight in labels)
+    whole = abs(rest) < 1e-9
+    conditional = labels if whole else (*labels, (NULL, rest))
+    null = w != 1 or (w_classifier != 0 and needs_null)
+    weak = w_guide != 1
+    strong = w_guide != 0 or w != 1 or w_classifier != 0  # else the weaker network alone is asked for
+    return _Needs(
+        _WITHOUT if null else (),
+        conditional if w != 0 and strong else (),
+        (conditional if w != 0 else _WITHOUT) if weak else (),
+        targets if w_classifier != 0 else (),
+    )
+
+
+def calls_per_step(
+    weights: Weights, cost: Cost = FREE, labels: Mixture = ((0, 1.0),), targets: Mixture = ((0, 1.0),)
+) -> int:
+    """Network calls of one sample at one step: null, labels, weaker network and gradients, less those of zero weight.
+
+    Args:
+        weights: of this step.
+        cost: of one gradient; `needs_null` also where the method reads the unconditional prediction beside a gradient.
+        labels: that the network is asked for.
+        targets: that the classifier is.
+    """
+    return _needs(weights, labels, targets, cost.needs_null).calls(cost)
+
+
+class _Sum:
+    """For each sample a weighted sum over rows of a table.
+
+    Args:
+        terms: (row, weight) pairs of each sample.
+        device: where the table is.
+    """
+
+    def __init__(self, terms: Sequence[Sequence[tuple[int, float]]], device: torch.device | str):
+        most = max(map(len, terms), default=0)
+        # Filled up with a row of the sample's own: zero times what another sample made non-finite is no zero.
+        full = [[*some, *[(some[0][0], 0.0)] * (most - len(some))] for some in terms]
+        self._rows = [torch.tensor([some[n][0] for some in full], dtype=torch.long, device=device) for n in range(most)]
+        plain = most == 1 and all(some[0][1] == 1 for some in full)
+        self._weights = None if plain else [_column([some[n][1] for some in full], device) for n in range(most)]
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """(B, C, H, W) from the table (R, C, H, W)."""
+        picked = [table.index_select(0, rows) for rows in self._rows]
+        if self._weights is None:
+            return picked[0]
+        return torch.stack([weight * rows for weight, rows in zip(self._weights, picked, strict=True)]).sum(0)
+
+
+class _Layout:
+    """Which calls one step makes, and how their answers are put together.
+
+    Equal calls, those of one network, start and label, are one.
+
+    Args:
+        weights: of each sample.
+        needs: of each sample.
+        starts: a name of each sample's x_t.
+        cost: of one gradient.
+        device: where x_t lives.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Weights],
+        needs: Sequence[_Needs],
+        starts: Sequence[Hashable],
+        cost: Cost,
+        device: torch.device | str,
+    ):
+        strong: dict[tuple[Hashable, int], int] = {}  # (start, label) -> a sample that has it
+        weak: dict[tuple[Hashable, int], int] = {}
+        gradients: dict[tuple[Hashable, int], int] = {}
+        for table, part in ((strong, "null"), (strong, "conditional"), (weak, "weak"), (gradients, "gradients")):
+            for i, need in enumerate(needs):
+                for label, _ in getattr(need, part):
+                    table.setdefault((starts[i], label), i)
+        place = {(False, *key): n for n, key in enumerate(strong)}
+        place |= {(True, *key): n + len(strong) for n, key in enumerate(weak)}
+        gradient_place = {key: n for n, key in enumerate(gradients)}
+
+        def index(values: Iterable[int]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.long, device=device)
+
+        def terms(i: int, part: Mixture, is_weak: bool = False) -> list[tuple[int, float]]:
+            return [(place[is_weak, starts[i], label], weight) for label, weight in part]
+
+        self.samples, self.labels = index(strong.values()), index(label for _, label in strong)
+        self.weak_samples, self.weak_labels = index(weak.values()), index(label for _, label in weak)
+        self.gradient_samples, self.gradient_labels = index(gradients.values()), index(label for _, label in gradients)
+        # A sample with one prediction only takes it for all, whose differences are then zero.
+        nulls, conditionals, weaks = [], [], []
+        for i, need in enumerate(needs):
+            null, conditional, other = terms(i, need.null), terms(i, need.conditional), terms(i, need.weak, True)
+            nulls.append(null or conditional or other)
+            conditionals.append(conditional or null or other)
+            weaks.append(other or conditionals[-1])
+        self.null, self.conditional = _Sum(nulls, device), _Sum(conditionals, device)
+        self.weak = _Sum(weaks, device) if weak else None
+        self.mixed = any(need.null and need.conditional for need in needs)
+        guided = [i for i, need in enumerate(needs) if need.gradients]
+        self.guided = index(guided)
+        self.gradient = _Sum(
+            [[(gradient_place[starts[i], label], weight) for label, weight in needs[i].gradients] for i in guided], device
+        )
+        self.w, self.w_classifier, self.w_guide = (_column(column, device) for column in zip(*weights, strict=True))
+        self.calls = [need.calls(cost) for need in needs]
+        self.made = len(strong) + len(weak) + len(gradients) * cost.calls
 
 
 class Guide:
-    """Both kinds of guidance over one batch, with a weight for each sample.
+    """All kinds of guidance over one batch, with weights for each sample.
 
-    score = s(x) + w (s(x|y) - s(x)) + w_classifier grad log p(y|x), which covers every mode:
-    classifier-free (w_classifier = 0), classifier (w = 0), both, and none. Calls of zero weight
-    are skipped: the conditional one at w = 0, the unconditional one at w = 1, the gradient at
-    w_classifier = 0. The rest go through the denoiser as one batch.
+    score = s(x) + w (s(x|y) - s(x)) + w_classifier grad log p(y|x) + (w_guide - 1) (s - s_weak), which
+    covers every mode: classifier-free (w_classifier = 0), classifier (w = 0), both, none, and
+    autoguidance, where s - s_weak is at the condition that the mode draws with. A method other than
+    the plain one takes the place of the first three terms: its conditional prediction is the one
+    whose score is that of a weight of one. Calls of zero weight are skipped; the rest go through
+    each network as one batch.
 
     Args:
         denoiser: the network.
-        labels: B labels; `NULL` for none.
+        labels: B labels or mixtures of labels; `NULL` for none.
         w: B weights of the label's own score.
         w_classifier: B weights of the classifier's gradient.
         classifier: needed where any `w_classifier` is not zero.
         device: where x_t lives.
-        classifier_labels: B labels as the classifier counts them, where it counts otherwise.
-        starts: B names of the noise that each sample starts from, such as its seed, for `first`.
+        classifier_labels: B labels or mixtures as the classifier counts them, where it counts otherwise.
+        starts: B names of the noise that each sample starts from, such as its seed: at step 0 samples of
+            one start have the same x_t and share their calls.
+        weak: the weaker network; needed where any `w_guide` is not one.
+        w_guide: B weights of the network against the weaker one.
+        method: how the unconditional and the conditional prediction are combined.
+        pace: the weights of each step; None for the same at all.
+        steps: how many evaluations a method can count on.
+        clip: keeps the denoised estimate of each prediction within [-clip, clip], before guidance.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        labels: Sequence[int],
+        labels: Sequence[int | Mixture],
         w: Sequence[float],
         w_classifier: Sequence[float] | None = None,
         classifier: Classifier | None = None,
         device: torch.device | str = "cpu",
-        classifier_labels: Sequence[int] | None = None,
+        classifier_labels: Sequence[int | Mixture] | None = None,
         starts: Sequence[Hashable] | None = None,
+        *,
+        weak: Denoiser | None = None,
+        w_guide: Sequence[float] | None = None,
+        method: Method = METHODS["cfg"],
+        pace: Pace | None = None,
+        steps: int = 1,
+        clip: float | None = None,
     ):
-        self.denoiser, self.classifier = denoiser, classifier
-        w_classifier = w_classifier or [0.0] * len(labels)
-        if classifier is None and any(w_classifier):
+        count = len(labels)
+        self.denoiser, self.classifier, self.weak, self.device = denoiser, classifier, weak, device
+        self.method, self.pace, self.steps, self.clip = method, pace, steps, clip
+        triples = zip(w, w_classifier or [0.0] * count, w_guide or [1.0] * count, strict=True)
+        self._weights = [Weights(*triple) for triple in triples]
+        if classifier is None and any(each.w_classifier for each in self._weights):
             raise ValueError("w_classifier is not zero, but there is no classifier")
-        cost = classifier.cost if classifier is not None else FREE
-        targets = labels if classifier_labels is None else classifier_labels
-        null_rows = [i for i, pair in enumerate(zip(w, w_classifier, strict=True)) if _needs_null(*pair, cost)]
-        label_rows = [i for i, weight in enumerate(w) if weight != 0]
-        gradient_rows = [i for i, weight in enumerate(w_classifier) if weight != 0]
-        null_at = {i: n for n, i in enumerate(null_rows)}
-        label_at = {i: n + len(null_rows) for n, i in enumerate(label_rows)}
+        if weak is None and any(each.w_guide != 1 for each in self._weights):
+            raise ValueError("w_guide is not one, but there is no weaker network")
+        self._cost = cost_with(method, classifier.cost) if classifier is not None else FREE
+        self._labels = [as_mixture(label) for label in labels]
+        self._targets = self._labels if classifier_labels is None else [as_mixture(label) for label in classifier_labels]
+        self._starts = starts
+        self._layouts: dict[tuple[bool, tuple[Weights, ...]], _Layout] = {}
+        self._memory: dict[str, Tensor] = {}
+        self.calls = [0] * count
+        """Network calls behind each sample so far."""
+        self.made = 0
+        """Network calls that were made so far: fewer, where samples share some."""
 
-        def index(rows: list[int]) -> Tensor:
-            return torch.tensor(rows, dtype=torch.long, device=device)
+    def __call__(self, x_t: Tensor, t: Tensor, level: Level, index: int = 0) -> Tensor:
+        """The guided prediction (B, C, H, W) fp32 in the denoiser's prediction type.
 
-        def weights(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]
+        Args:
+            x_t: (B, C, H, W) fp32.
+            t: timestep ().
+            level: alpha_t and sigma_t.
+            index: of the step, from 0.
+        """
+        layout = self._layout(index)
+        if index == 0:
+            self._memory.clear()
+        self.calls = [before + now for before, now in zip(self.calls, layout.calls, strict=True)]
+        self.made += layout.made
+        rows = self._rows(layout, x_t, t, level)
+        null, conditional = layout.null(rows), layout.conditional(rows)
+        shift = self._gradient(layout, x_t, t, level, null)
+        prediction = self._combined(layout, null, conditional, shift, x_t, level, index)
+        return prediction if layout.weak is None else autoguided(prediction, conditional, layout.weak(rows), layout.w_guide)
 
-        def calls(samples: list[int], labels: list[int], starts: Sequence[Hashable]) -> _Calls:
-            needs = [(starts[i], label) for i, label in zip(samples, labels, strict=True)]
-            made = {need: n for n, need in reversed(list(enumerate(needs)))}  # the first of those that are equal
-            made = dict(sorted(made.items(), key=lambda item: item[1]))
-            place = {need: n for n, need in enumerate(made)}
-            answers = index([place[need] for need in needs]) if len(made) < len(needs) else None
-            return _Calls(index([samples[n] for n in made.values()]), index([labels[n] for n in made.values()]), answers)
+    def _layout(self, index: int) -> _Layout:
+        weights = tuple(self.pace(index, each) if self.pace else each for each in self._weights)
+        shared = index == 0 and self._starts is not None
+        key = (shared, weights)
+        if key not in self._layouts:
+            starts = self._starts if shared and self._starts is not None else range(len(weights))
+            needs = [
+                _needs(*sample, self._cost.needs_null) for sample in zip(weights, self._labels, self._targets, strict=True)
+            ]
+            self._layouts[key] = _Layout(weights, needs, starts, self._cost, self.device)
+        return self._layouts[key]
 
-        rows, row_labels = null_rows + label_rows, [NULL] * len(null_rows) + [labels[i] for i in label_rows]
-        gradient_labels = [targets[i] for i in gradient_rows]
-        apart = range(len(labels))
-        starts = apart if starts is None else starts
-        self._network, self._network_first = calls(rows, row_labels, apart), calls(rows, row_labels, starts)
-        # A sample with one call only takes it for both terms, whose difference is then zero.
-        self._null_place = index([null_at.get(i, label_at.get(i, 0)) for i in range(len(labels))])
-        self._label_place = index([label_at.get(i, null_at.get(i, 0)) for i in range(len(labels))])
-        self._mixed = not null_at.keys().isdisjoint(label_at)
-        self._w = weights(w)
-        self._gradient_rows = index(gradient_rows)
-        self._gradients = calls(gradient_rows, gradient_labels, apart)
-        self._gradients_first = calls(gradient_rows, gradient_labels, starts)
-        self._gradient_w = weights([w_classifier[i] for i in gradient_rows])
-        self.shared = len(rows) - len(self._network_first.samples)
-        """Network calls that `first` makes fewer than any other step."""
-        self.shared += (len(gradient_rows) - len(self._gradients_first.samples)) * cost.calls
-        self.calls = [calls_per_step(*pair, cost) for pair in zip(w, w_classifier, strict=True)]
-        """Network calls of each sample at each step."""
+    def _rows(self, layout: _Layout, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
+        """What the networks predict, a row a call; those of the weaker one last."""
+        made = []
+        for network, samples, labels in (
+            (self.denoiser, layout.samples, layout.labels),
+            (self.weak, layout.weak_samples, layout.weak_labels),
+        ):
+            if network is not None and len(samples):
+                x_some = x_t.index_select(0, samples)
+                rows = network(x_some, t, labels)
+                made.append(rows if self.clip is None else clipped(rows, x_some, level, network.prediction_type, self.clip))
+        return made[0] if len(made) == 1 else torch.cat(made)
 
-    def __call__(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
-        """The guided prediction (B, C, H, W) fp32 at one step, in the denoiser's prediction type."""
-        return self._predict(x_t, t, level, self._network, self._gradients)
+    def _gradient(self, layout: _Layout, x_t: Tensor, t: Tensor, level: Level, null: Tensor) -> Tensor | None:
+        """grad log p(y | x_t) of the samples that ask for it; None where none does."""
+        if self.classifier is None or not len(layout.guided):
+            return None
+        x_some, null_some = (table.index_select(0, layout.gradient_samples) for table in (x_t, null))
+        return layout.gradient(self.classifier(x_some, t, layout.gradient_labels, level, null_some))
 
-    def first(self, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
-        """The same at the first step, where samples of one start have the same x_t and share their calls."""
-        return self._predict(x_t, t, level, self._network_first, self._gradients_first)
-
-    def _predict(self, x_t: Tensor, t: Tensor, level: Level, network: _Calls, gradients: _Calls) -> Tensor:
-        rows = network.spread(self.denoiser(x_t.index_select(0, network.samples), t, network.labels))
-        prediction = null = rows.index_select(0, self._null_place)
-        if self._mixed:
-            prediction = classifier_free(null, rows.index_select(0, self._label_place), self._w)
-        if len(self._gradient_rows) and self.classifier is not None:
-            x_some, null_some = x_t.index_select(0, gradients.samples), null.index_select(0, gradients.samples)
-            gradient = gradients.spread(self.classifier(x_some, t, gradients.labels, level, null_some))
-            some = self._gradient_rows
-            guided = classifier_guided(
-                prediction.index_select(0, some), gradient, self._gradient_w, level, self.denoiser.prediction_type
+    def _combined(
+        self,
+        layout: _Layout,
+        null: Tensor,
+        conditional: Tensor,
+        gradient: Tensor | None,
+        x_t: Tensor,
+        level: Level,
+        index: int,
+    ) -> Tensor:
+        if gradient is None and not layout.mixed:
+            return null
+        kind, some = self.denoiser.prediction_type, layout.guided
+        if self.method.linear:
+            prediction = self.method.combine(null, conditional, layout.w)
+            if gradient is None:
+                return prediction
+            before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
+            return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
+        total = layout.w + layout.w_classifier
+        total = torch.where(total == 0, torch.ones_like(total), total)
+        if gradient is not None:
+            w, w_classifier, u = (
+                part.index_select(0, some) for part in (layout.w / total, layout.w_classifier / total, null)
             )
-            prediction = prediction.index_copy(0, some, guided)
-        return prediction
+            label_part = classifier_free(u, conditional.index_select(0, some), w)
+            conditional = conditional.index_copy(0, some, classifier_guided(label_part, gradient, w_classifier, level, kind))
+        step = Step(x_t, level, kind, index, self.steps, self._memory)
+        return self.method(null, conditional, total, step)
+
+
+def cost_with(method: Method, cost: Cost) -> Cost:
+    """A gradient's cost under a method: one that is not linear reads the unconditional prediction beside it."""
+    return cost._replace(needs_null=cost.needs_null or not method.linear)
+
+
+def as_mixture(label: int | Mixture) -> Mixture:
+    """A label as the mixture of itself alone."""
+    return ((label, 1.0),) if isinstance(label, int) else label
+
+
+def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]

@@ -9,47 +9,26 @@ with both, and hands it the one prediction twice.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
-from guidegen.scores.diffusion import Level, PredictionType, from_x0, to_x0
+from guidegen.errors import CheckpointError, UsageError, first_line
+from guidegen.model import read_own, split_own
+from guidegen.scores import formulas
+from guidegen.scores.diffusion import Level
+from guidegen.scores.formulas import Step as Step
+from guidegen.scores.formulas import classifier_free as classifier_free
 
 Combine = Callable[..., Tensor]
 """(unconditional, conditional, w, step, **options) -> guided; (B, C, H, W) fp32, w (B, 1, 1, 1)."""
 Gain = Callable[[Level, Level], float]
 """What w is multiplied by at a step, from the noise level of its input and that of its output."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a method may read besides the two predictions.
-
-    Attributes:
-        x_t: the networks' input (B, C, H, W) fp32.
-        level: alpha_t and sigma_t.
-        kind: the prediction type of all predictions.
-        index: of this evaluation, from 0.
-        count: evaluations from noise to image.
-        memory: what the method keeps from step to step, of these B samples; empty at index 0.
-    """
-
-    x_t: Tensor
-    level: Level
-    kind: PredictionType
-    index: int = 0
-    count: int = 1
-    memory: dict[str, Tensor] = field(default_factory=dict)
-
-    def to_x0(self, prediction: Tensor) -> Tensor:
-        """The denoised estimate that a prediction means."""
-        return to_x0(prediction, self.x_t, self.level, self.kind)
-
-    def from_x0(self, x0: Tensor) -> Tensor:
-        """The prediction that means a denoised estimate."""
-        return from_x0(x0, self.x_t, self.level, self.kind)
 
 
 @dataclass(frozen=True)
@@ -60,8 +39,9 @@ class Method:
         name: of the flag.
         combine: the formula.
         line: what it does, in a few words.
-        formula: with u, c, w; plain text.
+        formula: plain text, in the terms of `SYMBOLS`.
         source: paper and equation.
+        changes: which part of u + w (c - u): one of `PARTS`; nothing for the plain one.
         linear: whether it is u + w (c - u) with some w, so that predictions of zero weight can be skipped
             also where a classifier is added to classifier-free guidance.
         gain: multiplies w at each step; None where w stays as it is.
@@ -72,6 +52,7 @@ class Method:
     line: str
     formula: str
     source: str
+    changes: str = ""
     linear: bool = False
     gain: Gain | None = None
 
@@ -81,26 +62,226 @@ class Method:
         parameters = inspect.signature(self.combine).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
+    def __call__(self, unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, **options: Any) -> Tensor:
+        """The guided prediction, with samples of w = 0 and w = 1 being the two models themselves.
 
-def classifier_free(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step | None = None) -> Tensor:
-    """u + w (c - u): Ho & Salimans 2022 (arXiv 2207.12598, eq. 6), their w being ours minus one.
+        `combine` alone may differ there (a threshold, a first step of zero), and would make the image
+        of one cell depend on the weights of the cells beside it.
+        """
+        guided = self.combine(unconditional, conditional, w, step, **options)
+        return torch.where(w == 1, conditional, torch.where(w == 0, unconditional, guided))
 
-    The weights of u and c sum to one, so it holds in every prediction type. Equals the
-    `guidance_scale` of diffusers' pipelines.
-    """
-    return unconditional + w * (conditional - unconditional)
 
+PARTS = {"w": "the weight", "difference": "the difference c - u", "u": "where it starts, u", "result": "the result"}
+"""What of u + w (c - u) a method changes."""
+SYMBOLS = {
+    "u, c": "the unconditional and the conditional prediction",
+    "d": "c - u",
+    "g": "u + w d",
+    "x0( )": "the denoised image that a prediction means",
+    "r": "sigma / alpha, r' after the step",
+    "s": "a percentile of |x0(g)|",
+    "v": "the main direction of u and c",
+}
+"""What the formulas of `METHODS` mean."""
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
             "cfg",
-            classifier_free,
+            formulas.classifier_free,
             "the plain one: along the difference of the two predictions",
             "u + w (c - u)",
             "Ho & Salimans 2022, arXiv 2207.12598, eq. 6; Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2",
             linear=True,
         ),
+        Method(
+            "cfg++",
+            formulas.classifier_free,
+            "guided image, unguided noise; w from 0 to 1; for ddim and euler",
+            "u + w r / (r - r') d",
+            "Chung et al. 2024, arXiv 2406.08070, algorithm 2",
+            changes="w",
+            linear=True,
+            gain=formulas.renoising_gain,
+        ),
+        Method(
+            "rescale",
+            formulas.rescale,
+            "gives the guided prediction the spread of the conditional one",
+            "phi g std(c) / std(g) + (1 - phi) g",
+            "Lin et al. 2023, arXiv 2305.08891, eq. 15-16",
+            changes="result",
+        ),
+        Method(
+            "renorm",
+            formulas.renorm,
+            "holds the guided prediction to the length of the conditional one",
+            "g min(1, limit |c| / |g|)",
+            "Qin et al. 2025, arXiv 2503.21758; Deng et al. 2025, arXiv 2505.14683",
+            changes="result",
+        ),
+        Method(
+            "threshold",
+            formulas.threshold,
+            "dynamic thresholding: draws the denoised image back into range",
+            "clip(x0(g), -s, s) limit / s",
+            "Saharia et al. 2022, arXiv 2205.11487, section 2.3",
+            changes="result",
+        ),
+        Method(
+            "apg",
+            formulas.apg,
+            "takes out what lies along c and saturates; bounded, with momentum",
+            "c + (w - 1) (d_orth + eta d_par)",
+            "Sadat et al. 2024, arXiv 2410.02416, algorithm 1",
+            changes="difference",
+        ),
+        Method(
+            "apg-mix",
+            formulas.apg_mix,
+            "weak plain guidance in the first steps, apg in the others",
+            "u + (1 + early (w - 1)) d, then apg",
+            "HunyuanImage 2.1, Tencent 2025; Sadat et al. 2024, arXiv 2410.02416",
+            changes="difference",
+        ),
+        Method(
+            "cfg-zero",
+            formulas.cfg_zero,
+            "fits u to c first; stands still in the first steps of a flow",
+            "f u + w (c - f u), f = <c, u> / |u|^2",
+            "Fan et al. 2025, arXiv 2503.18886, section 4",
+            changes="u",
+        ),
+        Method(
+            "tangential",
+            formulas.tangential,
+            "keeps of u what lies along the main direction v of u and c",
+            "u' + w (c - u'), u' = <u, v> v",
+            "Kwon et al. 2025, arXiv 2503.18137",
+            changes="u",
+        ),
+        Method(
+            "frequency",
+            formulas.frequency,
+            "guides low frequencies less: detail without saturation",
+            "c + (w - 1) (d - (1 - low) lowpass(d))",
+            "Sadat et al. 2025, arXiv 2506.19713, algorithm 2",
+            changes="difference",
+        ),
+        Method(
+            "magnitude",
+            formulas.magnitude,
+            "weakens where the difference is large, so most at first",
+            "c + (w - 1) exp(-alpha |d| / |u|) d",
+            "Zhu et al. 2025, arXiv 2508.03442",
+            changes="w",
+        ),
+        Method(
+            "power",
+            formulas.power,
+            "strengthens where the difference is large, so least at the end",
+            "c + (w - 1) |x0(c) - x0(u)|^exponent d",
+            "Pavasovic et al. 2025, arXiv 2502.07849",
+            changes="w",
+        ),
     )
 }
+
+
+def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Method, dict[str, Any]]:
+    """The method behind `--guidance` and the options of `--guidance-opt` as its function takes them.
+
+    It is tried once on a few numbers, so that an option out of range is told before a model is loaded.
+
+    Args:
+        ref: a name of `METHODS`, or `path/to/file.py:NAME`, whose file is then run: a function
+            `(unconditional, conditional, w, step, *, option=default) -> guided`.
+        options: name -> text.
+
+    Returns:
+        The method, and those options that were given, of the type of their defaults.
+
+    Raises:
+        UsageError: no such method or option, a value of the wrong type, or one that the method cannot take.
+    """
+    method = _own_method(ref) if split_own(ref) else METHODS.get(ref.lower())
+    if method is None:
+        close = get_close_matches(ref.lower(), METHODS, 1, 0.5)
+        asked = f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}."
+        raise UsageError(f"--guidance {ref}: no such method. {asked} `guidegen guidances` tells what each does.")
+    values = {name: _value(method, name, text) for name, text in (options or {}).items()}
+    _try(method, values)
+    return method, values
+
+
+def _own_method(ref: str) -> Method:
+    file, name = split_own(ref) or (None, "")
+    assert file is not None
+    try:
+        combine = read_own(file, name, object)
+    except CheckpointError as error:
+        raise UsageError(f"--guidance {ref}: no Python file at {file}.") from error
+    except Exception as error:
+        raise UsageError(f"--guidance {ref}: {type(error).__name__}: {first_line(error)}") from error
+    if not callable(combine):
+        found = "is not there" if combine is None else f"is a {type(combine).__name__}"
+        raise UsageError(f"--guidance {ref}: {name} {found}; it should be a function.")
+    line = (inspect.getdoc(combine) or "of your own").splitlines()[0]
+    method = Method(ref, combine, line, "", str(file))
+    if missing := [name for name, default in method.options.items() if default is inspect.Parameter.empty]:
+        raise UsageError(f"--guidance {ref}: give {', '.join(missing)} a default.")
+    return method
+
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def choices(method: Method, name: str) -> tuple[str, ...]:
+    """The words that an option of text takes; () for any, and for options that are numbers."""
+    try:
+        return get_args(get_type_hints(method.combine).get(name))
+    except Exception:  # names that a function of one's own imports for type checkers alone
+        return ()
+
+
+def _value(method: Method, name: str, text: str) -> Any:
+    """An option's text as the type of its default."""
+    flag = f"--guidance-opt {name}={text}"
+    if name not in method.options:
+        known = ", ".join(f"{key}={default}" for key, default in method.options.items())
+        raise UsageError(f"{flag}: {method.name} has no such option. It has {known or 'none'}.")
+    default = method.options[name]
+    if isinstance(default, bool):
+        if text.lower() not in _TRUE + _FALSE:
+            raise UsageError(f"{flag}: give yes or no.")
+        return text.lower() in _TRUE
+    if isinstance(default, int | float):
+        try:
+            number: int | float = type(default)(text)
+        except ValueError as error:
+            raise UsageError(f"{flag}: give a {'whole ' * isinstance(default, int)}number.") from error
+        if not math.isfinite(number):
+            raise UsageError(f"{flag}: give a finite number.")
+        return number
+    if (words := choices(method, name)) and text not in words:
+        raise UsageError(f"{flag}: give {' or '.join(words)}.")
+    return text
+
+
+def _try(method: Method, options: Mapping[str, Any]) -> None:
+    """Guides a picture of 8x8 numbers once; what is wrong with an option or with a function of one's own shows."""
+    unconditional, conditional, x_t = torch.randn((3, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    step = Step(x_t, Level(0.8, 0.6), "epsilon", index=9, count=10)
+    given = " ".join(f"{name}={value}" for name, value in options.items())
+    asked = f"--guidance {method.name}{' --guidance-opt ' * bool(given)}{given}"
+    try:
+        guided = method.combine(unconditional, conditional, torch.full((2, 1, 1, 1), 3.0), step, **options)
+    except Exception as error:
+        raise UsageError(f"{asked}: {type(error).__name__}: {first_line(error)}") from error
+    if guided.shape != x_t.shape or guided.dtype != x_t.dtype:
+        found = f"{tuple(guided.shape)} {guided.dtype}"
+        raise UsageError(f"{asked}: gives {found} for predictions of {tuple(x_t.shape)} {x_t.dtype}.")
+    if not guided.isfinite().all():
+        raise UsageError(f"{asked}: gives numbers that are not finite.")

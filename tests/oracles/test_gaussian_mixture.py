@@ -81,11 +81,9 @@ def follow(guide: Guide, mixture: Mixture) -> Guide:
     """Tells the mixture the level of each step before the guide calls it."""
 
     class Following:
-        calls = guide.calls
-
-        def __call__(self, x: Tensor, t: Tensor, level: Level) -> Tensor:
+        def __call__(self, x: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
             mixture.level = level
-            return guide(x, t, level)
+            return guide(x, t, level, index)
 
     return Following()  # type: ignore[return-value]
 
@@ -158,13 +156,9 @@ def test_calls_of_zero_weight_are_skipped(mode: str) -> None:
     mixture = Mixture("epsilon")
     judge = Posterior(mixture)
     w = [0.0, 1.0, 3.0]
-    if mode == "cfg":
-        guide = Guide(mixture, [0, 1, 2], w)
-        assert guide.calls == [1, 1, 2]
-    else:
-        guide = Guide(mixture, [0, 1, 2], [0.0] * 3, w, judge)
-        assert guide.calls == [1, 2, 2]
+    guide = Guide(mixture, [0, 1, 2], w) if mode == "cfg" else Guide(mixture, [0, 1, 2], [0.0] * 3, w, judge)
     guide(points(3), torch.tensor(0), LEVELS[1])
+    assert guide.calls == ([1, 1, 2] if mode == "cfg" else [1, 2, 2])
     assert (mixture.rows, judge.rows) == ((4, 0) if mode == "cfg" else (3, 2))
     assert mixture.rows + judge.rows == sum(guide.calls)
 
