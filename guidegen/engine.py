@@ -56,7 +56,7 @@ class Painter:
         eta: DDIM's eta; None for the default.
         device: where the networks are.
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
-        in_fp32: the same networks without autocast; None where there is none.
+        in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         method: how predictions are combined, its options filled in.
@@ -75,7 +75,7 @@ class Painter:
     eta: float | None
     device: torch.device
     is_cut: Callable[[str], bool] | None = None
-    in_fp32: Painter | None = None
+    in_fp32: Callable[[], Painter] | None = None
     fixed_rows: int | None = None
     clip: float | None = None
     method: Method = METHODS["cfg"]
@@ -193,11 +193,20 @@ def open_painters(
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks, guide)
+    autocast = DTYPES[settings.dtype]
+    open_networks = partial(
+        _open_networks,
+        kind=kind,
+        negative_prompt=settings.negative_prompt,
+        device=device,
+        access=access,
+        compile_networks=compile_networks,
+        weights=autocast,
+    )
+    networks_in = open_networks(checkpoint, guide=guide)
     weak_in = None
     if guide is not None and guide.checkpoint is not None and not guide.shares:
-        weak = guide.checkpoint
-        weak_in = _open_networks(weak, kind, settings.negative_prompt, device, access, compile_networks, decodes=False)
+        weak_in = open_networks(guide.checkpoint, decodes=False)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
     def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
@@ -222,14 +231,21 @@ def open_painters(
             weak=weak_in(autocast).condition if weak_in else networks.weak,
         )
 
+    @cache
+    def painters_in_fp32() -> Callable[[Settings, Any], Painter]:
+        exact = replace(settings, dtype="fp32")
+        return open_painters(checkpoint, classifier, exact, device, access, compile_networks, fixed_rows, guide)
+
     def painter_for(settings: Settings, scheduler: Any) -> Painter:
-        clip = None
+        def in_fp32() -> Painter:
+            return painters_in_fp32()(replace(settings, dtype="fp32"), scheduler)
+
+        kept, clip = scheduler, None
         if classifier is not None:
-            scheduler, clip = without_clip(scheduler)
-            scheduler.set_timesteps(settings.steps)
-        autocast = DTYPES[settings.dtype]
-        plain = painter(settings, scheduler, clip, None)
-        return plain if autocast is None else replace(painter(settings, scheduler, clip, autocast), in_fp32=plain)
+            kept, clip = without_clip(scheduler)
+            kept.set_timesteps(settings.steps)
+        drawn = painter(settings, kept, clip, autocast)
+        return drawn if autocast is None else replace(drawn, in_fp32=cache(in_fp32))
 
     return painter_for
 
@@ -254,10 +270,11 @@ def _open_networks(
     device: torch.device,
     access: Access,
     compile_networks: bool,
+    weights: torch.dtype | None,
     guide: GuideModel | None = None,
     decodes: bool = True,
 ) -> Callable[[torch.dtype | None], _Networks]:
-    """Loads the networks once; from a dtype of autocast to them."""
+    """Loads the networks once, with weights for autocast to that dtype; from a dtype of autocast to them."""
     from guidegen.checkpoints.loading import load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
@@ -269,8 +286,8 @@ def _open_networks(
             )
         mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
         return lambda _: mine
-    network = _network(checkpoint, device, access)
-    weak = _weak_network(guide, network, device, access)
+    network = _network(checkpoint, device, access, weights)
+    weak = _weak_network(guide, network, device, access, weights)
     compiled: Any = torch.compile(network) if compile_networks else network
     weak_compiled: Any = torch.compile(weak) if compile_networks and weak is not None else weak
     latent = checkpoint.kind.latent and decodes
@@ -304,16 +321,18 @@ def _open_networks(
     return label_networks
 
 
-def _network(checkpoint: Checkpoint, device: torch.device, access: Access) -> Any:
+def _network(checkpoint: Checkpoint, device: torch.device, access: Access, weights: torch.dtype | None) -> Any:
     from guidegen.checkpoints.loading import load_network
 
-    network: Any = load_network(checkpoint, device, access)
+    network: Any = load_network(checkpoint, device, access, weights)
     if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
         return network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
     return network
 
 
-def _weak_network(guide: GuideModel | None, network: Any, device: torch.device, access: Access) -> Any:
+def _weak_network(
+    guide: GuideModel | None, network: Any, device: torch.device, access: Access, weights: torch.dtype | None
+) -> Any:
     """The network of a guide that shares all else with the model; None where there is no such guide."""
     if guide is None or not guide.shares:
         return None
@@ -321,7 +340,7 @@ def _weak_network(guide: GuideModel | None, network: Any, device: torch.device, 
         from guidegen.checkpoints.weaken import weakened
 
         return weakened(network, guide.weakening, guide.layers)
-    return _network(guide.checkpoint, device, access) if guide.checkpoint else None
+    return _network(guide.checkpoint, device, access, weights) if guide.checkpoint else None
 
 
 def check_layers(guide: GuideModel, checkpoint: Checkpoint) -> None:
@@ -372,7 +391,7 @@ def _open_score(
     from guidegen.checkpoints.loading import load_classifier
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
-    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or ())
+    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), DTYPES[settings.dtype])
     if compile_networks:
         network = torch.compile(network)
     columns = _columns(classifier, checkpoint, settings)
@@ -552,9 +571,20 @@ class _Brush:
         if painted is None:
             return None
         made = [_Finished(pixels, calls) for pixels, calls in painted]
-        if self.painter.in_fp32 is not None:
-            self._again(self.painter.in_fp32, cells, made)
+        exact = self._exact() if any(one.pixels is None for one in made) else None
+        if exact is not None:
+            self._again(exact, cells, made)
         return made
+
+    def _exact(self) -> Painter | None:
+        """The networks in fp32; None where there are none, or no room for them beside those that draw."""
+        try:
+            return self.painter.in_fp32() if self.painter.in_fp32 is not None else None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            return None
 
     def _again(self, painter: Painter, cells: Sequence[Cell], made: list[_Finished]) -> None:
         """Draws what is not finite once more, in fp32."""
