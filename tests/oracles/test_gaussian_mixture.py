@@ -167,11 +167,7 @@ def test_two_exact_classifiers_are_one(kind: PredictionType) -> None:
     assert several.calls == [3 * (1 + 2 * (weight != 0)) for weight in w]
     assert judges[0].rows == judges[1].rows == 3 * 5
     down = [follow(guide, mixture) for guide in (several, make_guide(mixture, "classifier", labels, w))]
-    drawn = (
-        [sample(guide, schedule("epsilon"), list(range(6)), SHAPE, steps=20) for guide in down]
-        if kind == "epsilon"
-        else [x, x]
-    )
+    drawn = [sample(guide, schedule(kind), list(range(6)), SHAPE, steps=20) for guide in down]
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
 
 
