@@ -12,18 +12,30 @@ from typing import Any, NamedTuple
 
 import torch
 
-from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
+from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.guides import GuideModel
+from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
-from guidegen.mixture import prompt_parts
 from guidegen.plan import Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Mixture, Weights, calls_per_step, cost_with
+from guidegen.scores.guidance import (
+    FREE,
+    NULL,
+    Classifier,
+    Cost,
+    Denoiser,
+    Guide,
+    Mixture,
+    Weights,
+    calls_per_step,
+    cost_with,
+)
 from guidegen.scores.methods import METHODS, Method, find_method
-from guidegen.scores.rows import FixedClassifier, FixedDenoiser
+from guidegen.scores.rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -92,7 +104,7 @@ class Painter:
         if self.fixed_rows is not None:
             denoiser = FixedDenoiser(denoiser, self.fixed_rows)
             weak = weak and FixedDenoiser(weak, self.fixed_rows)
-            classifier = classifier and FixedClassifier(classifier, self.fixed_rows)
+            classifier = classifier and fixed_classifier(classifier, self.fixed_rows)
         seeds = [cell.seed for cell in cells]
         guide = Guide(
             denoiser,
@@ -161,7 +173,7 @@ def pick_batch_size(name: str, device: torch.device, shape: tuple[int, int, int]
 
 def open_painter(
     checkpoint: Checkpoint,
-    classifier: ClassifierInfo | None,
+    classifier: AnyClassifier | None,
     scheduler: Any,
     settings: Settings,
     device: torch.device,
@@ -177,7 +189,7 @@ def open_painter(
 
 def open_painters(
     checkpoint: Checkpoint,
-    classifier: ClassifierInfo | None,
+    classifier: AnyClassifier | None,
     settings: Settings,
     device: torch.device,
     access: Access = DEFAULT_ACCESS,
@@ -299,10 +311,9 @@ def _open_networks(
 
         def text_networks(autocast: torch.dtype | None) -> _Networks:
             def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
-                asked = [prompt_parts(cell.prompt) if cell.prompt is not None else ((None, 1.0),) for cell in cells]
-                texts = list(dict.fromkeys(text for parts in asked for text, _ in parts if text is not None))
+                texts = list(dict.fromkeys(text for cell in cells for text, _ in cell.prompt_parts if text is not None))
                 place: dict[str | None, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
-                labels = [tuple((place[text], weight) for text, weight in parts) for parts in asked]
+                labels = [tuple((place[text], weight) for text, weight in cell.prompt_parts) for cell in cells]
                 return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
             null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
@@ -364,37 +375,69 @@ def _label_ids(cell: Cell) -> Mixture:
     return tuple((NULL if label is None else int(label), weight) for label, weight in cell.label_parts)
 
 
-def _target(classifier: ClassifierInfo | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], Mixture]:
-    """From a cell to its labels as the classifier counts them: a zero-shot one counts texts."""
-    if classifier is None or not classifier.zero_shot:
+def _target(classifier: AnyClassifier | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], Mixture]:
+    """From a cell to its labels as the classifier counts them; several count as `SummedScore` does."""
+    if classifier is None:
+        return _label_ids
+    known = checkpoint.known(classifier)
+    count, targets = len(classifier.parts), [(_own_target(part, known, settings), own) for part, own in classifier.parts]
+    return lambda cell: tuple(
+        (label * count + i, own * weight) for i, (target, own) in enumerate(targets) for label, weight in target(cell)
+    )
+
+
+def _own_target(classifier: ClassifierInfo, known: Labels, settings: Settings) -> Callable[[Cell], Mixture]:
+    """From a cell to its labels as one classifier counts them: a zero-shot one counts texts."""
+    if not classifier.zero_shot:
         return _label_ids
     place: dict[Any, int] = {text: i for i, text in enumerate(settings.classifier_texts or ())}
-    place |= classifier.columns(checkpoint.labels)  # label ids are no texts
+    place |= classifier.columns(known)  # label ids are no texts
     return lambda cell: tuple((place["" if part is None else part], weight) for part, weight in cell.targets)
 
 
-def _columns(classifier: ClassifierInfo, checkpoint: Checkpoint, settings: Settings) -> dict[int, int]:
+def _columns(classifier: ClassifierInfo, known: Labels, settings: Settings) -> dict[int, int]:
     if classifier.zero_shot:
         return {i: i for i in range(len(settings.classifier_texts or ()))}
-    return classifier.columns(checkpoint.labels if checkpoint.class_conditional else classifier.labels)
+    return classifier.columns(known)
 
 
 def _open_score(
-    classifier: ClassifierInfo,
+    classifier: AnyClassifier,
     checkpoint: Checkpoint,
     settings: Settings,
     device: torch.device,
     access: Access,
     compile_networks: bool,
 ) -> Callable[[torch.dtype | None, _Networks], Classifier]:
-    """Loads the classifier once; from a dtype of autocast and the networks to its gradient at what they draw."""
+    """Loads the classifiers once; from a dtype of autocast and the networks to the gradient at what they draw."""
+    from guidegen.scores.classifier import SummedScore
+
+    known = checkpoint.known(classifier)
+    parts = [_open_own_score(part, known, settings, device, access, compile_networks) for part, _ in classifier.parts]
+
+    def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
+        scores = [part(autocast, networks) for part in parts]
+        return scores[0] if len(scores) == 1 else SummedScore(scores)
+
+    return score
+
+
+def _open_own_score(
+    classifier: ClassifierInfo,
+    known: Labels,
+    settings: Settings,
+    device: torch.device,
+    access: Access,
+    compile_networks: bool,
+) -> Callable[[torch.dtype | None, _Networks], Classifier]:
+    """`_open_score` of one classifier."""
     from guidegen.checkpoints.loading import load_classifier
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
     network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), DTYPES[settings.dtype])
     if compile_networks:
         network = torch.compile(network)
-    columns = _columns(classifier, checkpoint, settings)
+    columns = _columns(classifier, known, settings)
 
     def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
         if classifier.input == "noisy":
@@ -447,8 +490,14 @@ def what_counts(settings: Settings, scheduler: Any, cell: Cell) -> Hashable:
     return digest(asdict(replace(settings, **plain))), steps
 
 
-def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
-    """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
+def cost(
+    cells: Sequence[Cell],
+    settings: Settings,
+    scheduler: Any,
+    checkpoint: Checkpoint,
+    classifier: AnyClassifier | None,
+) -> int:
+    """Network calls behind the cells (NFE), of the denoiser and of the classifiers; a sweep shares some of them."""
     method, pace = plan_guidance(settings, scheduler)
     each = cost_with(method, _cost_of_gradient(settings))
 
@@ -457,30 +506,37 @@ def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
         steps = range(len(scheduler.timesteps))
         return sum(calls_per_step(pace.weights(index, weights), each, labels, targets) for index in steps)
 
-    def numbered(parts: Sequence[tuple[Any, float]]) -> Mixture:
-        return tuple((i, weight) for i, (_, weight) in enumerate(parts))
+    def numbered(parts: Sequence[tuple[Any, float]], count: int = 1, place: int = 0) -> Mixture:
+        return tuple((i * count + place, weight) for i, (_, weight) in enumerate(parts))
 
-    return sum(
-        calls(Weights(*mode_weights(settings.mode, cell)), numbered(cell.conditions), numbered(cell.targets))
-        for cell in cells
-    )
+    judges = [part for part, _ in classifier.parts] if classifier else []
+
+    def asked(cell: Cell) -> tuple[Mixture, Mixture]:
+        labels = cell.prompt_parts if checkpoint.kind.text else cell.label_parts
+        own = [cell.targets if part.zero_shot else cell.label_parts for part in judges]
+        targets = [target for i, parts in enumerate(own) for target in numbered(parts, len(own), i)]
+        return numbered(labels), tuple(targets)
+
+    return sum(calls(Weights(*mode_weights(settings.mode, cell)), *asked(cell)) for cell in cells)
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
     """Network calls of a loop over `count` cells that skips none and shares none."""
     w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
     weights = Weights(2.0 * w or 1.0 * (settings.mode == "auto"), 2.0 * w_classifier, 2.0 if settings.guide_model else 1.0)
-    calls = calls_per_step(weights, _cost_of_gradient(settings))
+    cost = _cost_of_gradient(settings)
+    calls = calls_per_step(weights, cost, targets=tuple((i, 1.0) for i in range(1 + len(cost.others))))
     return calls * count * len(scheduler.timesteps)
 
 
-def _cost_of_gradient(settings: Settings) -> Any:
-    from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
+def _cost_of_gradient(settings: Settings) -> Cost:
+    from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore, summed_cost
 
     if settings.classifier is None:
         return FREE
-    scores: dict[str | None, Any] = {"exact": DenoisedScore, "cheap": CheapScore, None: NoisyScore}
-    return scores[settings.classifier_gradient].cost
+    denoised = CheapScore if settings.classifier_gradient == "cheap" else DenoisedScore
+    inputs = (settings.classifier_input or "noisy").split(SEPARATOR)
+    return summed_cost([denoised.cost if each == "denoised" else NoisyScore.cost for each in inputs])
 
 
 def draw(

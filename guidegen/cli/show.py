@@ -12,6 +12,7 @@ import typer
 
 from guidegen import grid
 from guidegen.checkpoints import MODES, Access, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.checkpoints.files import find_weights
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
@@ -62,7 +63,7 @@ def _inspect(
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
         "default steps": checkpoint.steps,
         "learned variance": checkpoint.learned_variance,
-        "classifier": judge and _judge(judge),
+        "classifier": judge and SEPARATOR.join(_judge(*part) for part in judge.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
         "missing": checkpoint.missing,
@@ -94,9 +95,10 @@ def _kind(checkpoint: Checkpoint) -> str:
     return f"{name}, class-conditional {'with' if checkpoint.has_null else 'without'} a null label"
 
 
-def _judge(judge: ClassifierInfo) -> str:
+def _judge(judge: ClassifierInfo, weight: float) -> str:
     knows = "any text" if judge.zero_shot else f"{len(judge.labels)} labels"
-    return f"{judge.ref} ({judge.input} input, {knows})"
+    weighs = "" if weight == 1 else f", weight {weight:g}"
+    return f"{judge.ref} ({judge.input} input, {knows}{weighs})"
 
 
 def _text(value: Any) -> str:
@@ -137,7 +139,7 @@ def _labels(
     labels = checkpoint.labels
     if not checkpoint.class_conditional:
         judge = options.find_classifier(classifier, checkpoint, access=access)
-        if judge is None or judge.zero_shot:
+        if judge is None or not judge.takes_labels:
             takes = "takes prompts" if checkpoint.kind.text else "is unconditional"
             raise UsageError(f"{checkpoint.ref} {takes}: it has no labels. Name a classifier that has: --classifier.")
         labels = judge.labels

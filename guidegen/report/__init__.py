@@ -218,7 +218,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "folder": str(drawn.folder),
         "settings": {
             **settings,
-            **{f"{key} from": value.get("path", "") if isinstance(value, dict) else value for key, value in about.items()},
+            **{f"{key} from": _path(value) for key, value in about.items()},
             **{f"{package} version": version for package, version in versions.items()},
         },
         "command": shlex.join(map(str, drawn.about.get("command", []))),
@@ -231,6 +231,12 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "subjects": list(subjects.values()),
         "cells": cells,
     }
+
+
+def _path(origin: Any) -> str:
+    """Where a part came from, or several parts did, as run.json says it."""
+    parts = origin if isinstance(origin, list) else [origin]
+    return ", ".join(str(part.get("path", "")) if isinstance(part, dict) else str(part) for part in parts)
 
 
 def _flags(row: Row) -> list[str]:
