@@ -351,7 +351,7 @@ def test_mode_auto_goes_from_the_weaker_network_to_the_model(folders: dict[str, 
     assert about["settings"]["guide_model"] == "unet_weak"
     assert len(about["settings"]["guide_model_sha256"]) == 64
     assert about["guide_model"]["path"].endswith("unet_weak")
-    assert "autoguidance · against unet_weak" in grid.title_of(about["settings"])
+    assert "autoguidance against unet_weak" in grid.title_of(about["settings"])
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier", "both", "none", "auto"])
