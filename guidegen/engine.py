@@ -213,35 +213,15 @@ def open_painters(
         device=device,
         access=access,
         compile_networks=compile_networks,
-        weights=autocast,
+        autocast=autocast,
     )
-    networks_in = open_networks(checkpoint, guide=guide)
-    weak_in = None
+    networks = open_networks(checkpoint, guide=guide)
+    weak = networks.weak
     if guide is not None and guide.checkpoint is not None and not guide.shares:
-        weak_in = open_networks(guide.checkpoint, decodes=False)
-    score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
-
-    def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
-        networks = networks_in(autocast)
-        method, pace = plan_guidance(settings, scheduler)
-        return Painter(
-            networks.condition,
-            networks.decode,
-            score_in(autocast, networks) if score_in else None,
-            _target(classifier, checkpoint, settings),
-            scheduler,
-            checkpoint.shape,
-            settings.mode,
-            settings.steps,
-            settings.eta,
-            device,
-            networks.is_cut,
-            fixed_rows=fixed_rows,
-            clip=clip,
-            method=method,
-            pace=pace,
-            weak=weak_in(autocast).condition if weak_in else networks.weak,
-        )
+        weak = open_networks(guide.checkpoint, decodes=False).condition
+    score = None
+    if classifier is not None:
+        score = _open_score(classifier, checkpoint, settings, device, access, compile_networks, networks)
 
     @cache
     def painters_in_fp32() -> Callable[[Settings, Any], Painter]:
@@ -252,12 +232,30 @@ def open_painters(
         def in_fp32() -> Painter:
             return painters_in_fp32()(replace(settings, dtype="fp32"), scheduler)
 
-        kept, clip = scheduler, None
+        method, pace = plan_guidance(settings, scheduler)
+        walker, clip = scheduler, None
         if classifier is not None:
-            kept, clip = without_clip(scheduler)
-            kept.set_timesteps(settings.steps)
-        drawn = painter(settings, kept, clip, autocast)
-        return drawn if autocast is None else replace(drawn, in_fp32=cache(in_fp32))
+            walker, clip = without_clip(scheduler)
+            walker.set_timesteps(settings.steps)
+        return Painter(
+            networks.condition,
+            networks.decode,
+            score,
+            _target(classifier, checkpoint, settings),
+            walker,
+            checkpoint.shape,
+            settings.mode,
+            settings.steps,
+            settings.eta,
+            device,
+            networks.is_cut,
+            in_fp32=None if autocast is None else cache(in_fp32),
+            fixed_rows=fixed_rows,
+            clip=clip,
+            method=method,
+            pace=pace,
+            weak=weak,
+        )
 
     return painter_for
 
@@ -282,11 +280,11 @@ def _open_networks(
     device: torch.device,
     access: Access,
     compile_networks: bool,
-    weights: torch.dtype | None,
+    autocast: torch.dtype | None,
     guide: GuideModel | None = None,
     decodes: bool = True,
-) -> Callable[[torch.dtype | None], _Networks]:
-    """Loads the networks once, with weights for autocast to that dtype; from a dtype of autocast to them."""
+) -> _Networks:
+    """Loads the networks, for autocast to that dtype."""
     from guidegen.checkpoints.loading import load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
@@ -296,10 +294,9 @@ def _open_networks(
             raise CheckpointError(
                 f"{checkpoint.ref}: the denoiser predicts {own.prediction_type}, and its scheduler's config says {kind}."
             )
-        mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
-        return lambda _: mine
-    network = _network(checkpoint, device, access, weights)
-    weak = _weak_network(guide, network, device, access, weights)
+        return _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
+    network = _network(checkpoint, device, access, autocast)
+    weak = _weak_network(guide, network, device, access, autocast)
     compiled: Any = torch.compile(network) if compile_networks else network
     weak_compiled: Any = torch.compile(weak) if compile_networks and weak is not None else weak
     latent = checkpoint.kind.latent and decodes
@@ -309,27 +306,20 @@ def _open_networks(
 
         encoder = PromptEncoder(checkpoint, network, negative_prompt, device, access)
 
-        def text_networks(autocast: torch.dtype | None) -> _Networks:
-            def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
-                texts = list(dict.fromkeys(text for cell in cells for text, _ in cell.prompt_parts if text is not None))
-                place: dict[str | None, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
-                labels = [tuple((place[text], weight) for text, weight in cell.prompt_parts) for cell in cells]
-                return TextDenoiser(net, kind, encoder(texts), autocast), labels
+        def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
+            texts = list(dict.fromkeys(text for cell in cells for text, _ in cell.prompt_parts if text is not None))
+            place: dict[str | None, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
+            labels = [tuple((place[text], weight) for text, weight in cell.prompt_parts) for cell in cells]
+            return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
-            null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
-            weaker = partial(by_prompt, weak_compiled) if weak_compiled is not None else None
-            return _Networks(partial(by_prompt, compiled), null_denoiser, decode, encoder.is_cut, weaker)
-
-        return text_networks
+        null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
+        weaker = partial(by_prompt, weak_compiled) if weak_compiled is not None else None
+        return _Networks(partial(by_prompt, compiled), null_denoiser, decode, encoder.is_cut, weaker)
     cls = DiTDenoiser if checkpoint.kind.network == "transformer" else UNetDenoiser
-
-    def label_networks(autocast: torch.dtype | None) -> _Networks:
-        denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
-        null = guide.checkpoint.null_label if guide and guide.checkpoint else checkpoint.null_label
-        weaker = None if weak_compiled is None else partial(_by_label, cls(weak_compiled, kind, null, autocast))
-        return _Networks(partial(_by_label, denoiser), denoiser, decode, weak=weaker)
-
-    return label_networks
+    denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
+    null = guide.checkpoint.null_label if guide and guide.checkpoint else checkpoint.null_label
+    weaker = None if weak_compiled is None else partial(_by_label, cls(weak_compiled, kind, null, autocast))
+    return _Networks(partial(_by_label, denoiser), denoiser, decode, weak=weaker)
 
 
 def _network(checkpoint: Checkpoint, device: torch.device, access: Access, weights: torch.dtype | None) -> Any:
@@ -408,18 +398,15 @@ def _open_score(
     device: torch.device,
     access: Access,
     compile_networks: bool,
-) -> Callable[[torch.dtype | None, _Networks], Classifier]:
-    """Loads the classifiers once; from a dtype of autocast and the networks to the gradient at what they draw."""
+    networks: _Networks,
+) -> Classifier:
+    """Loads the classifiers: their gradient at what the networks draw."""
     from guidegen.scores.classifier import SummedScore
 
     known = checkpoint.known(classifier)
-    parts = [_open_own_score(part, known, settings, device, access, compile_networks) for part, _ in classifier.parts]
-
-    def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
-        scores = [part(autocast, networks) for part in parts]
-        return scores[0] if len(scores) == 1 else SummedScore(scores)
-
-    return score
+    parts = [part for part, _ in classifier.parts]
+    scores = [_open_own_score(part, known, settings, device, access, compile_networks, networks) for part in parts]
+    return scores[0] if len(scores) == 1 else SummedScore(scores)
 
 
 def _open_own_score(
@@ -429,26 +416,24 @@ def _open_own_score(
     device: torch.device,
     access: Access,
     compile_networks: bool,
-) -> Callable[[torch.dtype | None, _Networks], Classifier]:
+    networks: _Networks,
+) -> Classifier:
     """`_open_score` of one classifier."""
     from guidegen.checkpoints.loading import load_classifier
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
-    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), DTYPES[settings.dtype])
+    autocast = DTYPES[settings.dtype]
+    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), autocast)
     if compile_networks:
         network = torch.compile(network)
     columns = _columns(classifier, known, settings)
-
-    def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
-        if classifier.input == "noisy":
-            return NoisyScore(network, columns, autocast)
-        decode, denoiser = networks.decode, networks.null_denoiser
-        judge = network if decode is None else (lambda x0: network(decode(x0)))
-        if settings.classifier_gradient == "cheap":
-            return CheapScore(judge, columns, denoiser.prediction_type, autocast)
-        return DenoisedScore(judge, columns, denoiser, autocast)
-
-    return score
+    if classifier.input == "noisy":
+        return NoisyScore(network, columns, autocast)
+    decode, denoiser = networks.decode, networks.null_denoiser
+    judge = network if decode is None else (lambda x0: network(decode(x0)))
+    if settings.classifier_gradient == "cheap":
+        return CheapScore(judge, columns, denoiser.prediction_type, autocast)
+    return DenoisedScore(judge, columns, denoiser, autocast)
 
 
 def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: float | None) -> Any:
