@@ -6,24 +6,36 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 
-from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
+from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.guides import GuideModel
+from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
-from guidegen.mixture import prompt_parts
-from guidegen.plan import Cell, Settings, mode_weights
+from guidegen.plan import Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
-from guidegen.scores.guidance import FREE, NULL, Classifier, Denoiser, Guide, Mixture, Weights, calls_per_step, cost_with
+from guidegen.scores.guidance import (
+    FREE,
+    NULL,
+    Classifier,
+    Cost,
+    Denoiser,
+    Guide,
+    Mixture,
+    Weights,
+    calls_per_step,
+    cost_with,
+)
 from guidegen.scores.methods import METHODS, Method, find_method
-from guidegen.scores.rows import FixedClassifier, FixedDenoiser
+from guidegen.scores.rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -56,7 +68,7 @@ class Painter:
         eta: DDIM's eta; None for the default.
         device: where the networks are.
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
-        in_fp32: the same networks without autocast; None where there is none.
+        in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         method: how predictions are combined, its options filled in.
@@ -75,7 +87,7 @@ class Painter:
     eta: float | None
     device: torch.device
     is_cut: Callable[[str], bool] | None = None
-    in_fp32: Painter | None = None
+    in_fp32: Callable[[], Painter] | None = None
     fixed_rows: int | None = None
     clip: float | None = None
     method: Method = METHODS["cfg"]
@@ -92,7 +104,7 @@ class Painter:
         if self.fixed_rows is not None:
             denoiser = FixedDenoiser(denoiser, self.fixed_rows)
             weak = weak and FixedDenoiser(weak, self.fixed_rows)
-            classifier = classifier and FixedClassifier(classifier, self.fixed_rows)
+            classifier = classifier and fixed_classifier(classifier, self.fixed_rows)
         seeds = [cell.seed for cell in cells]
         guide = Guide(
             denoiser,
@@ -161,7 +173,7 @@ def pick_batch_size(name: str, device: torch.device, shape: tuple[int, int, int]
 
 def open_painter(
     checkpoint: Checkpoint,
-    classifier: ClassifierInfo | None,
+    classifier: AnyClassifier | None,
     scheduler: Any,
     settings: Settings,
     device: torch.device,
@@ -177,7 +189,7 @@ def open_painter(
 
 def open_painters(
     checkpoint: Checkpoint,
-    classifier: ClassifierInfo | None,
+    classifier: AnyClassifier | None,
     settings: Settings,
     device: torch.device,
     access: Access = DEFAULT_ACCESS,
@@ -193,11 +205,20 @@ def open_painters(
     kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
     if kind is None:
         raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-    networks_in = _open_networks(checkpoint, kind, settings.negative_prompt, device, access, compile_networks, guide)
+    autocast = DTYPES[settings.dtype]
+    open_networks = partial(
+        _open_networks,
+        kind=kind,
+        negative_prompt=settings.negative_prompt,
+        device=device,
+        access=access,
+        compile_networks=compile_networks,
+        weights=autocast,
+    )
+    networks_in = open_networks(checkpoint, guide=guide)
     weak_in = None
     if guide is not None and guide.checkpoint is not None and not guide.shares:
-        weak = guide.checkpoint
-        weak_in = _open_networks(weak, kind, settings.negative_prompt, device, access, compile_networks, decodes=False)
+        weak_in = open_networks(guide.checkpoint, decodes=False)
     score_in = classifier and _open_score(classifier, checkpoint, settings, device, access, compile_networks)
 
     def painter(settings: Settings, scheduler: Any, clip: float | None, autocast: torch.dtype | None) -> Painter:
@@ -222,14 +243,21 @@ def open_painters(
             weak=weak_in(autocast).condition if weak_in else networks.weak,
         )
 
+    @cache
+    def painters_in_fp32() -> Callable[[Settings, Any], Painter]:
+        exact = replace(settings, dtype="fp32")
+        return open_painters(checkpoint, classifier, exact, device, access, compile_networks, fixed_rows, guide)
+
     def painter_for(settings: Settings, scheduler: Any) -> Painter:
-        clip = None
+        def in_fp32() -> Painter:
+            return painters_in_fp32()(replace(settings, dtype="fp32"), scheduler)
+
+        kept, clip = scheduler, None
         if classifier is not None:
-            scheduler, clip = without_clip(scheduler)
-            scheduler.set_timesteps(settings.steps)
-        autocast = DTYPES[settings.dtype]
-        plain = painter(settings, scheduler, clip, None)
-        return plain if autocast is None else replace(painter(settings, scheduler, clip, autocast), in_fp32=plain)
+            kept, clip = without_clip(scheduler)
+            kept.set_timesteps(settings.steps)
+        drawn = painter(settings, kept, clip, autocast)
+        return drawn if autocast is None else replace(drawn, in_fp32=cache(in_fp32))
 
     return painter_for
 
@@ -254,10 +282,11 @@ def _open_networks(
     device: torch.device,
     access: Access,
     compile_networks: bool,
+    weights: torch.dtype | None,
     guide: GuideModel | None = None,
     decodes: bool = True,
 ) -> Callable[[torch.dtype | None], _Networks]:
-    """Loads the networks once; from a dtype of autocast to them."""
+    """Loads the networks once, with weights for autocast to that dtype; from a dtype of autocast to them."""
     from guidegen.checkpoints.loading import load_part
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
@@ -269,8 +298,8 @@ def _open_networks(
             )
         mine = _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
         return lambda _: mine
-    network = _network(checkpoint, device, access)
-    weak = _weak_network(guide, network, device, access)
+    network = _network(checkpoint, device, access, weights)
+    weak = _weak_network(guide, network, device, access, weights)
     compiled: Any = torch.compile(network) if compile_networks else network
     weak_compiled: Any = torch.compile(weak) if compile_networks and weak is not None else weak
     latent = checkpoint.kind.latent and decodes
@@ -282,10 +311,9 @@ def _open_networks(
 
         def text_networks(autocast: torch.dtype | None) -> _Networks:
             def by_prompt(net: Any, cells: Sequence[Cell]) -> tuple[Denoiser, list[Mixture]]:
-                asked = [prompt_parts(cell.prompt) if cell.prompt is not None else ((None, 1.0),) for cell in cells]
-                texts = list(dict.fromkeys(text for parts in asked for text, _ in parts if text is not None))
+                texts = list(dict.fromkeys(text for cell in cells for text, _ in cell.prompt_parts if text is not None))
                 place: dict[str | None, int] = {None: NULL} | {text: i for i, text in enumerate(texts)}
-                labels = [tuple((place[text], weight) for text, weight in parts) for parts in asked]
+                labels = [tuple((place[text], weight) for text, weight in cell.prompt_parts) for cell in cells]
                 return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
             null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
@@ -304,16 +332,18 @@ def _open_networks(
     return label_networks
 
 
-def _network(checkpoint: Checkpoint, device: torch.device, access: Access) -> Any:
+def _network(checkpoint: Checkpoint, device: torch.device, access: Access, weights: torch.dtype | None) -> Any:
     from guidegen.checkpoints.loading import load_network
 
-    network: Any = load_network(checkpoint, device, access)
+    network: Any = load_network(checkpoint, device, access, weights)
     if checkpoint.kind.network == "unet" and device.type in ("cpu", "cuda"):
         return network.to(memory_format=torch.channels_last)  # what convolutions run fastest in
     return network
 
 
-def _weak_network(guide: GuideModel | None, network: Any, device: torch.device, access: Access) -> Any:
+def _weak_network(
+    guide: GuideModel | None, network: Any, device: torch.device, access: Access, weights: torch.dtype | None
+) -> Any:
     """The network of a guide that shares all else with the model; None where there is no such guide."""
     if guide is None or not guide.shares:
         return None
@@ -321,7 +351,7 @@ def _weak_network(guide: GuideModel | None, network: Any, device: torch.device, 
         from guidegen.checkpoints.weaken import weakened
 
         return weakened(network, guide.weakening, guide.layers)
-    return _network(guide.checkpoint, device, access) if guide.checkpoint else None
+    return _network(guide.checkpoint, device, access, weights) if guide.checkpoint else None
 
 
 def check_layers(guide: GuideModel, checkpoint: Checkpoint) -> None:
@@ -345,37 +375,69 @@ def _label_ids(cell: Cell) -> Mixture:
     return tuple((NULL if label is None else int(label), weight) for label, weight in cell.label_parts)
 
 
-def _target(classifier: ClassifierInfo | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], Mixture]:
-    """From a cell to its labels as the classifier counts them: a zero-shot one counts texts."""
-    if classifier is None or not classifier.zero_shot:
+def _target(classifier: AnyClassifier | None, checkpoint: Checkpoint, settings: Settings) -> Callable[[Cell], Mixture]:
+    """From a cell to its labels as the classifier counts them; several count as `SummedScore` does."""
+    if classifier is None:
+        return _label_ids
+    known = checkpoint.known(classifier)
+    count, targets = len(classifier.parts), [(_own_target(part, known, settings), own) for part, own in classifier.parts]
+    return lambda cell: tuple(
+        (label * count + i, own * weight) for i, (target, own) in enumerate(targets) for label, weight in target(cell)
+    )
+
+
+def _own_target(classifier: ClassifierInfo, known: Labels, settings: Settings) -> Callable[[Cell], Mixture]:
+    """From a cell to its labels as one classifier counts them: a zero-shot one counts texts."""
+    if not classifier.zero_shot:
         return _label_ids
     place: dict[Any, int] = {text: i for i, text in enumerate(settings.classifier_texts or ())}
-    place |= classifier.columns(checkpoint.labels)  # label ids are no texts
+    place |= classifier.columns(known)  # label ids are no texts
     return lambda cell: tuple((place["" if part is None else part], weight) for part, weight in cell.targets)
 
 
-def _columns(classifier: ClassifierInfo, checkpoint: Checkpoint, settings: Settings) -> dict[int, int]:
+def _columns(classifier: ClassifierInfo, known: Labels, settings: Settings) -> dict[int, int]:
     if classifier.zero_shot:
         return {i: i for i in range(len(settings.classifier_texts or ()))}
-    return classifier.columns(checkpoint.labels if checkpoint.class_conditional else classifier.labels)
+    return classifier.columns(known)
 
 
 def _open_score(
-    classifier: ClassifierInfo,
+    classifier: AnyClassifier,
     checkpoint: Checkpoint,
     settings: Settings,
     device: torch.device,
     access: Access,
     compile_networks: bool,
 ) -> Callable[[torch.dtype | None, _Networks], Classifier]:
-    """Loads the classifier once; from a dtype of autocast and the networks to its gradient at what they draw."""
+    """Loads the classifiers once; from a dtype of autocast and the networks to the gradient at what they draw."""
+    from guidegen.scores.classifier import SummedScore
+
+    known = checkpoint.known(classifier)
+    parts = [_open_own_score(part, known, settings, device, access, compile_networks) for part, _ in classifier.parts]
+
+    def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
+        scores = [part(autocast, networks) for part in parts]
+        return scores[0] if len(scores) == 1 else SummedScore(scores)
+
+    return score
+
+
+def _open_own_score(
+    classifier: ClassifierInfo,
+    known: Labels,
+    settings: Settings,
+    device: torch.device,
+    access: Access,
+    compile_networks: bool,
+) -> Callable[[torch.dtype | None, _Networks], Classifier]:
+    """`_open_score` of one classifier."""
     from guidegen.checkpoints.loading import load_classifier
     from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
 
-    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or ())
+    network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), DTYPES[settings.dtype])
     if compile_networks:
         network = torch.compile(network)
-    columns = _columns(classifier, checkpoint, settings)
+    columns = _columns(classifier, known, settings)
 
     def score(autocast: torch.dtype | None, networks: _Networks) -> Classifier:
         if classifier.input == "noisy":
@@ -417,8 +479,25 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
     return replace(method, combine=partial(method.combine, **options)) if options else method, pace
 
 
-def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
-    """Network calls behind the cells (NFE), of the denoiser and of the classifier; a sweep shares some of them."""
+def what_counts(settings: Settings, scheduler: Any, cell: Cell) -> Hashable:
+    """What decides the image of a cell: equal for two settings that draw the same one at its weights."""
+    _, pace = plan_guidance(settings, scheduler)
+    weights = Weights(*mode_weights(settings.mode, cell))
+    steps = tuple(pace.weights(index, weights) for index in range(len(scheduler.timesteps)))
+    idle = all(step.w in (0, 1) and step.w_classifier == 0 and step.w_guide == 1 for step in steps)
+    plain: dict[str, Any] = {"interval": None, "w_schedule": None}  # the steps tell
+    plain |= {"guidance": None, "guidance_options": None} if idle else {}
+    return digest(asdict(replace(settings, **plain))), steps
+
+
+def cost(
+    cells: Sequence[Cell],
+    settings: Settings,
+    scheduler: Any,
+    checkpoint: Checkpoint,
+    classifier: AnyClassifier | None,
+) -> int:
+    """Network calls behind the cells (NFE), of the denoiser and of the classifiers; a sweep shares some of them."""
     method, pace = plan_guidance(settings, scheduler)
     each = cost_with(method, _cost_of_gradient(settings))
 
@@ -427,30 +506,37 @@ def cost(cells: Sequence[Cell], settings: Settings, scheduler: Any) -> int:
         steps = range(len(scheduler.timesteps))
         return sum(calls_per_step(pace.weights(index, weights), each, labels, targets) for index in steps)
 
-    def numbered(parts: Sequence[tuple[Any, float]]) -> Mixture:
-        return tuple((i, weight) for i, (_, weight) in enumerate(parts))
+    def numbered(parts: Sequence[tuple[Any, float]], count: int = 1, place: int = 0) -> Mixture:
+        return tuple((i * count + place, weight) for i, (_, weight) in enumerate(parts))
 
-    return sum(
-        calls(Weights(*mode_weights(settings.mode, cell)), numbered(cell.conditions), numbered(cell.targets))
-        for cell in cells
-    )
+    judges = [part for part, _ in classifier.parts] if classifier else []
+
+    def asked(cell: Cell) -> tuple[Mixture, Mixture]:
+        labels = cell.prompt_parts if checkpoint.kind.text else cell.label_parts
+        own = [cell.targets if part.zero_shot else cell.label_parts for part in judges]
+        targets = [target for i, parts in enumerate(own) for target in numbered(parts, len(own), i)]
+        return numbered(labels), tuple(targets)
+
+    return sum(calls(Weights(*mode_weights(settings.mode, cell)), *asked(cell)) for cell in cells)
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
     """Network calls of a loop over `count` cells that skips none and shares none."""
     w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
     weights = Weights(2.0 * w or 1.0 * (settings.mode == "auto"), 2.0 * w_classifier, 2.0 if settings.guide_model else 1.0)
-    calls = calls_per_step(weights, _cost_of_gradient(settings))
+    cost = _cost_of_gradient(settings)
+    calls = calls_per_step(weights, cost, targets=tuple((i, 1.0) for i in range(1 + len(cost.others))))
     return calls * count * len(scheduler.timesteps)
 
 
-def _cost_of_gradient(settings: Settings) -> Any:
-    from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore
+def _cost_of_gradient(settings: Settings) -> Cost:
+    from guidegen.scores.classifier import CheapScore, DenoisedScore, NoisyScore, summed_cost
 
     if settings.classifier is None:
         return FREE
-    scores: dict[str | None, Any] = {"exact": DenoisedScore, "cheap": CheapScore, None: NoisyScore}
-    return scores[settings.classifier_gradient].cost
+    denoised = CheapScore if settings.classifier_gradient == "cheap" else DenoisedScore
+    inputs = (settings.classifier_input or "noisy").split(SEPARATOR)
+    return summed_cost([denoised.cost if each == "denoised" else NoisyScore.cost for each in inputs])
 
 
 def draw(
@@ -541,9 +627,20 @@ class _Brush:
         if painted is None:
             return None
         made = [_Finished(pixels, calls) for pixels, calls in painted]
-        if self.painter.in_fp32 is not None:
-            self._again(self.painter.in_fp32, cells, made)
+        exact = self._exact() if any(one.pixels is None for one in made) else None
+        if exact is not None:
+            self._again(exact, cells, made)
         return made
+
+    def _exact(self) -> Painter | None:
+        """The networks in fp32; None where there are none, or no room for them beside those that draw."""
+        try:
+            return self.painter.in_fp32() if self.painter.in_fp32 is not None else None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            return None
 
     def _again(self, painter: Painter, cells: Sequence[Cell], made: list[_Finished]) -> None:
         """Draws what is not finite once more, in fp32."""

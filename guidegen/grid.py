@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,20 @@ AXES = ("w", "label", "prompt", "seed", "w_classifier", "w_guide")
 """The axes that every run has; those of `--by` come on top."""
 _DOWN = ("run", "prompt", "label", "w_classifier", "w_guide", "w", "seed")
 """Their order down the page; other axes stand after these, next to the images that they tell apart."""
-_FACTS = ("file", "mode", "label_name", "mixture", "prompt_index", "variant", "nfe", "sha256", "shape", "status", "dtype")
+_FACTS = (
+    "file",
+    "mode",
+    "label_name",
+    "mixture",
+    "prompt_index",
+    "variant",
+    "nfe",
+    "sha256",
+    "shape",
+    "status",
+    "dtype",
+    "caption",
+)
 _LONGEST_NAME = 48  # letters of a prompt
 _GAP = 4
 _FONT = 16
@@ -71,7 +85,8 @@ def layout(
     """Plans the grid.
 
     Args:
-        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps others of `AXES` and axes of `--by`.
+        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps others of `AXES` and axes of `--by`; a
+            `caption` that all of a column have stands under its name.
         shape: (height, width) of one image.
         columns: the axes across; of several, those combinations that there are. None given: w; where it is one
             number, the first axis of `--by`; where each value of such an axis has a w of its own, both.
@@ -100,7 +115,7 @@ def layout(
         column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
     unnamed = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
     title = " · ".join((title, *(_axis_name(axis, cells[0]) for axis in unnamed)))
-    down_names, heads = _names(cells, row_axes), _names(cells, column_axes, "\n")
+    down_names, heads = _names(cells, row_axes), _captioned(_names(cells, column_axes, "\n"), cells, column_axes)
     left = _MARGIN * 2 + max(map(_text_width, down_names.values()))
     pitch = max(tile[0], *(_text_width(line) + _GAP for name in heads.values() for line in name.split("\n"))) + _GAP
     left = max(left, _MARGIN + _text_width(title) - len(heads) * pitch)
@@ -160,6 +175,18 @@ def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> di
     return {key: between.join(_axis_name(axis, first[key]) for axis in axes) for key in keys}
 
 
+def _captioned(
+    heads: Mapping[tuple[Any, ...], str], cells: Sequence[Row], axes: Sequence[str]
+) -> dict[tuple[Any, ...], str]:
+    """The names of columns with the caption that all cells of one have."""
+    captions: dict[tuple[Any, ...], set[str]] = {}
+    for cell in cells:
+        captions.setdefault(tuple(_value(cell, axis) for axis in axes), set()).add(cell.get("caption") or "")
+    return {
+        key: "\n".join((name, *captions[key])).rstrip() if len(captions[key]) == 1 else name for key, name in heads.items()
+    }
+
+
 def _order(axis: str, values: Sequence[Any]) -> dict[Any, Any]:
     if axis != "label" and all(isinstance(value, int | float) for value in values):
         return {value: value for value in values}
@@ -173,12 +200,12 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
     sheet = Image.new("RGB", plan.size(page), _PAPER)
     pen = ImageDraw.Draw(sheet)
     font = _font()
-    pen.text((_MARGIN, _MARGIN), plan.title, _INK, font)
+    pen.text((_MARGIN, _MARGIN), _drawable(plan.title), _INK, font)
     step_x, step_y = plan.pitch, plan.tile[1] + _GAP
     column = {values: i for i, values in enumerate(plan.heads)}
     for values, i in column.items():
         x = plan.left + i * step_x + plan.tile[0] // 2
-        for above, line in enumerate(reversed(plan.heads[values].split("\n"))):
+        for above, line in enumerate(reversed(_drawable(plan.heads[values]).split("\n"))):
             pen.text((x, plan.top - 8 - above * (_FONT + 4)), line, _INK, font, anchor="ms")
     place = {key: y for y, key in enumerate(plan.pages[page])}
     empty = {(x, y) for x in column.values() for y in place.values()}
@@ -192,7 +219,7 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
         if key not in named:
             named.add(key)
             middle = corner[1] + plan.tile[1] // 2
-            pen.text((plan.left - _MARGIN, middle), _cell_name(plan.row_axes, row), _INK, font, anchor="rm")
+            pen.text((plan.left - _MARGIN, middle), _drawable(_cell_name(plan.row_axes, row)), _INK, font, anchor="rm")
         if row["status"] != "ok":
             continue
         try:
@@ -213,8 +240,10 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
 def title_of(settings: Mapping[str, Any], axes: Collection[str] = ()) -> str:
     """The line at the top of a grid: what was drawn with what, but for the axes, which are told elsewhere."""
     words = [settings["model"]] * ("model" not in axes)
-    words += [MODE_NAMES[settings["mode"]]] * ("mode" not in axes)
-    given = ("guidance", "interval", "w_schedule", "guide_model")
+    if "mode" not in axes:
+        against = f" against {settings['guide_model']}" if settings.get("guide_model") and "guide_model" not in axes else ""
+        words.append(f"{MODE_NAMES[settings['mode']]}{against}")
+    given = ("guidance", "interval", "w_schedule")
     words += [named(name, settings[name]) for name in given if settings.get(name) is not None and name not in axes]
     how = [value_name("scheduler", settings["scheduler"])] * ("scheduler" not in axes)
     how += [f"{settings['steps']} steps"] * ("steps" not in axes)
@@ -252,4 +281,9 @@ def _font() -> Any:
 
 
 def _text_width(text: str) -> int:
-    return int(_font().getlength(text)) + 1 if text else 0
+    return int(_font().getlength(_drawable(text))) + 1 if text else 0
+
+
+def _drawable(text: str) -> str:
+    """Without accents, which Pillow's own font does not have."""
+    return "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))

@@ -61,14 +61,14 @@ class Cell:
         return label_parts(self.mixture) if self.mixture else ((self.label, 1.0),)
 
     @property
-    def conditions(self) -> tuple[tuple[int | str | None, float], ...]:
-        """What the network is asked for: labels, or else prompts, with their weights."""
-        return prompt_parts(self.prompt) if self.label is None and self.prompt is not None else self.label_parts
+    def prompt_parts(self) -> tuple[tuple[str | None, float], ...]:
+        """Its prompts with their weights; None for no prompt."""
+        return ((None, 1.0),) if self.prompt is None else prompt_parts(self.prompt)
 
     @property
     def targets(self) -> tuple[tuple[int | str | None, float], ...]:
-        """What the classifier is asked for: prompts, or else labels, with their weights."""
-        return self.label_parts if self.prompt is None else prompt_parts(self.prompt)
+        """What a classifier that reads text is asked for: prompts, or else labels, with their weights."""
+        return self.label_parts if self.prompt is None else self.prompt_parts
 
     @property
     def weights(self) -> str:
@@ -205,10 +205,6 @@ def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
     if "mode" in apart or not words:
         words.insert(0, MODE_NAMES.get(settings["mode"], settings["mode"]))
     return ", ".join(words)
-
-
-UNGUIDED = (0.0, 0.0, 1.0)
-"""The weights at which neither label, nor classifier, nor a weaker model counts."""
 
 
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float, float]:

@@ -142,9 +142,11 @@ def sample(
     if eta is not None:
         extra["eta"] = eta
     scale_input = getattr(scheduler, "scale_model_input", None)
+    # schedulers look their t up on the CPU; the networks' are copied at once, since each copy waits for the device
+    there = scheduler.timesteps.to(device)
     for index, (t, level) in enumerate(zip(scheduler.timesteps, levels, strict=True)):
         x_t = scale_input(x, t) if scale_input else x
-        prediction = guide(x_t, t.to(device), level, index)
+        prediction = guide(x_t, there[index], level, index)
         x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
         if on_step:
             on_step()

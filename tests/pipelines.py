@@ -81,21 +81,29 @@ def tiny_text_unet(seed: int = 0, **others: Any) -> Any:
     return unet
 
 
-def dit(folder: Path, **scheduler: Any) -> Path:
-    """A DiTPipeline folder with learned variance; its output layer is not left at zero."""
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+def tiny_transformer(**others: Any) -> Any:
+    """A DiTTransformer2DModel of two blocks."""
+    from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=LATENT,
-        patch_size=2,
-        num_embeds_ada_norm=1000,
-    ).eval()
+    given = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "sample_size": LATENT,
+        "patch_size": 2,
+        "num_embeds_ada_norm": 1000,
+    }
+    return DiTTransformer2DModel(**(given | others)).eval()
+
+
+def dit(folder: Path, **scheduler: Any) -> Path:
+    """A DiTPipeline folder with learned variance; its output layer is not left at zero."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    transformer = tiny_transformer()
     names = {0: "tench, Tinca tinca", 207: "golden retriever", 999: "toilet tissue"}
     walker = DDIMScheduler(clip_sample=False, **scheduler)
     pipeline = DiTPipeline(transformer, tiny_vae(), walker, id2label=names)

@@ -146,6 +146,55 @@ def test_variant_is_the_same_bytes_as_the_plain_command(
     assert np.abs(pixels(one).astype(int) - pixels(tmp_path / "one.png")).max() <= 1, "one level: another batch"
 
 
+OWN_METHOD = "def mine(u, c, w, step, *, scale=1.0):\n    return u + w * scale * (c - u)\n"
+
+
+@pytest.mark.parametrize(
+    ("by", "folder", "plain"),
+    [
+        (["--by", "guidance=cfg,apg,cfg++"], "guidance=cfg", []),
+        (["--by", "guidance=cfg,apg,cfg++"], "guidance=cfg++", ["--guidance", "cfg++"]),
+        (["--guidance", "apg", "--by", "apg.eta=0,0.5"], "apg.eta=0.5", ["--guidance", "apg", "--guidance-opt", "eta=0.5"]),
+        (["--by", "interval=none,30%:80%"], "interval=none", []),
+        (["--by", "interval=none,30%:80%"], "interval=30%25~80%25", ["--interval", "30%:80%"]),
+        (["--by", "w-schedule=constant,cosine"], "w_schedule=cosine", ["--w-schedule", "cosine"]),
+        (["--by", "eta=0,1"], "eta=1.0", ["--eta", "1"]),
+        (["--by", "guidance=own.py:mine,cfg"], "guidance=own.py~mine", ["--guidance", "own.py:mine"]),
+    ],
+)
+def test_guidance_along_an_axis_is_the_same_bytes_as_its_flags(
+    with_null: Path, tmp_path: Path, by: list[str], folder: str, plain: list[str]
+) -> None:
+    (tmp_path / "own.py").write_text(OWN_METHOD)
+    args = ("sweep", "-m", with_null, "--label", "0-1", "--w", "2", "--steps", 4, "--batch-size", 2, "-q")
+    call(*args, *by, "-o", "by")
+    call(*args, *plain, "-o", "plain")
+    mine = {f.removeprefix(f"{folder}/"): sha for f, sha in images(tmp_path / "by").items() if f.startswith(f"{folder}/")}
+    assert mine == images(tmp_path / "plain")
+    assert len(mine) == 2
+    assert len({row["sha256"] for row in rows_of(tmp_path / "by")}) > len(mine), "the axis does something"
+    facts = json.loads(call(*args, *by, "--dry-run", "--json").stdout)
+    assert facts["nfe"] == sum(row["nfe"] for row in rows_of(tmp_path / "by"))
+
+
+def test_a_method_of_ones_own_that_has_changed_is_another_setting(with_null: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_METHOD)
+    args = ("sweep", "-m", with_null, "--label", 0, "--w", 2, "--steps", 2, "--by", "guidance=cfg,own.py:mine", "-o", "run")
+    call(*args, "-q")
+    (tmp_path / "own.py").write_text(OWN_METHOD.replace("scale *", "scale * 2 *"))
+    assert "other settings: guidance_options" in str(call(*args, code=2).exception)
+
+
+def test_it_says_where_an_axis_makes_no_difference(with_null: Path, tmp_path: Path) -> None:
+    args = ("sweep", "-m", with_null, "--label", 0, "--steps", 3, "--batch-size", 1)
+    said = call(*args, "--w", "0,3", "--by", "guidance=cfg,apg", "-o", "run").stderr
+    assert "note: at w = 0 variants draw the same images" in said
+    of = {(row["guidance"], row["w"]): pixels(tmp_path / "run" / row["file"]) for row in rows_of(tmp_path / "run")}
+    assert np.array_equal(of["cfg", 0], of["apg", 0])
+    assert not np.array_equal(of["cfg", 3], of["apg", 3])
+    assert "same images" not in call(*args, "--w", "0,3", "--by", "eta=0,1", "-o", "other").stderr
+
+
 def test_rows_and_run_json_hold_the_axes(swept: Path) -> None:
     rows, about = rows_of(swept), json.loads((swept / "run.json").read_text())
     assert len(rows) == len(images(swept)) == 32
@@ -258,6 +307,14 @@ def test_merged_shards_are_the_same_bytes_as_one_process(with_null: Path, tmp_pa
         (["--by", "steps=2@1,3@nan"], "finite number"),
         (["--by", "steps=2@1", "--w", "3"], "--w is given too"),
         (["--by", "steps=2@1", "--by", "scheduler=ddim@2"], "not those of two"),
+        (["--by", "guidance=cfg,apg", "--by", "apg.eta=0,1"], "at guidance=cfg apg.eta=0: apg.eta has no effect on"),
+        (["--by", "apg.eta=0,1"], "apg.eta has no effect on --guidance cfg"),
+        (["--guidance", "apg", "--by", "apg.colour=0"], "at apg.colour=0: "),
+        (["--guidance", "apg", "--by", "apg.eta=0", "--guidance-opt", "eta=1"], "instead of --guidance-opt eta"),
+        (["--by", "guidance=cfg,aqg"], "at guidance=aqg: --guidance aqg: no such method"),
+        (["--by", "guidance=cfg,apg", "--mode", "none"], "at guidance=apg: --guidance apg combines"),
+        (["--by", "interval=none,0:inf"], "interval none and interval 0:inf are the same"),
+        (["--by", "w-schedule=constant,loud"], "at w-schedule=loud: "),
         (["--by", "steps=2", "--columns", "colour"], "--columns 'colour': choose of w, "),
         (["--by", "steps=2", "--rows", "guidance"], "--rows 'guidance': choose of w, "),
         (["--by", "steps=2", "--columns", "steps", "--rows", "w,steps"], "across (--columns) and down (--rows)"),

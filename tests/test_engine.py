@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ class Overflowing:
 
     def __init__(self, fp32: bool):
         self.mode, self.steps, self.device, self.fixed_rows = "cfg", 2, torch.device("cpu"), None
-        self.in_fp32 = None if fp32 else Overflowing(True)
+        self.in_fp32 = None if fp32 else cache(lambda: Overflowing(True))
         self.fp32, self.batches = fp32, []
 
     def paint(self, cells: Sequence[Cell], on_step: Any, tally: Tally) -> tuple[Tensor, list[int]]:
@@ -230,7 +231,7 @@ def test_non_finite_images_are_drawn_again_in_fp32_and_say_so(tmp_path: Path) ->
     painter: Any = Overflowing(fp32=False)
     cells = [Cell(label, seed, 3.0) for label in (0, 1, 2) for seed in (0, 1)]
     rows, made = drawn(painter, cells, tmp_path, 6, "fp16")
-    assert painter.in_fp32.batches == [[1, 1, 2, 2], [1, 1], [2, 2]], "halved to what fits"
+    assert painter.in_fp32().batches == [[1, 1, 2, 2], [1, 1], [2, 2]], "halved to what fits"
     assert [(row["status"], row.get("dtype"), row["nfe"]) for row in rows.values()] == [
         *[("ok", None, 4)] * 2,
         *[("nonfinite", "fp32", 8)] * 2,
@@ -244,6 +245,17 @@ def test_non_finite_images_are_drawn_again_in_fp32_and_say_so(tmp_path: Path) ->
     assert not (tmp_path / cells[2].file).exists()
 
 
+def test_no_room_for_the_networks_in_fp32_leaves_the_image_a_row(tmp_path: Path) -> None:
+    painter: Any = Overflowing(fp32=False)
+
+    def no_room() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    painter.in_fp32 = no_room
+    rows, _ = drawn(painter, [Cell(label, 0, 3.0) for label in (0, 2)], tmp_path, 2, "fp16")
+    assert [(row["status"], row.get("dtype")) for row in rows.values()] == [("ok", None), ("nonfinite", None)]
+
+
 def test_run_in_fp32_does_not_draw_again(tmp_path: Path) -> None:
     painter: Any = Overflowing(fp32=True)
     rows, _ = drawn(painter, [Cell(1, 0, 3.0)], tmp_path, 1)
@@ -255,7 +267,7 @@ def test_half_precision_painter_has_its_networks_in_fp32(with_null: Path) -> Non
     painter = painter_of(with_null, "classifier", 2, "bf16")
     assert painter.in_fp32 is not None
     cells = [Cell(0, 0, 2.0)]
-    half, exact = painter.paint(cells)[0], painter.in_fp32.paint(cells)[0]
+    half, exact = painter.paint(cells)[0], painter.in_fp32().paint(cells)[0]
     assert not torch.equal(half, exact)
     assert torch.equal(exact, painter_of(with_null, "classifier", 2).paint(cells)[0])
 

@@ -318,8 +318,8 @@ def test_any_axis_that_varies_makes_its_own_rows(run: Path, npz: Path, network: 
     assert [(row["w"], row["guidance"]) for row in rows] == [(w, name) for w in WEIGHTS for name in ("fancy", "plain")]
     series = make_series([(open_drawn(run), rows)])
     assert [(line.name, line.x) for line in series] == [
-        ("classifier-free guidance, fancy", list(WEIGHTS)),
-        ("classifier-free guidance, plain", list(WEIGHTS)),
+        ("fancy", list(WEIGHTS)),
+        ("plain", list(WEIGHTS)),
     ]
 
 
@@ -365,6 +365,9 @@ def test_who_guided_does_not_judge_unseen(
     assert "the judge guided" in said
     assert "features are those of the classifier that guided" in said
     assert "only 8 of 24 images differ" in said
+    pair = write_run(tmp_path / "pair", "classifier", classifier="a:1.0, b:1.0", classifier_sha256=f"{'0' * 64}, {sha}")
+    measure(pair, npz, network, quiet=False)
+    assert "the judge guided" in capfd.readouterr().err
     measure(run, npz, network, quiet=False)
     assert "guided" not in capfd.readouterr().err
 

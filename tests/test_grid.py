@@ -5,10 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import settings_of
 from PIL import Image
+from typer.testing import CliRunner
 
 from guidegen import grid
+from guidegen.cli import app
 from guidegen.errors import UsageError
+from guidegen.evaluation import images_digest, open_drawn, write_metrics
+from guidegen.plan import Plan
+from guidegen.run import Run
 
 COLOURS = {(207, 0.0): (200, 0, 0), (207, 3.0): (0, 200, 0), (281, 0.0): (0, 0, 200), (281, 3.0): (90, 90, 0)}
 
@@ -89,3 +95,42 @@ def test_single_cell_and_unlabelled(tmp_path: Path) -> None:
     assert plan.tile == (96, 96)
     assert plan.title == "a title · seed 3"  # what is not named at the side stands above
     assert (picture[plan.top + 5, plan.left + 5] == 7).all()
+
+
+def test_measures_under_the_columns_and_a_choice_of_rows(tmp_path: Path) -> None:
+    run, labels, seeds = tmp_path / "run", [1, 2], list(range(6))
+    weights = [0.0, 2.0]
+    plan = Plan(labels, seeds, weights)
+    with Run(run, settings_of("cfg"), {}, plan=plan) as drawn:
+        for cell in plan.cells():
+            drawn.write(cell, np.full((8, 8, 3), int(cell.seed * 20), np.uint8), f"name {cell.label}", 1)
+
+    def ask(*flags: object) -> Any:
+        return CliRunner().invoke(app, ["grid", str(run), "-o", str(tmp_path / "g.png"), *map(str, flags)])
+
+    assert "was not measured" in str(ask("--metric", "accuracy").exception)
+    measured = [
+        {"w": key[0], "metrics": {"accuracy": {"value": 0.25 * (i + 1)}}, "images_sha256": images_digest(rows)}
+        for i, (key, rows) in enumerate(open_drawn(run).groups().items())
+    ]
+    write_metrics(run, measured)
+    plain = ask("--label", 2, "--seeds", "1-2")
+    assert plain.exit_code == 0, plain.output
+    height = Image.open(tmp_path / "g.png").height
+    assert ask("--label", "name 2", "--seeds", "1-2", "--metric", "accuracy").exit_code == 0
+    captioned = Image.open(tmp_path / "g.png")
+    assert captioned.height == height + 20, "one more line of text"
+    for flags, words in (
+        (["--metric", "beauty"], "choose of"),
+        (["--label", 3], "not a label"),
+        (["--seeds", "77"], "No image"),
+    ):
+        assert words in str(ask(*flags).exception)
+
+
+def test_captions_stand_where_a_whole_column_has_the_same() -> None:
+    cells = [{"w": w, "label": 1, "label_name": "a", "seed": seed} for w in (0.0, 2.0) for seed in (0, 1)]
+    same = [cell | {"caption": f"FD {cell['w']}"} for cell in cells]
+    assert list(grid.layout(same, (8, 8)).heads.values()) == ["w = 0\nFD 0.0", "w = 2\nFD 2.0"]
+    mixed = [cell | {"caption": f"FD {cell['seed']}"} for cell in cells]
+    assert list(grid.layout(mixed, (8, 8)).heads.values()) == ["w = 0", "w = 2"]

@@ -1,26 +1,43 @@
-"""Autocast against fp32 on the bundled checkpoint: bf16 and fp16 on the CPU, fp16 on CUDA where there is one."""
+"""Autocast against fp32 on the CPU, and weights that are cast once; `test_cuda.py` asks more of CUDA."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pipelines
 import pytest
 import torch
-from conftest import settings_of
+from conftest import settings_of, tiny_classifier, tiny_unet
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from guidegen import BUNDLED, open_checkpoint, open_classifier, to_uint8
+from guidegen import (
+    BUNDLED,
+    NULL,
+    DiTDenoiser,
+    NoisyScore,
+    TextDenoiser,
+    UNetDenoiser,
+    load_network,
+    open_checkpoint,
+    open_classifier,
+    to_uint8,
+)
+from guidegen.checkpoints.loading import cast_weights
 from guidegen.engine import open_painter, plan_scheduler
 from guidegen.plan import Cell
+from guidegen.scores.denoiser import Texts
 
-CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])
 CELLS = [Cell(207, 0, 3.0), Cell(779, 1, 1.0), Cell(950, 2, 8.0), Cell(1, 3, 0.0)]
 STEPS = 8
 
 
-def paint(mode: str, dtype: str, device: str) -> Tensor:
+def paint(mode: str, dtype: str) -> Tensor:
     checkpoint = open_checkpoint(BUNDLED)
     judge = open_classifier(checkpoint.bundled_classifier or "") if mode == "classifier" else None
     scheduler = plan_scheduler(checkpoint, None, STEPS, None)
-    painter = open_painter(checkpoint, judge, scheduler, settings_of(mode, STEPS, dtype=dtype), torch.device(device))
+    painter = open_painter(checkpoint, judge, scheduler, settings_of(mode, STEPS, dtype=dtype), torch.device("cpu"))
     images, _ = painter.paint(CELLS)
     assert images.dtype == torch.float32
     assert images.isfinite().all()
@@ -28,10 +45,78 @@ def paint(mode: str, dtype: str, device: str) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
-@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize(("dtype", "decibels"), [("bf16", 22.0), ("fp16", 32.0)])
-def test_half_precision_draws_the_same_pictures(mode: str, device: str, dtype: str, decibels: float) -> None:
+def test_half_precision_draws_the_same_pictures(mode: str, dtype: str, decibels: float) -> None:
     """PSNR of each image against fp32; bf16 keeps 8 bits and fp16 11, over eight steps of up to three calls."""
-    error = (paint(mode, dtype, device) - paint(mode, "fp32", device)).square().flatten(1).mean(1)
+    error = (paint(mode, dtype) - paint(mode, "fp32")).square().flatten(1).mean(1)
     psnr = 10 * (255**2 / error.clamp(min=1e-9)).log10()
     assert psnr.min() > decibels, psnr
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts that are made."""
+
+    made = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += call is torch.ops.aten._to_copy.default
+        return call(*args, **(kwargs or {}))
+
+
+def unet_call(network: Any, dtype: torch.dtype) -> Tensor:
+    network.requires_grad_(False)
+    return UNetDenoiser(network, "epsilon", 5, dtype)(X, T, torch.tensor([2, NULL]))
+
+
+def gradient_call(network: Any, dtype: torch.dtype) -> Tensor:
+    return NoisyScore(network, {i: i for i in range(5)}, dtype)(X, T, torch.tensor([2, 4]))
+
+
+def dit_call(network: Any, dtype: torch.dtype) -> Tensor:
+    network.requires_grad_(False)
+    return DiTDenoiser(network, "epsilon", 5, dtype)(X.repeat(1, 2, 1, 1)[:, :4], T, torch.tensor([2, NULL]))
+
+
+def text_call(network: Any, dtype: torch.dtype) -> Tensor:
+    network.requires_grad_(False)
+    states = torch.randn((2, 3, 16), generator=torch.Generator().manual_seed(1))
+    texts = Texts(states)
+    return TextDenoiser(network, "epsilon", texts, dtype)(X.repeat(1, 2, 1, 1)[:, :4], T, torch.tensor([0, NULL]))
+
+
+X = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+T = torch.tensor(500)
+NETWORKS = {
+    "unet": (lambda: tiny_unet(num_class_embeds=6), unet_call),
+    "adm": (lambda: tiny_unet(num_class_embeds=6, resnet_time_scale_shift="scale_shift", out_channels=6), unet_call),
+    "classifier": (tiny_classifier, gradient_call),
+    "dit": (lambda: pipelines.tiny_transformer(num_embeds_ada_norm=5), dit_call),
+    "text": (pipelines.tiny_text_unet, text_call),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_that_were_cast_once_give_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    make, call = NETWORKS[name]
+    exact, cast = make(), cast_weights(make(), dtype)
+    assert (cast.dtype, next(cast.parameters()).dtype) == (torch.float32, torch.float32), "embeddings follow the first layer"
+    assert {weight.dtype for weight in cast.parameters()} == {torch.float32, dtype}
+    with Casts() as at_every_call, torch.no_grad():
+        expected = call(exact, dtype)
+    with Casts() as at_some, torch.no_grad():
+        found = call(cast, dtype)
+    assert torch.equal(found, expected)
+    halves = sum(weight.dtype == dtype for weight in cast.parameters())
+    assert at_every_call.made - at_some.made >= halves > 0, "each weight was cast at least once a call"
+
+
+def test_weights_are_read_as_they_are_without_autocast(with_null: Path) -> None:
+    checkpoint = open_checkpoint(with_null)
+    plain = load_network(checkpoint, "cpu")
+    half = load_network(checkpoint, "cpu", autocast=torch.bfloat16)
+    assert {weight.dtype for weight in plain.parameters()} == {torch.float32}
+    for (name, weight), cast in zip(plain.named_parameters(), half.parameters(), strict=True):
+        stays = any(part in name for part in ("norm", "class_embedding", "conv_in"))
+        assert cast.dtype == (torch.float32 if stays else torch.bfloat16), name
+        assert torch.equal(weight.to(cast.dtype), cast), name

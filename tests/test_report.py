@@ -51,12 +51,12 @@ def write_run(folder: Path, mode: str, weights: tuple[float, ...] = WEIGHTS, siz
 def measured(folder: Path, base: float) -> Path:
     """Rows of metrics with numbers that this test makes up, so that the page can be asked for them."""
     drawn, rows = open_drawn(folder), []
-    for i, ((w,), group) in enumerate(drawn.groups().items()):
+    for i, (key, group) in enumerate(drawn.groups().items()):
         figures = {m.name: {"value": base + i * (j + 1) / 10, "spread": 0.05, "images": 6} for j, m in enumerate(METRICS)}
         rows.append(
             {
                 "mode": drawn.mode,
-                "w": w,
+                **dict(zip(drawn.axes, key, strict=True)),
                 "images": 6,
                 "distinct": 6,
                 "metrics": figures,
@@ -275,6 +275,78 @@ def test_the_slider_changes_every_image(page: Path, visit: Callable[..., Any]) -
     for file, shown in tab.evaluate(SHOWN):  # not the name alone: the pixels that the browser paints
         label, seed = int(file.split("/")[2][5:]), int(file.split("/")[3][:-4])
         assert np.array_equal(np.reshape(shown, (8, 8, 4))[..., :3], pixels(label, seed, 1.5)), file
+
+
+def swept(folder: Path, own_weights: bool = False) -> Path:
+    """One run of two methods at two numbers of steps; with weights of their own, each method at one w."""
+    given = Settings("cfg", "model", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5)
+    by = (("guidance", ("cfg", "apg")), ("steps", (5, 10)))
+    own = ("guidance", (1.5, 4.0)) if own_weights else None
+    plan = Plan([3, 5], range(2), WEIGHTS, grid=True, by=by, own_weights=own)
+    with Run(
+        folder, given, {"command": ["guidegen", "sweep", "--by", "guidance=cfg,apg", "--by=steps=5,10"]}, plan=plan
+    ) as run:
+        for cell in plan.cells():
+            run.write(cell, pixels(cell.label, cell.seed, cell.w + len(str(cell.variant))), LABELS[cell.label], 7)
+    Image.new("RGB", (4, 4)).save(folder / "grid.png")
+    return folder
+
+
+def test_two_combinations_of_one_run_stand_side_by_side(tmp_path: Path, visit: Callable[..., Any]) -> None:
+    run = measured(swept(tmp_path / "run"), 1)
+    write_report([run], tmp_path / "r.html", quiet=True)
+    data = data_of(tmp_path / "r.html")
+    assert [line["name"] for line in data["curves"]["series"]] == [
+        "apg, steps = 5",
+        "apg, steps = 10",
+        "cfg, steps = 5",
+        "cfg, steps = 10",
+    ]
+    assert data["runs"][0]["again"] == "guidegen sample"
+    again = {tuple(cell["other"]): cell["again"] for cell in data["runs"][0]["cells"] if cell["x"] == 4}
+    assert again["apg", 10][:6] == ["--w", "4.0", "--guidance", "apg", "--steps", "10"]
+    assert again["cfg", 5][:4] == ["--w", "4.0", "--steps", "5"]
+    assert data["runs"][0]["settings"]["guidance"] == "apg, cfg"
+    tab = visit(tmp_path / "r.html")
+
+    def files(w: float, *folders: str) -> list[str]:
+        return [
+            f"images/{folder}/w{w}/label{label:04d}/{seed:06d}.png"
+            for label in (3, 5)
+            for folder in folders
+            for seed in (0, 1)
+        ]
+
+    first, second = "guidance=apg,steps=5", "guidance=apg,steps=10"
+    for place, w in enumerate(WEIGHTS):
+        tab.locator("#slider").fill(str(place))
+        assert tab.evaluate(FILES) == files(w, first, second)
+    lists = tab.locator(".heads select")
+    assert lists.count() == 4
+    lists.nth(2).select_option(label="cfg")
+    assert tab.evaluate(FILES) == files(4.0, first, "guidance=cfg,steps=10")
+    assert tab.evaluate("() => [...document.querySelectorAll('.heads select')].indexOf(document.activeElement)") == 2
+    tab.locator("#slider").fill("1")
+    assert tab.evaluate(FILES) == files(1.5, first, "guidance=cfg,steps=10")
+    colours = tab.evaluate("() => [...document.querySelectorAll('.heads .swatch')].map((mark) => mark.style.background)")
+    assert colours == ["var(--s0)", "var(--s3)"], "those of their curves"
+    tab.locator(".tile").nth(2).click()
+    facts = tab.locator("#detail-facts").inner_text()
+    assert "cfg" in facts
+    assert "--steps 10 --label 3 --seed 0" in tab.locator("#detail-command").inner_text()
+
+
+def test_what_was_drawn_at_its_own_w_is_shown_from_there(tmp_path: Path, visit: Callable[..., Any]) -> None:
+    write_report([swept(tmp_path / "run", own_weights=True)], tmp_path / "r.html", quiet=True)
+    tab = visit(tmp_path / "r.html")
+    tab.locator(".heads select").nth(2).select_option(label="cfg")
+    for place in "01":
+        tab.locator("#slider").fill(place)
+        assert [file.split("/")[1:3] for file in tab.evaluate(FILES)[::2]] == [
+            ["guidance=apg,steps=5", "w4.0"],
+            ["guidance=cfg,steps=10", "w1.5"],
+        ] * 2
+    assert [text.split("\n")[-1] for text in tab.locator(".heads .axes").all_inner_texts()] == ["w = 4", "w = 1.5"]
 
 
 def test_the_keys(page: Path, visit: Callable[..., Any]) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guidegen.checkpoints.classifiers import ClassifierInfo, open_classifier
+from guidegen.checkpoints.classifiers import AnyClassifier, ClassifierInfo, open_classifier
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code, variants
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
 from guidegen.model import Model, own_sha256, read_own, split_own
 
-__all__ = ["Access", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
+__all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
 MODES = ("cfg", "classifier", "both", "none", "auto")
@@ -181,6 +181,10 @@ class Checkpoint:
         """The weaker version of the network in the same folder, if there is one: `unet_weak` beside `unet`."""
         folder = self.folder / f"{self.kind.network}_weak"
         return folder if self.index and (folder / "config.json").is_file() else None
+
+    def known(self, classifier: AnyClassifier | None) -> Labels:
+        """The labels that are asked for: its own, or the classifier's where it has none."""
+        return self.labels if self.class_conditional or classifier is None else classifier.labels
 
     def refusal(self, mode: str, classifier: bool, needs_null: bool = True) -> str | None:
         """Why this checkpoint cannot serve `mode`, or None if it can.

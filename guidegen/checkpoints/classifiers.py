@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from guidegen.model import ClassifierModel, own_sha256, read_own, split_own
 
 ZERO_SHOT = ("CLIPModel", "SiglipModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 """transformers models that tell apart images by texts, each with get_text_features and get_image_features."""
+SEPARATOR = ", "
+"""Between what run.json says of one classifier and of the next."""
 TEMPLATE = "a photo of a {}"
 """What a label's name becomes for a zero-shot classifier (Radford et al. 2021, arXiv 2103.00020, section 3.1.4)."""
 
@@ -46,6 +48,16 @@ class ClassifierInfo:
     own: ClassifierModel | None = None
 
     @property
+    def parts(self) -> tuple[tuple[ClassifierInfo, float], ...]:
+        """As `Classifiers` has them: itself, with a weight of one."""
+        return ((self, 1.0),)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether it has labels of its own."""
+        return not self.zero_shot
+
+    @property
     def name(self) -> str:
         """A short name for run.json."""
         return self.ref.rpartition(":")[2] if self.own is not None else self.folder.resolve().name
@@ -69,6 +81,60 @@ class ClassifierInfo:
             return False
         ids = list(self.config["id2label"])
         return any(int(ids[column]) != label for label, column in self.columns(labels).items())
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """Several classifiers with a weight each, or one whose weight is not one, described as `ClassifierInfo` does.
+
+    Attributes:
+        parts: each with its weight; none twice.
+    """
+
+    parts: tuple[tuple[ClassifierInfo, float], ...]
+
+    @property
+    def ref(self) -> str:
+        """As the person named them."""
+        return SEPARATOR.join(f"{part.ref}:{weight}" for part, weight in self.parts)
+
+    @property
+    def name(self) -> str:
+        """Their names and weights, for run.json."""
+        return SEPARATOR.join(f"{part.name}:{weight}" for part, weight in self.parts)
+
+    @property
+    def input(self) -> str:
+        """What each of them reads."""
+        return SEPARATOR.join(part.input for part, _ in self.parts)
+
+    @property
+    def labels(self) -> Labels:
+        """Those of the first that has labels: what is asked for by them where the model has none."""
+        return next((part.labels for part, _ in self.parts if part.takes_labels), Labels({}))
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether any of them reads text."""
+        return any(part.zero_shot for part, _ in self.parts)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether any of them has labels of its own."""
+        return any(part.takes_labels for part, _ in self.parts)
+
+    @property
+    def config(self) -> list[Mapping[str, Any]]:
+        """The config of each."""
+        return [part.config for part, _ in self.parts]
+
+    @property
+    def preprocessor(self) -> list[Mapping[str, Any] | None]:
+        """The preprocessing of each."""
+        return [part.preprocessor for part, _ in self.parts]
+
+
+AnyClassifier = ClassifierInfo | Classifiers
 
 
 def label_texts(labels: Labels) -> list[str]:
@@ -122,6 +188,41 @@ def open_classifier(
         download_weights(ref, revision, [""], access)
     reads = input or ("noisy" if noise_aware else "denoised")
     return ClassifierInfo(ref, folder, revision, config, labels, reads, preprocessor, zero_shot)
+
+
+def open_classifiers(
+    weighted: Sequence[tuple[str, float]], input: str | None = None, weights: bool = False, access: Access = DEFAULT_ACCESS
+) -> AnyClassifier:
+    """`open_classifier` of each, with its weight; one of weight 1 is itself.
+
+    Args:
+        weighted: what each is named by, and its weight.
+        input: for those that can read it; the others keep what they were made for.
+        weights: as in `open_classifier`.
+        access: as in `open_classifier`.
+
+    Raises:
+        CheckpointError, UnsafeError: as `open_classifier` does.
+        UsageError: none of them can read that input, or one is named twice.
+    """
+    parts: list[tuple[ClassifierInfo, float]] = []
+    refusals: list[UsageError] = []
+    for ref, weight in weighted:
+        try:
+            part = open_classifier(ref, input, weights, access)
+        except UsageError as refusal:
+            refusals.append(refusal)
+            part = open_classifier(ref, None, weights, access)
+        if _identity(part) in [_identity(other) for other, _ in parts]:
+            raise UsageError(f"--classifier {ref} is named twice: name it once, with the sum of the weights.")
+        parts.append((part, weight))
+    if len(refusals) == len(parts):
+        raise refusals[0]
+    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else Classifiers(tuple(parts))
+
+
+def _identity(classifier: ClassifierInfo) -> Any:
+    return classifier.config["sha256"] if classifier.own else classifier.folder.resolve()
 
 
 def open_backbone(

@@ -14,22 +14,34 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, Weights, find_wei
 from guidegen.errors import CheckpointError, UsageError, first_line
 
 Device = torch.device | str
+_CAST_AT_EVERY_CALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def load_network(checkpoint: Checkpoint, device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
-    """The network that is called at each step, a diffusers model, with fp32 weights, in eval mode, on `device`."""
-    return load_part(checkpoint, checkpoint.kind.network, device, access)
+def load_network(
+    checkpoint: Checkpoint, device: Device, access: Access = DEFAULT_ACCESS, autocast: torch.dtype | None = None
+) -> nn.Module:
+    """The network that is called at each step, a diffusers model, in eval mode, on `device`.
+
+    Its weights are fp32, or what `cast_weights` makes of them for calls under autocast to that dtype.
+    """
+    return load_part(checkpoint, checkpoint.kind.network, device, access, autocast)
 
 
-def load_part(checkpoint: Checkpoint, part: str, device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
-    """One part of a checkpoint with fp32 weights, in eval mode, on `device`.
+def load_part(
+    checkpoint: Checkpoint,
+    part: str,
+    device: Device,
+    access: Access = DEFAULT_ACCESS,
+    autocast: torch.dtype | None = None,
+) -> nn.Module:
+    """One part of a checkpoint in eval mode, on `device`, with weights as `load_network` has them.
 
     The class is the one that guidegen expects there or that model_index.json names, of diffusers or transformers.
 
     Raises:
         CheckpointError: the weights do not load, or there is no such class.
     """
-    return _load(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access)
+    return _load(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
 
 
 def empty_network(checkpoint: Checkpoint) -> nn.Module:
@@ -63,13 +75,36 @@ def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     return cls
 
 
+def cast_weights(network: nn.Module, autocast: torch.dtype | None) -> nn.Module:
+    """Keeps the weights of convolutions and linear layers in the dtype that autocast casts them to at every call.
+
+    Autocast remembers the casts of trained weights alone, and those until its region ends, which is one
+    call here. Predictions under autocast are the same bits as from fp32 weights: normalisation and
+    embeddings stay as they are, and so does the first layer, since diffusers' networks take the dtype of
+    their embeddings from it. Without autocast such a network cannot be called.
+
+    Args:
+        network: a diffusers model, changed in place.
+        autocast: fp16 or bf16; None changes nothing.
+    """
+    if autocast is not None:
+        layers = [layer for layer in network.modules() if isinstance(layer, _CAST_AT_EVERY_CALL)]
+        for layer in layers[1:]:
+            layer.to(autocast)
+    return network
+
+
 def load_tokenizer(checkpoint: Checkpoint, part: str) -> Any:
     """A tokenizer of a text-conditional checkpoint."""
     return _tokenizer(checkpoint.folder / part)
 
 
 def load_classifier(
-    classifier: ClassifierInfo, device: Device, access: Access = DEFAULT_ACCESS, texts: Sequence[str] = ()
+    classifier: ClassifierInfo,
+    device: Device,
+    access: Access = DEFAULT_ACCESS,
+    texts: Sequence[str] = (),
+    autocast: torch.dtype | None = None,
 ) -> nn.Module:
     """The classifier with fp32 weights, in eval mode, on `device`.
 
@@ -80,6 +115,7 @@ def load_classifier(
         device: where to.
         access: how it may be read.
         texts: what a zero-shot classifier tells apart, one column each.
+        autocast: a `NoisyClassifier` keeps its weights for calls under autocast to that dtype, see `cast_weights`.
     """
     from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
 
@@ -89,7 +125,7 @@ def load_classifier(
     if classifier.preprocessor is None:
         from guidegen.checkpoints.noisy_classifier import NoisyClassifier
 
-        network = _load(NoisyClassifier, classifier.folder, device, access)
+        network = _load(NoisyClassifier, classifier.folder, device, access, autocast)
         return network if classifier.input == "noisy" else CleanClassifier(network)
     from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
 
@@ -154,7 +190,7 @@ def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     return weights
 
 
-def _load(cls: Any, folder: Path, device: Device, access: Access) -> nn.Module:
+def _load(cls: Any, folder: Path, device: Device, access: Access, autocast: torch.dtype | None = None) -> nn.Module:
     weights = check_weights(folder, access)
     settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
     try:
@@ -166,7 +202,7 @@ def _load(cls: Any, folder: Path, device: Device, access: Access) -> nn.Module:
         raise CheckpointError(
             f"{folder}: the weights do not fit config.json: {len(wrong)} tensors missing, first {wrong[0]}."
         )
-    network: nn.Module = model.to(device).eval().requires_grad_(False)
+    network: nn.Module = cast_weights(model, autocast).to(device).eval().requires_grad_(False)
     return network
 
 

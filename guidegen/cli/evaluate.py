@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guidegen.checkpoints import Access
+from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.cli import console, options
 from guidegen.errors import UsageError
 from guidegen.naming import describe, value_name
@@ -282,13 +283,13 @@ def _say_who_judges(
     if flags.quiet:
         return
     for run in drawn:
-        guided = run.about["settings"].get("classifier_sha256")
-        if guided and judge and judge.reader.weights == guided:
+        guided = (run.about["settings"].get("classifier_sha256") or "").split(SEPARATOR)
+        if judge and judge.reader.weights in guided:
             console.note(
                 f"warning: the judge guided {run.folder}, so accuracy and confidence flatter it; "
                 "name a classifier that did not: --judge ID|DIR"
             )
-        if guided and reader.weights == guided:
+        if reader.weights in guided:
             console.note(f"warning: the features are those of the classifier that guided {run.folder}; see --features")
     if judge is None and names:
         console.note("note: no judge knows these labels, so accuracy and confidence are left out; see --judge")

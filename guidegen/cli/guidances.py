@@ -103,8 +103,8 @@ def explanation(method: Method) -> str:
 def _costs() -> str:
     return (
         "A step takes in every method: cfg 2 network calls, classifier 1 and a gradient,\n"
-        "both 2 and a gradient. What has no weight is not called: u at w = 1, c at w = 0,\n"
-        "and outside --interval all but the model itself."
+        "both 2 and a gradient; of several classifiers one each. What has no weight is\n"
+        "not called: u at w = 1, c at w = 0, and outside --interval all but the model."
     )
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen import __version__, grid
-from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo
-from guidegen.checkpoints.classifiers import label_texts
+from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.classifiers import SEPARATOR, label_texts
 from guidegen.checkpoints.files import weights_sha256
 from guidegen.checkpoints.guides import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.checkpoints.labels import Labels
@@ -28,9 +28,8 @@ from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labels
 from guidegen.model import own_sha256, split_own
-from guidegen.naming import axis_name, describe, named
+from guidegen.naming import describe, named
 from guidegen.plan import (
-    UNGUIDED,
     Cell,
     Plan,
     Settings,
@@ -39,7 +38,6 @@ from guidegen.plan import (
     digest,
     fingerprint,
     make_cells,
-    mode_weights,
     parse_seeds,
     parse_shard,
     parse_weight,
@@ -73,7 +71,7 @@ class Flags:
     seed: int | None
     seeds: str | None
     model: str | None
-    classifier: str | None
+    classifier: list[str] | None
     classifier_input: str | None
     classifier_gradient: str | None
     guide_model: str | None
@@ -118,7 +116,7 @@ class Job:
     Attributes:
         flags: as given.
         checkpoint: what will be drawn from.
-        judge: the classifier that guides; None in modes without one.
+        judge: the classifier that guides, or several; None in modes without one.
         guide: the weaker model that the checkpoint is weighed against; None without autoguidance.
         name_of: the name of a cell's label.
         plan: what the run is to hold.
@@ -133,7 +131,7 @@ class Job:
 
     flags: Flags
     checkpoint: Checkpoint
-    judge: ClassifierInfo | None
+    judge: AnyClassifier | None
     guide: GuideModel | None
     name_of: Callable[[Cell], str]
     plan: Plan
@@ -179,9 +177,9 @@ def plan_job(flags: Flags) -> Job:
     axes = parse_by(flags.by or [])
     own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
-    needs_null = any(w != 1 for w in own_weights or parse_weights(flags.w or "0"))
+    needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     checkpoint, judge, guide = _open(flags, needs_null=needs_null)
-    known = checkpoint.labels if checkpoint.class_conditional or judge is None else judge.labels
+    known = checkpoint.known(judge)
     prompts = _prompts(flags, checkpoint, judge)
     labels = _labels(flags, checkpoint, judge, known, prompts)
     mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
@@ -196,6 +194,8 @@ def plan_job(flags: Flags) -> Job:
         guide.check_labels(single_labels(labels), checkpoint, needs_null)
     from guidegen import engine  # torch, from here on
 
+    if guide:
+        engine.check_layers(guide, checkpoint)
     device = engine.pick_device(flags.device)
 
     def look(flags: Flags) -> tuple[Settings, Any]:
@@ -242,7 +242,7 @@ def plan_job(flags: Flags) -> Job:
 def _look(
     flags: Flags,
     checkpoint: Checkpoint,
-    judge: ClassifierInfo | None,
+    judge: AnyClassifier | None,
     guide: GuideModel | None,
     prompts: list[str] | None,
     device: torch.device,
@@ -319,7 +319,10 @@ def say_what_it_takes(job: Job) -> None:
     channels, height, width = job.checkpoint.image_shape
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
     count = len(job.cells)
-    costs = [(some, engine.cost(some, settings, scheduler)) for settings, scheduler, some in job.by_variant(job.cells)]
+    costs = [
+        (some, engine.cost(some, settings, scheduler, job.checkpoint, job.judge))
+        for settings, scheduler, some in job.by_variant(job.cells)
+    ]
     nfe = sum(cost for _, cost in costs)
     variants = [{**dict(some[0].variant), "cells": len(some), "nfe": cost} for some, cost in costs if some[0].variant]
     facts = {
@@ -361,8 +364,10 @@ def carry_out(job: Job) -> None:
     if not job.flags.quiet:
         for lack in job.checkpoint.missing:
             console.note(f"note: {job.checkpoint.ref} has no {lack}")
-        if job.judge and job.checkpoint.class_conditional and job.judge.renumbers(job.checkpoint.labels):
-            console.note(f"note: {job.judge.ref} has other label ids; its labels are matched by name")
+        known = job.checkpoint.known(job.judge)
+        for part, _ in job.judge.parts if job.judge else ():
+            if part.labels is not known and part.renumbers(known):
+                console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         about = _about(job)
@@ -392,14 +397,16 @@ def _with_weights(job: Job) -> Job:
     from guidegen.checkpoints.loading import check_weights
 
     flags, checkpoint, judge, guide, access = job.flags, job.checkpoint, job.judge, job.guide, job.flags.access
-    if any(part and part.revision for part in (checkpoint, judge, guide and guide.checkpoint)):
+    judges = [part for part, _ in judge.parts] if judge else []
+    if any(part and part.revision for part in (checkpoint, *judges, guide and guide.checkpoint)):
         checkpoint, judge, guide = _open(flags, weights=True, needs_null=False)
+        judges = [part for part, _ in judge.parts] if judge else []
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
-    for folder in parts + ([judge.folder] if judge and judge.own is None else []):
+    for folder in parts + [part.folder for part in judges if part.own is None]:
         check_weights(folder, access)
     hashes: dict[str, Any] = {
         "model_sha256": _sha256(checkpoint, access),
-        "classifier_sha256": _sha256(judge, access) if judge else None,
+        "classifier_sha256": SEPARATOR.join(_sha256(part, access) for part in judges) or None,
         "guide_model_sha256": _guide_sha256(guide, access),
     }
     looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
@@ -469,11 +476,16 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
 
 
 def _tell_alike(job: Job) -> None:
-    """Says where axes of `--by` make no difference: guidance of weight zero is none."""
-    bare = {cell.variant for cell in job.cells if mode_weights(job.settings.mode, cell) == UNGUIDED}
-    axes = [axis for axis, _ in job.plan.by if axis not in ("scheduler", "steps", "eta")]
-    if axes and len(bare) > 1:
-        console.note(f"note: at w = 0 there is no guidance, so the images are the same for every {axis_name(axes[0])}")
+    """Says at which weights axes of `--by` make no difference, such as the method where nothing is guided."""
+    from guidegen import engine
+
+    places: dict[float, list[Any]] = {}
+    for variant, (settings, scheduler) in job.looks.items():
+        for w in job.plan.weights_of(variant):
+            cell = Cell(None, 0, w, job.plan.classifier_weights[-1], w_guide=job.plan.guide_weights[-1])
+            places.setdefault(w, []).append(engine.what_counts(settings, scheduler, cell))
+    if alike := [f"{w:g}" for w, found in places.items() if len(set(found)) < len(found)]:
+        console.note(f"note: at w = {', '.join(alike)} variants draw the same images, as guidance adds nothing there")
 
 
 def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
@@ -527,7 +539,7 @@ def _line(row: Row) -> str:
 
 def _open(
     flags: Flags, weights: bool = False, needs_null: bool = True
-) -> tuple[Checkpoint, ClassifierInfo | None, GuideModel | None]:
+) -> tuple[Checkpoint, AnyClassifier | None, GuideModel | None]:
     """The checkpoint and, where there are any, the classifier and the weaker model; refuses a mode that cannot be served."""
     size = options.parse_size(flags.size)
     checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, weights, flags.access)
@@ -543,8 +555,9 @@ def _open(
     reason = checkpoint.refusal(flags.mode, judge is not None, needs_null)
     if reason and not (flags.mode == "auto" and flags.guide_model):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
-    if judge and judge.input == "noisy" and not judge.own:
-        _check_noisy(judge, checkpoint)
+    for part, _ in judge.parts if judge else ():
+        if part.input == "noisy" and not part.own:
+            _check_noisy(part, checkpoint)
     return checkpoint, judge, _open_guide(flags, checkpoint, size, weights)
 
 
@@ -567,12 +580,13 @@ def _check_noisy(judge: ClassifierInfo, checkpoint: Checkpoint) -> None:
         )
 
 
-def _gradient(flags: Flags, judge: ClassifierInfo | None) -> str | None:
+def _gradient(flags: Flags, judge: AnyClassifier | None) -> str | None:
     """Which derivative of the denoised estimate is taken; None on noisy input."""
-    if judge is not None and judge.input == "denoised":
+    if judge is not None and any(part.input == "denoised" for part, _ in judge.parts):
         return flags.classifier_gradient or "exact"
     if flags.classifier_gradient is not None:
-        raise UsageError("--classifier-gradient is for classifiers of denoised images; this one reads x_t itself.")
+        reads = "this one reads" if judge is None or len(judge.parts) == 1 else "these read"
+        raise UsageError(f"--classifier-gradient is for classifiers of denoised images; {reads} x_t itself.")
     return None
 
 
@@ -609,7 +623,7 @@ def _guidance(flags: Flags) -> dict[str, Any]:
     return {"guidance": method.name, "guidance_options": options or None}
 
 
-def _prompts(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None) -> list[str] | None:
+def _prompts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None) -> list[str] | None:
     """The texts that are asked for; None where none is needed."""
     zero_shot = judge is not None and judge.zero_shot
     model_reads = checkpoint.kind.text and flags.mode != "classifier"
@@ -622,21 +636,20 @@ def _prompts(flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None)
         return None
     if flags.prompt:
         return options.read_prompts(flags.prompt)
-    if (model_reads and flags.mode != "none") or (zero_shot and not checkpoint.class_conditional):
+    has_labels = checkpoint.class_conditional or (judge is not None and judge.takes_labels)
+    if (model_reads and flags.mode != "none") or (zero_shot and not has_labels):
         instead = "takes text, not labels: give" if flags.label else f"needs, in mode {flags.mode},"
         part = "model" if model_reads else "classifier"
         raise UsageError(f'The {part} {instead} --prompt, such as --prompt "a red fox in snow".')
     return None
 
 
-def _texts(
-    flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, prompts: list[str] | None
-) -> list[str] | None:
+def _texts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None, prompts: list[str] | None) -> list[str] | None:
     """What a zero-shot classifier tells apart: the prompts and the null text, or the names of all labels."""
     if judge is None or not judge.zero_shot:
         return None
     if prompts is None:
-        return label_texts(checkpoint.labels)
+        return label_texts(checkpoint.known(judge))
     return list(
         dict.fromkeys([*(text for prompt in prompts for text, _ in prompt_parts(prompt)), flags.negative_prompt or ""])
     )
@@ -645,7 +658,7 @@ def _texts(
 def _weights(flags: Flags, mixed: bool) -> list[float]:
     """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
     if flags.sweep:
-        return parse_weights(flags.w or "0,1,2,4,8")
+        return parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
     return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
 
 
@@ -708,7 +721,11 @@ def _check_numbers(flags: Flags) -> None:
 
 
 def _labels(
-    flags: Flags, checkpoint: Checkpoint, judge: ClassifierInfo | None, known: Labels, prompts: list[str] | None
+    flags: Flags,
+    checkpoint: Checkpoint,
+    judge: AnyClassifier | None,
+    known: Labels,
+    prompts: list[str] | None,
 ) -> list[int | str] | list[None]:
     """Label ids and mixtures of them that are asked for; [None] where none is needed."""
     if not flags.label:
@@ -721,14 +738,15 @@ def _labels(
         takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
-    missing = [i for i in single_labels(ids) if judge is not None and prompts is None and i not in judge.columns(known)]
-    if missing and judge is not None:
-        raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {judge.ref} does not know it.")
+    for part, _ in judge.parts if judge else ():
+        knows = part.columns(known) if prompts is None or part.takes_labels else single_labels(ids)
+        if missing := [i for i in single_labels(ids) if i not in knows]:
+            raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {part.ref} does not know it.")
     return ids
 
 
-def _needs_label(mode: str, checkpoint: Checkpoint, judge: ClassifierInfo | None, prompts: list[str] | None) -> bool:
-    if judge is not None and not judge.zero_shot:
+def _needs_label(mode: str, checkpoint: Checkpoint, judge: AnyClassifier | None, prompts: list[str] | None) -> bool:
+    if judge is not None and judge.takes_labels:
         return True
     if not checkpoint.class_conditional:
         return False
@@ -745,11 +763,16 @@ def _about(job: Job) -> dict[str, Any]:
         where = part.ref if part.revision else str(part.folder.resolve())
         return {"path": where, "revision": part.revision}
 
+    def classifiers(judge: AnyClassifier) -> Any:
+        if isinstance(judge, ClassifierInfo):
+            return identity(judge)
+        return [{**identity(part), "weight": weight} for part, weight in judge.parts]
+
     return {
         "guidegen": __version__,
         "command": ["guidegen", *sys.argv[1:]],
         "checkpoint": identity(job.checkpoint),
-        "classifier": identity(job.judge) if job.judge else None,
+        "classifier": job.judge and classifiers(job.judge),
         **({"guide_model": identity(job.guide.checkpoint)} if job.guide and job.guide.checkpoint else {}),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from guidegen.checkpoints import Access, Checkpoint, ClassifierInfo, open_checkpoint, open_classifier
+from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, open_checkpoint, open_classifier
+from guidegen.checkpoints.classifiers import open_classifiers
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import UsageError
@@ -33,13 +34,14 @@ Model = Annotated[
     ),
 ]
 ClassifierRef = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--classifier",
         "-c",
-        metavar="ID|DIR",
+        metavar="ID|DIR[:W]",
         help="Classifier for the modes classifier and both: noise-aware, a transformers image classifier, or CLIP-like. "
-        "Default: the noise-aware one in the checkpoint's folder.",
+        "Repeats: the gradients are summed, each with its weight W (1). Default: the noise-aware one in the "
+        "checkpoint's folder.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -101,15 +103,29 @@ def find_checkpoint(
 
 
 def find_classifier(
-    ref: str | None,
+    refs: Sequence[str] | None,
     checkpoint: Checkpoint,
     input: str | None = None,
     weights: bool = False,
     access: Access = DEFAULT_ACCESS,
-) -> ClassifierInfo | None:
-    """Opens the classifier that the flags name, or the one beside the checkpoint, if any."""
-    ref = ref or checkpoint.bundled_classifier
-    return open_classifier(ref, input, weights, access) if ref else None
+) -> AnyClassifier | None:
+    """Opens the classifiers that the flags name, or the one beside the checkpoint, if any."""
+    if not refs:
+        bundled = checkpoint.bundled_classifier
+        return open_classifier(bundled, input, weights, access) if bundled else None
+    return open_classifiers([_weighted(ref) for ref in refs], input, weights, access)
+
+
+def _weighted(ref: str) -> tuple[str, float]:
+    """`dir:0.5` as ("dir", 0.5); of weight 1 where none is given.
+
+    Raises:
+        UsageError: a weight of zero.
+    """
+    name, weight = (ref, None) if Path(ref).expanduser().is_dir() else split_weight(ref)
+    if weight == 0:
+        raise UsageError(f"--classifier {ref} weighs nothing: leave it out.")
+    return name, 1.0 if weight is None else weight
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -12,12 +12,14 @@ import typer
 
 from guidegen import grid
 from guidegen.checkpoints import MODES, Access, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.checkpoints.files import find_weights
+from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.job import draw_grid
 from guidegen.errors import UsageError
-from guidegen.plan import Plan, differences, run_names
+from guidegen.plan import Plan, differences, parse_seeds, run_names
 from guidegen.run import Row, read_plans, read_rows, read_run, with_axes
 
 
@@ -62,7 +64,7 @@ def _inspect(
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
         "default steps": checkpoint.steps,
         "learned variance": checkpoint.learned_variance,
-        "classifier": judge and _judge(judge),
+        "classifier": judge and SEPARATOR.join(_judge(*part) for part in judge.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
         "missing": checkpoint.missing,
@@ -94,9 +96,10 @@ def _kind(checkpoint: Checkpoint) -> str:
     return f"{name}, class-conditional {'with' if checkpoint.has_null else 'without'} a null label"
 
 
-def _judge(judge: ClassifierInfo) -> str:
+def _judge(judge: ClassifierInfo, weight: float) -> str:
     knows = "any text" if judge.zero_shot else f"{len(judge.labels)} labels"
-    return f"{judge.ref} ({judge.input} input, {knows})"
+    weighs = "" if weight == 1 else f", weight {weight:g}"
+    return f"{judge.ref} ({judge.input} input, {knows}{weighs})"
 
 
 def _text(value: Any) -> str:
@@ -137,7 +140,7 @@ def _labels(
     labels = checkpoint.labels
     if not checkpoint.class_conditional:
         judge = options.find_classifier(classifier, checkpoint, access=access)
-        if judge is None or judge.zero_shot:
+        if judge is None or not judge.takes_labels:
             takes = "takes prompts" if checkpoint.kind.text else "is unconditional"
             raise UsageError(f"{checkpoint.ref} {takes}: it has no labels. Name a classifier that has: --classifier.")
         labels = judge.labels
@@ -158,13 +161,26 @@ def _grid(
         typer.Option(
             "--columns",
             metavar="AXIS,...",
-            help="The axis across: w, label, prompt, seed, w_classifier, w_guide, or one of the sweep's --by; of several, "
+            help="The axis across: w, label, prompt, seed, w-classifier, w-guide or one of the sweep's --by; of several, "
             "the combinations that there are. [default: as the run was drawn, w]",
         ),
     ] = None,
     rows: Annotated[
         str | None,
         typer.Option("--rows", metavar="AXIS,...", help="Axes down, outermost first; those that are not named follow."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="LABEL", help="Only these labels, as sample takes them. Repeats."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="LIST", help="Only these seeds: 0-3,100.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Under each column, what `guidegen evaluate` measured: frechet_distance, accuracy, recall ... Repeats.",
+        ),
     ] = None,
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
@@ -179,7 +195,8 @@ def _grid(
     if len(runs) == 1:
         plan = _plan_with_grid(runs[0], abouts[0])
         across, down = across or tuple(plan.columns if plan else ()), down or tuple(plan.rows if plan else ())
-    cells, told = _side_by_side(runs, [about["settings"] for about in abouts])
+    cells, told = _side_by_side(runs, [about["settings"] for about in abouts], metric or [])
+    cells = _chosen(cells, label, seeds)
     shapes = {tuple(row["shape"][:2]) for row in cells if row["shape"]}
     if not shapes:
         raise UsageError(f"{runs[0]} holds no finished images yet.")
@@ -203,9 +220,44 @@ def _plan_with_grid(run: Path, about: Mapping[str, Any]) -> Plan | None:
     return plans[-1] if plans else None
 
 
-def _side_by_side(runs: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
+def _chosen(rows: Sequence[Row], labels: list[str] | None, seeds: str | None) -> list[Row]:
+    """The rows of these labels and seeds; None for all."""
+    known = Labels({row["label"]: row["label_name"] for row in rows if row["label"] is not None})
+    wanted = set(options.resolve_labels(labels, known)) if labels else None
+    starts = set(parse_seeds(seeds)) if seeds else None
+    chosen = [
+        row for row in rows if (wanted is None or row["label"] in wanted) and (starts is None or row["seed"] in starts)
+    ]
+    if not chosen:
+        raise UsageError("No image has one of these labels and one of these seeds.")
+    return chosen
+
+
+def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
+    """The rows, each with what was measured of its group as its caption."""
+    from guidegen.evaluation import key_of, open_drawn, read_metrics
+    from guidegen.metrics import METRICS
+
+    titles = {metric.name: metric.title for metric in METRICS}
+    if unknown := [name for name in metrics if name not in titles]:
+        raise UsageError(f"--metric {unknown[0]!r}: choose of {', '.join(titles)}.")
+    drawn = open_drawn(run, check_hashes=False)
+    captions = {
+        key_of(row, drawn.axes): "\n".join(
+            f"{titles[name]} {row['metrics'][name]['value']:.3g}" for name in metrics if row["metrics"].get(name)
+        )
+        for row in read_metrics(drawn)[0]
+    }
+    if not captions:
+        raise UsageError(f"{run} was not measured, or has other images now: run `guidegen evaluate {run}` first.")
+    return [row | {"caption": captions.get(key_of(row, drawn.axes), "")} for row in rows]
+
+
+def _side_by_side(
+    runs: Sequence[Path], settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> tuple[list[Row], list[str]]:
     """Rows of all runs, named by what tells the runs apart, and the axes that are not the same in all rows."""
-    rows_of = [read_rows(run) for run in runs]
+    rows_of = [_measured(run, read_rows(run), metrics) if metrics else read_rows(run) for run in runs]
     swept = dict.fromkeys(axis for rows in rows_of for axis in grid.axes_of(rows) if axis not in grid.AXES)
     names = run_names(settings, [run.resolve().name for run in runs], swept)
     cells: list[Row] = []

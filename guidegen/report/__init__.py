@@ -153,13 +153,16 @@ def _data(
     described = [_run(drawn, name, axis, images) for (drawn, _), name in zip(runs, names, strict=True)]
     largest = max(max(row["shape"][:2]) for drawn, _ in runs for row in drawn.rows)
     settings = runs[0][0].about["settings"]
+    swept = {axis for drawn, _ in runs for axis in drawn.axes}
+    words = {"scheduler": value_name("scheduler", settings["scheduler"]), "steps": f"{settings['steps']} steps"}
+    how = ", ".join(word for axis, word in words.items() if axis not in swept)
     measured = next((line.best(metric) for line in series for metric in shown(series)[:1]), None)
     middle = described[0]["x"][len(described[0]["x"]) // 2]
     count = sum(len(drawn.rows) for drawn, _ in runs)
     folders = " ".join(shlex.quote(str(drawn.folder)) for drawn, _ in runs)
     return {
         "axis": axis,
-        "subtitle": f"{settings['scheduler']}, {settings['steps']} steps · {count:,} images",
+        "subtitle": f"{how} · {count:,} images" if how else f"{count:,} images",
         "footer": f"Made by guidegen {__version__}: guidegen report {folders}",
         "warnings": list(warnings),
         "pixelated": largest <= _SMALL,
@@ -215,7 +218,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "folder": str(drawn.folder),
         "settings": {
             **settings,
-            **{f"{key} from": value.get("path", "") if isinstance(value, dict) else value for key, value in about.items()},
+            **{f"{key} from": _path(value) for key, value in about.items()},
             **{f"{package} version": version for package, version in versions.items()},
         },
         "command": shlex.join(map(str, drawn.about.get("command", []))),
@@ -228,6 +231,12 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "subjects": list(subjects.values()),
         "cells": cells,
     }
+
+
+def _path(origin: Any) -> str:
+    """Where a part came from, or several parts did, as run.json says it."""
+    parts = origin if isinstance(origin, list) else [origin]
+    return ", ".join(str(part.get("path", "")) if isinstance(part, dict) else str(part) for part in parts)
 
 
 def _flags(row: Row) -> list[str]:

@@ -14,6 +14,8 @@ from guidegen.run import write_atomically
 
 COLOURS = ("#2563eb", "#d9660a", "#0f8a6d", "#b4237a", "#6d4bd1", "#7a6a00", "#0b7fa8", "#c2412d")
 MARKERS = "osD^vPX*"
+_STROKES = ("-", "--", ":", "-.")  # the next after all colours
+_WIDE_NAME = 36  # letters, past which three names do not fit beside each other
 _INK, _FAINT = "#1f2430", "#8a90a0"
 _STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib carries it
@@ -53,7 +55,8 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
         if {"precision", "recall"} <= {metric.name for metric in metrics}:
             panels.insert(2, None)  # the path, between the distances and their parts
         rows = -(-len(panels) // 3)
-        figure = Figure(figsize=(10, 1.45 + 2.55 * rows))
+        more = 0.2 * (_legend_size(series)[0] - 1)  # inches
+        figure = Figure(figsize=(10, 1.45 + more + 2.55 * rows))
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, 3, squeeze=False)
         for place, panel in zip(grid.flat, panels, strict=False):
@@ -66,7 +69,7 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
         _legend(figure, series)
         height = figure.get_figheight()
         figure.subplots_adjust(
-            left=0.065, right=0.985, top=1 - 0.82 / height, bottom=1.02 / height, hspace=0.52, wspace=0.26
+            left=0.065, right=0.985, top=1 - (0.82 + more) / height, bottom=1.02 / height, hspace=0.52, wspace=0.26
         )
         figure.text(0.065, 0.16 / height, about_series(series), fontsize=7.5, color=_FAINT, va="bottom", linespacing=1.5)
         paths = []
@@ -94,7 +97,7 @@ def _over(place: Any, metric: Metric, series: Sequence[Series]) -> None:
         )
         xs = [line.x[j] for j in comparable]
         place.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
-        place.plot(xs, [values[j] for j in comparable], marker, ls="-", ms=3.8, color=colour, linewidth=1.6)
+        place.plot(xs, [values[j] for j in comparable], marker, ls=_stroke(i), ms=3.8, color=colour, linewidth=1.6)
         hollow = [j for j in known if j not in comparable]
         place.plot([line.x[j] for j in hollow], [values[j] for j in hollow], marker, ms=3.8, mfc="white", color=colour)
         index = line.best(metric)
@@ -146,7 +149,7 @@ def _path(place: Any, series: Sequence[Series]) -> None:
         if not points:
             continue
         path = [r for r, _, _ in points], [p for _, p, _ in points]
-        place.plot(*path, color=colour, marker=MARKERS[i % len(MARKERS)], ms=3.6, linewidth=1.4)
+        place.plot(*path, color=colour, marker=MARKERS[i % len(MARKERS)], ls=_stroke(i), ms=3.6, linewidth=1.4)
         for r, p, x in {points[0], points[-1]}:
             name = {"fontsize": 8.5, "fontweight": "bold", "color": colour, "path_effects": [halo], "zorder": 6}
             place.annotate(f"{x:g}", (r, p), (-3, 6 - 16 * (i % 2)), textcoords="offset points", **name)
@@ -159,11 +162,30 @@ def _path(place: Any, series: Sequence[Series]) -> None:
     place.margins(0.12)
 
 
+def _stroke(i: int) -> str:
+    return _STROKES[i // len(COLOURS) % len(_STROKES)]
+
+
+def _legend_size(series: Sequence[Series]) -> tuple[int, int]:
+    """Rows and columns of the legend."""
+    columns = 3 if max(len(line.name) for line in series) <= _WIDE_NAME else 2
+    return -(-len(series) // columns), columns
+
+
 def _legend(figure: Any, series: Sequence[Series]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=5, label=line.name)
+        Line2D(
+            [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], ls=_stroke(i), ms=5, label=line.name
+        )
         for i, line in enumerate(series)
     ]
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.055, 0.995), ncols=3, frameon=False, fontsize=9.5)
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.055, 0.995),
+        ncols=_legend_size(series)[1],
+        frameon=False,
+        fontsize=9.5,
+    )

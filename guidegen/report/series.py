@@ -74,7 +74,7 @@ def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> li
             some.sort(key=lambda row: row[axis])
             varying = [i for i in range(len(others)) if len({other[i] for other in lines}) > 1]
             suffix = describe([others[i] for i in varying], [key[i] for i in varying])
-            name = ", ".join(filter(None, (names[index], suffix)))
+            name = suffix if suffix and len(runs) == 1 else ", ".join(filter(None, (names[index], suffix)))
             at = dict(zip(others, key, strict=True))
             found.append(Series(name, index, at, axis, [float(row[axis]) for row in some], some))
     return found

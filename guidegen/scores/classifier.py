@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from guidegen.scores.denoiser import autocast
 from guidegen.scores.diffusion import Level, PredictionType, to_x0
-from guidegen.scores.guidance import NULL, Cost, Denoiser
+from guidegen.scores.guidance import NULL, Classifier, Cost, Denoiser
 
 _LARGEST_AT_LOGITS = 2.0**10
 _SCALE_STEP = 2.0**5
@@ -160,6 +160,39 @@ class CheapScore:
         x0 = to_x0(null, x_t, level, self.prediction_type)
         scaled = self.autocast == torch.float16
         return gradient_of_log_probability(logits_of, x0, self._columns(labels), scaled) / level.alpha
+
+
+class SummedScore:
+    """Several classifiers behind one interface.
+
+    grad log of a product of experts, each to the power of its weight v_j: sum_j v_j grad log p_j(y|x_t)
+    (Hinton 2002, Neural Computation 14(8), eq. 1; as scores: Liu et al. 2022, arXiv 2206.01714, eq. 11).
+    The sum is a mixture of labels: of K classifiers, the one with index j is asked for its label n as
+    label n K + j, whose weight in the mixture is v_j. Each thus answers for labels of its own, and at its own cost.
+
+    Args:
+        parts: the K classifiers.
+    """
+
+    def __init__(self, parts: Sequence[Classifier]):
+        self.parts = tuple(parts)
+        self.cost = summed_cost([part.cost for part in parts])
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
+        """grad log p_j(label n | x_t) of each row's own classifier, (B, C, H, W) fp32; labels (B,) are n K + j."""
+        count = len(self.parts)
+        gradient = torch.empty_like(x_t)
+        for j, part in enumerate(self.parts):
+            rows = (labels % count == j).nonzero()[:, 0]
+            if len(rows):
+                some = [each.index_select(0, rows) for each in (x_t, labels // count, null)]
+                gradient[rows] = part(some[0], t, some[1], level, some[2]).to(gradient.dtype)
+        return gradient
+
+
+def summed_cost(costs: Sequence[Cost]) -> Cost:
+    """What gradients of several classifiers take, each its own."""
+    return Cost(costs[0].calls, any(cost.needs_null for cost in costs), tuple(cost.calls for cost in costs[1:]))
 
 
 class _Columns:

@@ -42,10 +42,18 @@ class Cost(NamedTuple):
     Attributes:
         calls: network calls of its own.
         needs_null: whether the unconditional prediction is read too.
+        others: calls of the other classifiers, where it stands for several: label n is the one with index
+            n modulo their number.
     """
 
     calls: int
     needs_null: bool = False
+    others: tuple[int, ...] = ()
+
+    def of(self, labels: Iterable[int]) -> int:
+        """Network calls of the gradients of these labels."""
+        each = (self.calls, *self.others)
+        return sum(each[label % len(each)] for label in labels)
 
 
 FREE = Cost(0)
@@ -127,7 +135,7 @@ class _Needs(NamedTuple):
     def calls(self, cost: Cost) -> int:
         """How many they are; a label that two predictions read is asked for once."""
         network = {label for label, _ in (*self.null, *self.conditional)}
-        return len(network) + len(self.weak) + len(self.gradients) * cost.calls
+        return len(network) + len(self.weak) + cost.of(label for label, _ in self.gradients)
 
 
 _WITHOUT: Mixture = ((NULL, 1.0),)
@@ -245,7 +253,7 @@ class _Layout:
         )
         self.w, self.w_classifier, self.w_guide = (_column(column, device) for column in zip(*weights, strict=True))
         self.calls = [need.calls(cost) for need in needs]
-        self.made = len(strong) + len(weak) + len(gradients) * cost.calls
+        self.made = len(strong) + len(weak) + cost.of(label for _, label in gradients)
 
 
 class Guide:

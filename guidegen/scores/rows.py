@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from guidegen.scores.classifier import SummedScore
 from guidegen.scores.diffusion import Level
 from guidegen.scores.guidance import Classifier, Denoiser
 
@@ -43,3 +44,10 @@ class FixedClassifier:
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
         """As the classifier's own."""
         return in_fixed_rows(self.size, lambda x, y, n: self.classifier(x, t, y, level, n), x_t, labels, null)
+
+
+def fixed_classifier(classifier: Classifier, size: int) -> Classifier:
+    """A classifier, each of several ones by itself, that is called with `size` rows each time."""
+    if isinstance(classifier, SummedScore):
+        return SummedScore([FixedClassifier(part, size) for part in classifier.parts])
+    return FixedClassifier(classifier, size)

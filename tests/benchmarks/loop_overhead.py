@@ -19,9 +19,10 @@ import torch
 
 from guidegen import open_checkpoint
 from guidegen.checkpoints import open_classifier
-from guidegen.engine import Painter, draw, open_painter, plan_scheduler
+from guidegen.engine import DTYPES, Painter, draw, open_painter, plan_scheduler
 from guidegen.plan import Cell, Settings
 from guidegen.run import Run
+from guidegen.scores.denoiser import autocast
 from guidegen.zoo import BUNDLED
 
 
@@ -36,28 +37,49 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], None]:
-    """The network calls of one batch at w = 3 with nothing around them."""
+    """The network calls of one batch at w = 3 with nothing around them, in the painter's precision."""
     denoiser: Any = painter.condition([])[0]
     judge: Any = painter.classifier
     x = torch.randn((batch, *painter.shape), device=painter.device)
     y = torch.tensor(labels, device=painter.device)
     null = torch.full((batch,), denoiser.null_label, device=painter.device)
     joined = (torch.cat([x, x]), torch.cat([null, y])) if painter.mode == "cfg" else (x, null)
-    timesteps = painter.scheduler.timesteps
+    timesteps = painter.scheduler.timesteps.to(painter.device)
 
     def gradient(t: torch.Tensor) -> None:
         leaf = x.detach().requires_grad_()
-        log_p = judge.network(leaf, t.expand(batch)).log_softmax(-1)[:, 0].sum()
-        torch.autograd.grad(log_p, leaf)
+        with autocast(x, judge.autocast):
+            logits = judge.network(leaf.view_as(leaf), t.expand(batch))  # counting FLOP cannot begin at a leaf
+        torch.autograd.grad(logits.float().log_softmax(-1)[:, 0].sum(), leaf)
 
     def work() -> None:
         for t in timesteps:
-            with torch.no_grad():
-                denoiser.network(joined[0], t.to(painter.device), class_labels=joined[1])
+            with torch.no_grad(), autocast(x, denoiser.autocast):
+                denoiser.network(joined[0], t.expand(len(joined[0])), class_labels=joined[1], return_dict=False)
             if painter.mode == "classifier":
-                gradient(t.to(painter.device))
+                gradient(t)
+        if painter.decode:
+            with torch.no_grad():
+                painter.decode(x)
 
     return work
+
+
+def saving(painter: Painter, cells: list[Cell], settings: Settings, batch: int, where: str | Path) -> Callable[[], None]:
+    """Drawing the cells and saving them as the command does, each time into a new run under `where`."""
+
+    def work() -> None:
+        with Run(Path(tempfile.mkdtemp(dir=where)), settings, {}) as run:
+            for _ in draw(painter, cells, run, str, batch):
+                pass
+
+    return work
+
+
+def ratios_of(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Median, least and largest of the ratios of the pairs."""
+    ratios = [a / b for a, b in pairs]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def main() -> None:
@@ -65,6 +87,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--model", default=str(BUNDLED))
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,27 +96,24 @@ def main() -> None:
     labels = (list(checkpoint.labels) * options.batch)[: options.batch]
     cells = [Cell(label, seed, 3.0) for seed, label in enumerate(labels)]
     print(
-        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {options.dtype}, "
         f"batch {options.batch}, {options.steps} steps"
     )
     print("mode        total s   bare s   ratio (median of pairs, min-max)")
-    for mode in ("cfg", "classifier"):
-        scheduler = plan_scheduler(checkpoint, None, options.steps, None)
-        settings = Settings(mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, "fp32", checkpoint.null_label)
-        painter = open_painter(checkpoint, judge, scheduler, settings, device)
-        bare = bare_calls(painter, options.batch, labels)
-
-        def total(painter: Painter = painter, settings: Settings = settings) -> None:
-            with tempfile.TemporaryDirectory() as folder, Run(Path(folder), settings, {}) as run:
-                for _ in draw(painter, cells, run, lambda label: str(label), options.batch):
-                    pass
-
-        total(), bare()
-        pairs = [(seconds(total), seconds(bare)) for _ in range(options.pairs)]
-        ratios = [a / b for a, b in pairs]
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        spread = f"{min(ratios):.3f}-{max(ratios):.3f}"
-        print(f"{mode:<10} {ours:8.2f} {theirs:8.2f}   {statistics.median(ratios):.3f}  ({spread})")
+    with tempfile.TemporaryDirectory() as where:
+        for mode in ("cfg", "classifier"):
+            scheduler = plan_scheduler(checkpoint, None, options.steps, None)
+            settings = Settings(
+                mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, options.dtype, checkpoint.null_label
+            )
+            painter = open_painter(checkpoint, judge, scheduler, settings, device)
+            bare = bare_calls(painter, options.batch, labels)
+            total = saving(painter, cells, settings, options.batch, where)
+            total(), bare()
+            pairs = [(seconds(total), seconds(bare)) for _ in range(options.pairs)]
+            ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+            median, least, most = ratios_of(pairs)
+            print(f"{mode:<10} {ours:8.2f} {theirs:8.2f}   {median:.3f}  ({least:.3f}-{most:.3f})")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from guidegen import open_checkpoint
+from guidegen import Checkpoint, open_checkpoint
 from guidegen.engine import Tally, draw, open_painter, pick_batch_size, plan_scheduler
 from guidegen.plan import Cell, Settings, make_cells
 from guidegen.run import Run
@@ -34,10 +34,13 @@ WEIGHTS = [float(w) for w in range(9)]
 
 
 class Pipeline:
-    """What stands in a diffusers user's script: classifier-free guidance as the pipelines of diffusers do it."""
+    """What stands in a diffusers user's script: classifier-free guidance as the pipelines of diffusers do it.
 
-    def __init__(self, folder: Path, null_label: int, device: torch.device):
-        self.unet = UNet2DModel.from_pretrained(folder / "unet").to(device).eval()
+    `dtype` is that of weights, latents and scheduler, as `torch_dtype` makes it in those pipelines.
+    """
+
+    def __init__(self, folder: Path, null_label: int, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=dtype).to(device).eval()
         self.scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         self.null_label, self.device = null_label, device
 
@@ -45,15 +48,16 @@ class Pipeline:
     def __call__(self, labels: list[int], seeds: list[int], guidance_scale: float, steps: int) -> list[Image.Image]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         size = self.unet.config.sample_size
-        x = randn_tensor((len(labels), self.unet.config.in_channels, size, size), generator=generators).to(self.device)
+        shape = (len(labels), self.unet.config.in_channels, size, size)
+        x = randn_tensor(shape, generator=generators, device=self.device, dtype=self.unet.dtype)
         classes = torch.tensor([self.null_label] * len(labels) + labels, device=self.device)
         self.scheduler.set_timesteps(steps)
         for t in self.scheduler.timesteps:
-            noise = self.unet(torch.cat([x, x]), t, class_labels=classes).sample
+            noise = self.unet(torch.cat([x, x]), t, class_labels=classes).sample[:, : shape[1]]
             unconditional, conditional = noise.chunk(2)
             guided = unconditional + guidance_scale * (conditional - unconditional)
             x = self.scheduler.step(guided, t, x).prev_sample
-        images = ((x / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+        images = ((x.float() / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
         return [Image.fromarray(image) for image in images]
 
 
@@ -69,19 +73,25 @@ def timed(work: Callable[[Path], None]) -> tuple[float, float, dict[str, Any]]:
         return took, cpu, {str(path.relative_to(folder)): np.asarray(Image.open(path)).astype(int) for path in paths}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--labels", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--model", default=str(BUNDLED))
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = open_checkpoint(options.model)
+class Turns(NamedTuple):
+    """Of the loop and of the sweep in each dtype: seconds, CPU seconds and pixels; network calls of the sweeps."""
+
+    timings: list[dict[str, tuple[float, float, dict[str, Any]]]]
+    calls: dict[str, int]
+    images: int
+
+
+def take_turns(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtypes: Sequence[str],
+    loop_dtype: torch.dtype,
+    options: Any,
+) -> Turns:
+    """Times the loop and the sweeps in turn; `options` holds pairs, steps, labels and seeds."""
     labels, seeds = list(checkpoint.labels)[: options.labels], list(range(options.seeds))
     cells = make_cells(labels, seeds, WEIGHTS)
-    pipeline = Pipeline(checkpoint.folder, checkpoint.null_label or 0, device)
+    pipeline = Pipeline(checkpoint.folder, checkpoint.null_label or 0, device, loop_dtype)
     tallies: dict[str, Tally] = {}
 
     def loop(folder: Path) -> None:
@@ -107,12 +117,26 @@ def main() -> None:
 
         return work
 
-    works = {"loop": loop, "fp32": sweep("fp32"), "bf16": sweep("bf16")}
-    turns = [{name: timed(work) for name, work in works.items()} for _ in range(options.pairs)]
-    plain = 2 * len(cells) * options.steps
+    works = {"loop": loop} | {dtype: sweep(dtype) for dtype in dtypes}
+    timings = [{name: timed(work) for name, work in works.items()} for _ in range(options.pairs)]
+    return Turns(timings, {name: tally.made for name, tally in tallies.items()}, len(cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--labels", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--model", default=str(BUNDLED))
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = open_checkpoint(options.model)
+    turns, calls, images = take_turns(checkpoint, device, ("fp32", "bf16"), torch.float32, options)
+    plain = 2 * images * options.steps
     print(
-        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads: {len(WEIGHTS)} weights, {len(labels)} "
-        f"labels, {len(seeds)} seeds, {options.steps} steps; the loop makes {plain} network calls"
+        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads: {len(WEIGHTS)} weights, {options.labels} "
+        f"labels, {options.seeds} seeds, {options.steps} steps; the loop makes {plain} network calls"
     )
     print("sweep   times as fast: median of turns, min-max   CPU time   sweep s   loop s   calls   largest, mean difference")
     for name in ("fp32", "bf16"):
@@ -123,7 +147,7 @@ def main() -> None:
         apart = np.concatenate([np.abs(ours[file] - theirs[file]).ravel() for file in theirs])
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         print(
-            f"{name:<7} {spread:<41} {of_cpu:8.2f} {seconds[0]:9.1f} {seconds[1]:8.1f} {tallies[name].made:7} "
+            f"{name:<7} {spread:<41} {of_cpu:8.2f} {seconds[0]:9.1f} {seconds[1]:8.1f} {calls[name]:7} "
             f"{apart.max():9} {apart.mean():9.3f}"
         )
 

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from guidegen.sampling import make_scheduler, noise_levels, sample
+from guidegen.scores.classifier import DenoisedScore, SummedScore
 from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, from_x0, score_shift, to_score, to_x0
 from guidegen.scores.guidance import NULL, Cost, Guide
 
@@ -149,6 +150,63 @@ def test_both_adds_the_two() -> None:
     both = Guide(mixture, labels, [2.0] * 4, [1.5] * 4, Posterior(mixture))(x, t, level)
     same = Guide(mixture, labels, [3.5] * 4)(x, t, level)  # with an exact classifier the weights add up
     torch.testing.assert_close(both, same, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_two_exact_classifiers_are_one(kind: PredictionType) -> None:
+    """p(y|x)^0.3 p(y|x)^0.7 = p(y|x), at one level and all the way down."""
+    mixture, x, t = Mixture(kind), points(6), torch.tensor(0)
+    judges = [Posterior(mixture), Posterior(mixture)]
+    labels, w, zero = [0, 1, 2, 0, 1, 2], [1.0, 1.0, 1.0, 2.5, 0.0, -1.0], [0.0] * 6
+    targets = [((2 * label, 0.3), (2 * label + 1, 0.7)) for label in labels]
+    several = Guide(mixture, labels, zero, w, SummedScore(judges), classifier_labels=targets)
+    for mixture.level in LEVELS:
+        one = make_guide(mixture, "classifier", labels, w)(x, t, mixture.level)
+        # 0.3 and 0.7 are fp32 in the guide
+        torch.testing.assert_close(several(x, t, mixture.level), one, rtol=1e-6, atol=1e-6)
+    assert several.calls == [3 * (1 + 2 * (weight != 0)) for weight in w]
+    assert judges[0].rows == judges[1].rows == 3 * 5
+    down = [follow(guide, mixture) for guide in (several, make_guide(mixture, "classifier", labels, w))]
+    drawn = [sample(guide, schedule(kind), list(range(6)), SHAPE, steps=20) for guide in down]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
+
+
+def test_product_of_two_classifiers_has_its_closed_form() -> None:
+    """Experts for different labels: score + sum_j v_j (score given y_j - score), a negative weight included."""
+    mixture, x, t = Mixture("epsilon"), points(8), torch.tensor(0)
+    score = SummedScore([Posterior(mixture), Posterior(mixture), Posterior(mixture)])
+    targets = [((0 * 3, 0.5), (1 * 3 + 1, 2.0), (2 * 3 + 2, -0.75))] * 8
+    guide = Guide(mixture, [NULL] * 8, [0.0] * 8, [1.5] * 8, score, classifier_labels=targets)
+    for mixture.level in LEVELS:
+        found = to_score(guide(x, t, mixture.level), x, mixture.level, "epsilon")
+        plain = mixture.score(x, torch.full((8,), NULL))
+        experts = [mixture.score(x, torch.full((8,), label)) - plain for label in range(3)]
+        expected = plain + 1.5 * (0.5 * experts[0] + 2.0 * experts[1] - 0.75 * experts[2])
+        # all weights are exact in fp32; scores are of order 1 / sigma^2 <= 500
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_noisy_and_denoised_classifiers_add_up() -> None:
+    """Against autograd on 0.5 log p(y|x_t) + 2 log p(y|E[x_0|x_t]), in closed form."""
+
+    def clean_logits(x0: Tensor) -> Tensor:
+        return -((x0.flatten(1)[:, None] - MEANS) ** 2).sum(-1) / (2 * SPREAD**2) + PRIOR.log()
+
+    mixture, x, t = Mixture("epsilon"), points(6), torch.tensor(0)
+    labels, columns = torch.tensor([0, 1, 2, 2, 1, 0]), {0: 0, 1: 1, 2: 2}
+    score = SummedScore([Posterior(mixture), DenoisedScore(clean_logits, columns, mixture)])
+    targets = [((2 * label, 0.5), (2 * label + 1, 2.0)) for label in labels.tolist()]
+    guide = Guide(mixture, [NULL] * 6, [0.0] * 6, [3.0] * 6, score, classifier_labels=targets)
+    for mixture.level in LEVELS:
+        found = to_score(guide(x, t, mixture.level), x, mixture.level, "epsilon")
+        leaf = x.clone().requires_grad_()
+        noisy = mixture.log_joint(leaf).log_softmax(1)
+        denoised = clean_logits(mixture.posterior_mean(leaf, torch.full((6,), NULL))).log_softmax(1)
+        log_p = (0.5 * noisy + 2.0 * denoised).gather(1, labels[:, None]).sum()
+        expected = mixture.score(x, torch.full((6,), NULL)) + 3.0 * torch.autograd.grad(log_p, leaf)[0]
+        # DenoisedScore answers in fp32
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert guide.calls == [3 * (1 + 1 + 2)] * 6
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
