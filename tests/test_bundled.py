@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,14 @@ def test_it_is_what_the_card_says() -> None:
     weights = [path for path in BUNDLED.rglob("*") if path.suffix == ".safetensors"]
     assert {path.parent.name for path in weights} == {"unet", "unet_weak", "classifier"}
     assert sum(path.stat().st_size for path in weights) <= 40e6
+    assert CHECKPOINT.weak_folder == BUNDLED / "unet_weak"
+
+
+def test_its_card_has_its_pictures() -> None:
+    card = (BUNDLED / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"\]\(([\w.]+\.(?:png|svg))\)", card)
+    assert sorted(pictures) == ["curves.svg", "grid.png", "neighbours.png"]
+    assert all(0 < (BUNDLED / name).stat().st_size < 500_000 for name in pictures)
 
 
 def test_main_job(guidegen: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
