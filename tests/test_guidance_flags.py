@@ -12,10 +12,13 @@ import pytest
 import torch
 from conftest import settings_of
 from PIL import Image
+from typer.testing import CliRunner
 
 from guidegen import BUNDLED
 from guidegen.checkpoints import open_checkpoint, open_classifier
+from guidegen.cli import app
 from guidegen.engine import open_painters, plan_scheduler
+from guidegen.errors import UsageError
 from guidegen.plan import Cell
 from guidegen.scores.methods import METHODS
 
@@ -89,13 +92,13 @@ def test_method_of_ones_own_is_run_when_named_by_its_path(guidegen: Command, wit
     ],
 )
 def test_refused_before_anything_is_drawn(
-    guidegen: Command, with_null: Path, tmp_path: Path, flags: list[str], words: str
+    with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
 ) -> None:
-    done = guidegen("sample", "-m", with_null, "--label", 1, "--steps", 3, *flags)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "guidegen-runs").exists()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["sample", "-m", str(with_null), "--label", "1", "--steps", "3", *flags])
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
