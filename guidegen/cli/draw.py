@@ -90,7 +90,8 @@ def _command(
             "--label",
             "-l",
             metavar="LABEL",
-            help='Id, name, range or list: 207, "golden retriever", 0-9, all; @FILE or - for standard input. Repeats.',
+            help='Id, name, range or list: 207, "golden retriever", 0-9, all; @FILE or - for standard input. Repeats. '
+            "With weights, 207:3,281:-1, a list is one mixture.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -101,7 +102,7 @@ def _command(
             "-p",
             metavar="TEXT",
             help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (a line each) or - for standard "
-            "input. Repeats.",
+            "input. Repeats. 'A AND B:0.5' is a mixture.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
