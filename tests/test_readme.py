@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from guidegen.scores.methods import find_method
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_ci_calls_the_test_command() -> None:
@@ -16,11 +19,18 @@ def test_ci_calls_the_test_command() -> None:
 
 
 def test_python_example_runs() -> None:
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    code = next(block for block in BLOCKS if "BUNDLED" in block)
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["pixels"].shape == (2, 32, 32, 3)
     assert (names["pixels"][0] != names["pixels"][1]).any()
+
+
+def test_method_of_ones_own_runs(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(next(block for block in BLOCKS if block.startswith("# own.py")))
+    method, options = find_method(f"{tmp_path}/own.py:Damped", {"rate": "2"})
+    assert options == {"rate": 2.0}
+    assert method.line == "Less guidance with every step."
 
 
 def test_every_command_and_flag_exists() -> None:
@@ -28,7 +38,8 @@ def test_every_command_and_flag_exists() -> None:
     import sys
 
     shown = ""
-    for command in ("sample", "sweep", "inspect", "labels", "grid", "convert", "verify", "merge", "evaluate", "report"):
+    commands = "sample sweep inspect labels grid guidances convert verify merge evaluate report"
+    for command in commands.split():
         run = subprocess.run(
             [sys.executable, "-m", "guidegen", command, "--help"], capture_output=True, text=True, check=True, timeout=60
         )
