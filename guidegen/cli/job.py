@@ -220,23 +220,33 @@ def plan_job(flags: Flags) -> Job:
             return "" if cell.label is None else known.name(cell.label)
         return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
-    if guide:
-        engine.check_layers(guide, checkpoint)
-    settings = varied.base
-    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, settings, None, output)
-    pages = None
-    if flags.sweep:
-        whole = plan.cells() if shard else cells
-        facts = [{**asdict(cell), "label_name": name_of(cell), **dict(cell.variant)} for cell in whole]
-        pages = grid.layout(facts, checkpoint.size, columns, title=job.title, rows=rows)
-        if output.one_image:
-            output.check_grid(len(pages.pages), pages.size(), len(cells))
+    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, varied.base, None, output)
+    pages = _pages(job) if flags.sweep else None
+    return replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+
+
+def _pages(job: Job) -> grid.Layout:
+    """The grid of the whole plan, which also a shard checks.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    whole = job.plan.cells() if job.shard else job.cells
+    facts = [{**asdict(cell), "label_name": job.name_of(cell), **dict(cell.variant)} for cell in whole]
+    pages = grid.layout(facts, job.checkpoint.size, job.plan.columns, title=job.title, rows=job.plan.rows)
+    if job.output.one_image:
+        job.output.check_grid(len(pages.pages), pages.size(), len(job.cells))
+    return pages
+
+
+def _run_name(job: Job) -> str:
+    """The default name of its run directory: the same flags give the same one."""
+    flags, plan, checkpoint = job.flags, job.plan, job.checkpoint
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
-    names = list(dict.fromkeys(map(name_of, make_cells(labels, seeds[:1], ws[:1]))))
-    refs = (checkpoint.ref, checkpoint.revision, judge and judge.ref, *([guide.ref] if guide else []))
-    parts = (*refs, drawn, names)
-    name = f"{checkpoint.name}-{'sweep' if flags.sweep else 'sample'}-{flags.mode}-{fingerprint(asdict(settings), *parts)}"
-    return replace(job, pages=None if shard else pages, output=output.named(name))
+    names = list(dict.fromkeys(map(job.name_of, make_cells(plan.labels, plan.seeds[:1], plan.weights[:1]))))
+    refs = (checkpoint.ref, checkpoint.revision, job.judge and job.judge.ref, *([job.guide.ref] if job.guide else []))
+    command = "sweep" if flags.sweep else "sample"
+    return f"{checkpoint.name}-{command}-{flags.mode}-{fingerprint(asdict(job.settings), *refs, drawn, names)}"
 
 
 def _look(
