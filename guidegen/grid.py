@@ -172,7 +172,13 @@ def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> di
         first.setdefault(tuple(_value(cell, axis) for axis in axes), cell)
     orders = [_order(axis, [key[i] for key in first]) for i, axis in enumerate(axes)]
     keys = sorted(first, key=lambda key: tuple(order[value] for order, value in zip(orders, key, strict=True)))
-    return {key: between.join(_axis_name(axis, first[key]) for axis in axes) for key in keys}
+    told = {key: [axis for axis in axes if _is_told(axis, first[key])] for key in keys}
+    return {key: between.join(_axis_name(axis, first[key]) for axis in told[key]) for key in keys}
+
+
+def _is_told(axis: str, cell: Row) -> bool:
+    """Not along an axis that other runs have and this one has not."""
+    return axis in ("label", "prompt") or cell.get(axis) is not None
 
 
 def _captioned(
