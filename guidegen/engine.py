@@ -18,7 +18,7 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.guides import GuideModel
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
-from guidegen.plan import Cell, Settings, digest, mode_weights
+from guidegen.plan import FILE_SHA256, Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
@@ -39,8 +39,6 @@ from guidegen.scores.rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-FILE_SHA256 = "file_sha256"
-"""The option under which the settings keep what a method of one's own was."""
 Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 

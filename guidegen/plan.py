@@ -25,6 +25,8 @@ VARIED = ("guidance", "interval", "w_schedule", "scheduler", "steps", "eta")
 """The settings that `--by` varies; options of a method are METHOD.OPTION."""
 NEUTRAL = {"guidance": "cfg", "interval": "none", "w_schedule": "constant"}
 """What those of them that are None are called."""
+FILE_SHA256 = "file_sha256"
+"""The option under which the settings keep what a method of one's own was."""
 Variant = tuple[tuple[str, Any], ...]
 """(axis, value) of each axis of `--by`, in their order: what sets some cells of a run apart from others."""
 
@@ -177,7 +179,7 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{some.get('guidance') or NEUTRAL['guidance']}.{option}"
         for some in settings
         for option in some.get("guidance_options") or {}
-        if option != "file_sha256"  # the hash of one's own, whose name is told
+        if option != FILE_SHA256  # the hash of one's own, whose name is told
     ]
     axes = dict.fromkeys(("mode", "model", *VARIED, "guide_model", *options))
     apart = [axis for axis in axes if len({axis_value(axis, some) for some in settings}) > 1]

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner, Result
+
+from guidegen.cli import app
+from guidegen.errors import GuidegenError
 
 NAMES = {"0": "goldfish, Carassius auratus", "1": "tabby, tabby cat", "2": "crane", "3": "crane, hoist", "4": "lion"}
 SIZE = 8
@@ -126,3 +130,12 @@ def guidegen(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subpr
         return subprocess.run(command, **(settings | kwargs))
 
     return run
+
+
+def call(*args: object, code: int = 0) -> Result:
+    """The command in this process; its error is checked by its exit code."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    error = result.exception
+    assert error is None or isinstance(error, GuidegenError | SystemExit), repr(error)
+    assert (error.code if isinstance(error, GuidegenError) else result.exit_code) == code, (error, result.output)
+    return result

@@ -10,27 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import call
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from guidegen import grid
 from guidegen.checkpoints import loading
-from guidegen.cli import app
-from guidegen.errors import GuidegenError
 from guidegen.naming import describe
 from guidegen.plan import Cell, Plan, Shard, axis_value, differences, read_plan
 
 ARGS = ("--label", "0-1", "--num", "2", "--w", "1,3", "--batch-size", "3")
 BY = ("--by", "scheduler=ddim,euler", "--by", "steps=2,3")
-
-
-def call(*args: object, code: int = 0) -> Result:
-    """The command in this process; its error is checked by its exit code."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    error = result.exception
-    assert error is None or isinstance(error, GuidegenError | SystemExit), repr(error)
-    assert (error.code if isinstance(error, GuidegenError) else result.exit_code) == code, (error, result.output)
-    return result
 
 
 def images(folder: Path) -> dict[str, str]:

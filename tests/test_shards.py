@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settings_of
+from conftest import call, settings_of
 from filelock import FileLock
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
@@ -28,15 +27,6 @@ from guidegen.plan import Plan, Shard
 from guidegen.run import Manifests, Run
 
 ARGS = ("--label", "0-2", "--num", "2", "--w", "0,1,3", "--steps", "2", "--deterministic", "--batch-size", "4")
-
-
-def call(*args: object, code: int = 0) -> Result:
-    """The command in this process; its error is checked by its exit code."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    error = result.exception
-    assert error is None or isinstance(error, GuidegenError | SystemExit), repr(error)
-    assert (error.code if isinstance(error, GuidegenError) else result.exit_code) == code, (error, result.output)
-    return result
 
 
 def files(folder: Path) -> dict[str, str]:

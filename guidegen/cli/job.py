@@ -30,6 +30,7 @@ from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labe
 from guidegen.model import own_sha256, split_own
 from guidegen.naming import describe, named
 from guidegen.plan import (
+    FILE_SHA256,
     Cell,
     Plan,
     Settings,
@@ -606,7 +607,6 @@ def _guidance(flags: Flags) -> dict[str, Any]:
     Raises:
         UsageError: no such method or option, or a mode that guides nothing.
     """
-    from guidegen.engine import FILE_SHA256
     from guidegen.scores.methods import find_method
 
     if flags.mode == "none" and flags.w_guide is None and (flags.interval or flags.w_schedule):
@@ -615,11 +615,6 @@ def _guidance(flags: Flags) -> dict[str, Any]:
         raise UsageError(
             f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
             "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
-        )
-    if flags.mode == "auto" and flags.guidance not in (None, "cfg"):
-        raise UsageError(
-            f"--guidance {flags.guidance} combines predictions with and without the label, and mode auto takes one of them. "
-            "For both kinds of guidance: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
         )
     words = [word.partition("=") for word in flags.guidance_opt or ()]
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
