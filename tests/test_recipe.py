@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from conftest import tiny_unet
+from diffusers import UNet2DModel
 from PIL import Image
 from torch import nn
 
@@ -62,6 +63,18 @@ def test_batches_are_a_function_of_seed_and_step(data: Path) -> None:
     assert not torch.equal(first(8)[0], x_t)
 
 
+def test_shifts_reflect_at_the_border(data: Path) -> None:
+    images = torch.rand(5, 3, 8, 8)
+    down, right = torch.tensor([[0], [2], [-2], [1], [-1]]), torch.tensor([[0], [-1], [1], [2], [-2]])
+    padded = nn.functional.pad(images, (2, 2, 2, 2), mode="reflect")
+    for got, image, i, j in zip(recipe.shifted(images, down, right), padded, down.flatten(), right.flatten(), strict=True):
+        assert torch.equal(got, image[:, 2 - i : 10 - i, 2 - j : 10 - j])
+    photographs = recipe.load_images(data, "train", [1, 207], 8)
+    still, moved = (recipe.Batches(*photographs, 16, 0, "cpu", shift)(4) for shift in (0, 2))
+    assert torch.equal(still[1], moved[1])
+    assert not torch.equal(still[2], moved[2])
+
+
 def test_noise_levels_cover_every_timestep() -> None:
     alpha, sigma = recipe.alphas_sigmas()
     t = recipe.draw_timesteps(20_000, (sigma / alpha).log(), torch.Generator().manual_seed(0))
@@ -105,8 +118,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -> None:
-    from diffusers import UNet2DModel
-
     from guidegen.checkpoints import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
@@ -120,6 +131,20 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     strong, weak = (UNet2DModel.from_pretrained(out, subfolder=name) for name in ("unet", "unet_weak"))
     assert weak.config.num_class_embeds == strong.config.num_class_embeds
     assert weak.num_parameters() < strong.num_parameters()
+
+
+@pytest.mark.usefixtures("small")
+def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
+    """No step at all writes the weights that were given, as fp16; only the UNet takes them."""
+    given = tiny_unet(num_class_embeds=1001)
+    given.save_pretrained(tmp_path / "given")
+    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images=0, start=tmp_path / "given", batch=4)
+    written = UNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float16).state_dict()
+    for name, weight in given.state_dict().items():
+        assert torch.equal(weight.half(), written[name]), name
+    recipe.main(data, tmp_path, part="weak", classes="1,207", size=8, weak_images=0, start=tmp_path / "given", batch=4)
+    weak = UNet2DModel.from_pretrained(tmp_path / "unet_weak")
+    assert tuple(weak.config.block_out_channels) == recipe.WEAK["block_out_channels"]
 
 
 @pytest.mark.usefixtures("small")
@@ -148,8 +173,6 @@ def test_parts_have_names(tmp_path: Path) -> None:
 
 
 def test_the_weak_model_is_the_smaller_and_speaks_the_same_labels() -> None:
-    from diffusers import UNet2DModel
-
     strong, weak = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.WEAK))
     assert weak.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
     assert weak.num_parameters() < 3e6 < strong.num_parameters()

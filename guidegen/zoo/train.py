@@ -8,9 +8,11 @@ the folder that guidegen opens. Every choice is a published one:
 - noise levels drawn log-normally (Karras et al. 2022, 2206.00364, table 1: P_mean, P_std), which
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
+- the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
+  their side (He et al. 2016, 1512.03385, section 4.2);
 - constant learning rate, linear to zero over the last quarter;
 - the weak UNet is what autoguidance pushes away from (Karras et al. 2024, 2406.02507): the same data,
-  labels, schedule and loss, a fifth of the parameters, a sixth of the images.
+  labels, schedule and loss, a fifth of the parameters, a twentieth of the images.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
 Parquet files that the README of the checkpoint names: columns `image` (bytes) and `label` (int).
@@ -95,12 +97,21 @@ def memory_format(device: str) -> torch.memory_format:
     return torch.channels_last if device == "cuda" else torch.contiguous_format
 
 
+def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, S, S) moved by whole pixels, `down` and `right` (B, 1); what comes in is their reflection."""
+    size = images.shape[-1]
+    rows, columns = ((torch.arange(size, device=images.device) - move).abs() for move in (down, right))
+    rows, columns = (size - 1 - (size - 1 - index).abs() for index in (rows, columns))
+    images = images.gather(2, rows[:, None, :, None].expand_as(images))
+    return images.gather(3, columns[:, None, None, :].expand_as(images))
+
+
 class Batches:
     """Endless shuffled batches, a pure function of (seed, step): a resumed run draws the same ones."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int, seed: int, device: str):
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int, seed: int, device: str, shift: int = 0):
         self.images, self.labels = images.to(device), labels.to(device)
-        self.batch, self.seed, self.device = batch, seed, device
+        self.batch, self.seed, self.device, self.shift = batch, seed, device, shift
         self.alpha, self.sigma = alphas_sigmas()
         self.log_sigma = (self.sigma / self.alpha).log()
 
@@ -113,6 +124,9 @@ class Batches:
         x0 = torch.where(flip[:, None, None, None], x0.flip(3), x0)
         t = draw_timesteps(self.batch, self.log_sigma, generator)
         eps = torch.randn(x0.shape, generator=generator).to(self.device)
+        if self.shift:
+            offsets = torch.randint(-self.shift, self.shift + 1, (2, self.batch, 1), generator=generator).to(self.device)
+            x0 = shifted(x0, *offsets)
         alpha, sigma = (s[t].to(self.device)[:, None, None, None] for s in (self.alpha, self.sigma))
         x_t = (alpha * x0 + sigma * eps).contiguous(memory_format=memory_format(self.device))
         return x_t, t.to(self.device), x0, eps, self.labels[index]
@@ -282,10 +296,13 @@ def main(
     part: Annotated[str, typer.Option(help="classifier, unet, weak or all.")] = "all",
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
-    images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 384_000,
+    images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 1_200_000,
     weak_images: Annotated[int, typer.Option(help="Images the weak UNet sees.")] = 64_000,
-    classifier_images: Annotated[int, typer.Option(help="Images the classifier sees.")] = 100_000,
-    batch: Annotated[int, typer.Option(help="Batch size.")] = 32,
+    classifier_images: Annotated[int, typer.Option(help="Images the classifier sees.")] = 300_000,
+    start: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of weights, noise and order.")] = 0,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for GPUs.")] = False,
 ) -> None:
@@ -300,11 +317,12 @@ def main(
     known = json.loads((data / "labels.json").read_text())
     ids = sorted(int(i) for i in (known if classes == "all" else classes.split(",")))
     names = {str(i): known[str(i)] for i in ids}
-    batches = Batches(*load_images(data, "train", ids, size), batch, seed, device)
+    photographs = load_images(data, "train", ids, size)
     out.mkdir(parents=True, exist_ok=True)
     if part in ("all", "classifier"):
         torch.manual_seed(seed)
         classifier = NoisyClassifier(sample_size=size, id2label=names, **CLASSIFIER).to(device)
+        batches = Batches(*photographs, batch, seed, device, shift=size // 8)
         loss = classifier_loss(batches, ids, smoothing=0.05)
         steps = classifier_images // batch
         train(classifier, loss, out / "classifier.state", steps, batch, 1e-3, 0.05, compile_model)
@@ -313,9 +331,10 @@ def main(
     for name, config, seen in (("unet", UNET, images), ("weak", WEAK, weak_images)):
         if part in ("all", name):
             torch.manual_seed(seed)
-            unet = UNet2DModel(sample_size=size, **config).to(device)
-            loss = unet_loss(batches, dropout=0.15)
-            train(unet, loss, out / f"{name}.state", seen // batch, batch, 5e-4, 0.01, compile_model)
+            warm = start if name == "unet" else None
+            unet = UNet2DModel.from_pretrained(warm).float() if warm else UNet2DModel(sample_size=size, **config)
+            loss = unet_loss(Batches(*photographs, batch, seed, device), dropout=0.15)
+            train(unet.to(device), loss, out / f"{name}.state", seen // batch, batch, 5e-4, 0.01, compile_model)
             export(out, "unet" if name == "unet" else "unet_weak", unet, names)
 
 
