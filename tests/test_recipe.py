@@ -136,9 +136,10 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
 @pytest.mark.usefixtures("small")
 def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
     """No step at all writes the weights that were given, as fp16; only the UNet takes them."""
-    given = tiny_unet(num_class_embeds=1001)
+    given = UNet2DModel(sample_size=8, **recipe.UNET)
     given.save_pretrained(tmp_path / "given")
     recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images=0, start=tmp_path / "given", batch=4)
+    assert str(tmp_path) not in (tmp_path / "unet/config.json").read_text()
     written = UNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float16).state_dict()
     for name, weight in given.state_dict().items():
         assert torch.equal(weight.half(), written[name]), name

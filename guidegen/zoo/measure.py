@@ -21,7 +21,7 @@ from guidegen.checkpoints.loading import load_classifier
 from guidegen.checkpoints.preprocessing import ImageClassifier, Preprocessing
 from guidegen.run import read_rows, read_run
 from guidegen.zoo import BUNDLED
-from guidegen.zoo.train import CLASSES, load_images
+from guidegen.zoo.train import CLASSES, load_images, shifted
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
 _PREPROCESSOR = {"size": {"height": 128, "width": 128}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -59,12 +59,11 @@ def columns_of(labels: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 (B, 3, H, W) to [-1, 1] with a random flip and a random shift of up to four pixels."""
+    """uint8 (B, 3, H, H) to [-1, 1], each image with a random flip and a random shift of up to four pixels."""
     x = images.float() / 127.5 - 1
-    if torch.rand(1, generator=generator) < 0.5:
-        x = x.flip(3)
-    dy, dx = torch.randint(0, 9, (2,), generator=generator).tolist()
-    return nn.functional.pad(x, (4, 4, 4, 4), mode="reflect")[:, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
+    flip = torch.rand(len(x), generator=generator) < 0.5
+    offsets = torch.randint(-4, 5, (2, len(x), 1), generator=generator)
+    return shifted(torch.where(flip[:, None, None, None], x.flip(3), x), *offsets)
 
 
 def train_judge(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:

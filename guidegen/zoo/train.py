@@ -331,8 +331,9 @@ def main(
     for name, config, seen in (("unet", UNET, images), ("weak", WEAK, weak_images)):
         if part in ("all", name):
             torch.manual_seed(seed)
-            warm = start if name == "unet" else None
-            unet = UNet2DModel.from_pretrained(warm).float() if warm else UNet2DModel(sample_size=size, **config)
+            unet = UNet2DModel(sample_size=size, **config)
+            if start and name == "unet":
+                unet.load_state_dict(UNet2DModel.from_pretrained(start).state_dict())
             loss = unet_loss(Batches(*photographs, batch, seed, device), dropout=0.15)
             train(unet.to(device), loss, out / f"{name}.state", seen // batch, batch, 5e-4, 0.01, compile_model)
             export(out, "unet" if name == "unet" else "unet_weak", unet, names)
