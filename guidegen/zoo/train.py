@@ -93,7 +93,7 @@ def draw_timesteps(batch: int, log_sigma: torch.Tensor, generator: torch.Generat
 
 
 def memory_format(device: str) -> torch.memory_format:
-    """Channels-last feeds tensor cores; oneDNN on CPUs was 1.3 times faster without it."""
+    """Channels-last feeds tensor cores; oneDNN was 1.3 times faster without it on an AMD EPYC, as fast on an Intel Xeon."""
     return torch.channels_last if device == "cuda" else torch.contiguous_format
 
 
@@ -107,7 +107,10 @@ def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> to
 
 
 class Batches:
-    """Endless shuffled batches, a pure function of (seed, step): a resumed run draws the same ones."""
+    """Endless shuffled batches, a pure function of (seed, step): a resumed run draws the same ones.
+
+    With `shift` each photograph is moved by up to that many pixels, down or up and to either side.
+    """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int, seed: int, device: str, shift: int = 0):
         self.images, self.labels = images.to(device), labels.to(device)
