@@ -21,7 +21,7 @@ from guidegen.checkpoints.loading import load_classifier
 from guidegen.checkpoints.preprocessing import ImageClassifier, Preprocessing
 from guidegen.run import read_rows, read_run
 from guidegen.zoo import BUNDLED
-from guidegen.zoo.train import CLASSES, load_images, shifted
+from guidegen.zoo.train import CLASSES, load_images, random_flip, random_shift
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
 _PREPROCESSOR = {"size": {"height": 128, "width": 128}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -60,10 +60,7 @@ def columns_of(labels: Tensor) -> Tensor:
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 (B, 3, H, H) to [-1, 1], each image with a random flip and a random shift of up to four pixels."""
-    x = images.float() / 127.5 - 1
-    flip = torch.rand(len(x), generator=generator) < 0.5
-    offsets = torch.randint(-4, 5, (2, len(x), 1), generator=generator)
-    return shifted(torch.where(flip[:, None, None, None], x.flip(3), x), *offsets)
+    return random_shift(random_flip(images.float() / 127.5 - 1, generator), 4, generator)
 
 
 def train_judge(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:

@@ -106,10 +106,22 @@ def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> to
     return images.gather(3, columns[:, None, None, :].expand_as(images))
 
 
+def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Images (B, C, H, W), each mirrored or not."""
+    flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+def random_shift(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Images (B, C, S, S), each `shifted` by up to `most` pixels down or up and to either side."""
+    offsets = torch.randint(-most, most + 1, (2, len(images), 1), generator=generator).to(images.device)
+    return shifted(images, *offsets)
+
+
 class Batches:
     """Endless shuffled batches, a pure function of (seed, step): a resumed run draws the same ones.
 
-    With `shift` each photograph is moved by up to that many pixels, down or up and to either side.
+    `shift` is the most pixels of a `random_shift`; 0 for none.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int, seed: int, device: str, shift: int = 0):
@@ -122,14 +134,11 @@ class Batches:
         """x_t, t, x_0, eps, labels of one step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         index = torch.randint(0, len(self.labels), (self.batch,), generator=generator).to(self.device)
-        flip = (torch.rand(self.batch, generator=generator) < 0.5).to(self.device)
-        x0 = self.images[index].float() / 127.5 - 1
-        x0 = torch.where(flip[:, None, None, None], x0.flip(3), x0)
+        x0 = random_flip(self.images[index].float() / 127.5 - 1, generator)
         t = draw_timesteps(self.batch, self.log_sigma, generator)
         eps = torch.randn(x0.shape, generator=generator).to(self.device)
         if self.shift:
-            offsets = torch.randint(-self.shift, self.shift + 1, (2, self.batch, 1), generator=generator).to(self.device)
-            x0 = shifted(x0, *offsets)
+            x0 = random_shift(x0, self.shift, generator)
         alpha, sigma = (s[t].to(self.device)[:, None, None, None] for s in (self.alpha, self.sigma))
         x_t = (alpha * x0 + sigma * eps).contiguous(memory_format=memory_format(self.device))
         return x_t, t.to(self.device), x0, eps, self.labels[index]
@@ -320,12 +329,12 @@ def main(
     known = json.loads((data / "labels.json").read_text())
     ids = sorted(int(i) for i in (known if classes == "all" else classes.split(",")))
     names = {str(i): known[str(i)] for i in ids}
-    photographs = load_images(data, "train", ids, size)
+    photographs, labels = (part.to(device) for part in load_images(data, "train", ids, size))  # all Batches share them
     out.mkdir(parents=True, exist_ok=True)
     if part in ("all", "classifier"):
         torch.manual_seed(seed)
         classifier = NoisyClassifier(sample_size=size, id2label=names, **CLASSIFIER).to(device)
-        batches = Batches(*photographs, batch, seed, device, shift=size // 8)
+        batches = Batches(photographs, labels, batch, seed, device, shift=size // 8)
         loss = classifier_loss(batches, ids, smoothing=0.05)
         steps = classifier_images // batch
         train(classifier, loss, out / "classifier.state", steps, batch, 1e-3, 0.05, compile_model)
@@ -337,7 +346,7 @@ def main(
             unet = UNet2DModel(sample_size=size, **config)
             if start and name == "unet":
                 unet.load_state_dict(UNet2DModel.from_pretrained(start).state_dict())
-            loss = unet_loss(Batches(*photographs, batch, seed, device), dropout=0.15)
+            loss = unet_loss(Batches(photographs, labels, batch, seed, device), dropout=0.15)
             train(unet.to(device), loss, out / f"{name}.state", seen // batch, batch, 5e-4, 0.01, compile_model)
             export(out, "unet" if name == "unet" else "unet_weak", unet, names)
 
