@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -39,6 +40,13 @@ from guidegen.scores.rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 
@@ -67,6 +75,7 @@ class Painter:
         device: where the networks are.
         is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts.
         in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
+        drop_fp32: forgets those networks; whether there were any.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         method: how predictions are combined, its options filled in.
@@ -91,6 +100,7 @@ class Painter:
     method: Method = METHODS["cfg"]
     pace: Pace | None = None
     weak: Condition | None = None
+    drop_fp32: Callable[[], bool] | None = None
 
     def paint(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -226,6 +236,11 @@ def open_painters(
         exact = replace(settings, dtype="fp32")
         return open_painters(checkpoint, classifier, exact, device, access, compile_networks, fixed_rows, guide)
 
+    def drop_fp32() -> bool:
+        loaded = painters_in_fp32.cache_info().currsize > 0
+        painters_in_fp32.cache_clear()
+        return loaded
+
     def painter_for(settings: Settings, scheduler: Any) -> Painter:
         def in_fp32() -> Painter:
             return painters_in_fp32()(replace(settings, dtype="fp32"), scheduler)
@@ -247,7 +262,8 @@ def open_painters(
             settings.eta,
             device,
             networks.is_cut,
-            in_fp32=None if autocast is None else cache(in_fp32),
+            in_fp32=None if autocast is None else in_fp32,
+            drop_fp32=None if autocast is None else drop_fp32,
             fixed_rows=fixed_rows,
             clip=clip,
             method=method,
@@ -531,13 +547,14 @@ def draw(
     on_step: Callable[[int], None] | None = None,
     between: Callable[[], None] | None = None,
     tally: Tally | None = None,
-) -> Iterator[tuple[Cell, Row]]:
+) -> Generator[tuple[Cell, Row], None, None]:
     """Draws and saves the cells, yielding each with its row once its image is on disk.
 
     Images are saved while the next batch is drawn. A batch that is out of memory is halved, and so are all
     after it; the calls of a single image are split in the end. A non-finite image is drawn again in fp32
-    where it was not, and else becomes a row, never a file. Cells whose label weighs nothing are one image
-    for each seed, which is drawn once.
+    where it was not and memory allows, and else becomes a row, never a file. Cells whose label weighs nothing
+    are one image for each seed, which is drawn once. Whatever ends the drawing, the rows of all that was
+    saved come before it. Who leaves it half-way closes it (`contextlib.closing`) before the run.
 
     Args:
         painter: the networks.
@@ -554,19 +571,28 @@ def draw(
     first, twins = _unguided_twins(cells, painter.mode)
     start = 0
     with _Writer(run, name_of) as writer:
-        while start < len(first):
-            if between:
-                between()
-            batch = first[start : start + brush.size]
-            same = [[cell, *twins.get(cell, ())] for cell in batch]
-            finished = brush.paint(batch, [len(group) for group in same])
-            if finished is None:
-                continue
-            start += len(batch)
-            writer.put([_Job(group, *one) for group, one in zip(same, finished, strict=True)])
+        try:
+            while start < len(first):
+                if between:
+                    between()
+                batch = first[start : start + brush.size]
+                same = [[cell, *twins.get(cell, ())] for cell in batch]
+                finished = brush.paint(batch, [len(group) for group in same])
+                if finished is None:
+                    continue
+                start += len(batch)
+                writer.put([_Job(group, *one) for group, one in zip(same, finished, strict=True)])
+                yield from writer.written()
+                writer.raise_error()
+        except GeneratorExit:  # nobody takes rows any more
+            raise
+        except BaseException:
+            writer.stop()
             yield from writer.written()
-        writer.close()
+            raise
+        writer.stop()
         yield from writer.written()
+        writer.raise_error()
 
 
 def _unguided_twins(cells: Sequence[Cell], mode: str) -> tuple[Sequence[Cell], dict[Cell, list[Cell]]]:
@@ -602,73 +628,99 @@ class _Brush:
     on_step: Callable[[int], None] | None
     tally: Tally
     split: bool = False
+    no_room: bool = False
 
     def paint(self, cells: Sequence[Cell], counts: Sequence[int]) -> list[_Finished] | None:
-        """The images of a batch, each of which stands for so many cells; None if it has to be a smaller one."""
+        """The images of a batch, each of which stands for so many cells; None if it has to be tried again, as a smaller one.
+
+        Raises:
+            GuidegenError: not even a single image fits into memory.
+        """
         step = partial(self.on_step, sum(counts)) if self.on_step else None
-        painted = self._try(self.painter, cells, step)
-        if painted is None:
+        painted = self._try(self.painter, cells, self.split, step)
+        if isinstance(painted, str):
+            self._shrink(len(cells), painted)
             return None
         made = [_Finished(pixels, calls) for pixels, calls in painted]
-        exact = self._exact() if any(one.pixels is None for one in made) else None
-        if exact is not None:
+        if any(one.pixels is None for one in made) and (exact := self._exact()) is not None:
             self._again(exact, cells, made)
         return made
 
     def _exact(self) -> Painter | None:
         """The networks in fp32; None where there are none, or no room for them beside those that draw."""
+        if self.painter.in_fp32 is None or self.no_room:
+            return None
         try:
-            return self.painter.in_fp32() if self.painter.in_fp32 is not None else None
-        except RuntimeError as error:
+            return self.painter.in_fp32()
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            torch.cuda.empty_cache()
-            return None
+        self.no_room = True  # known without reading all the weights for each batch
+        _free_memory(self.painter.device)
+        return None
 
     def _again(self, painter: Painter, cells: Sequence[Cell], made: list[_Finished]) -> None:
-        """Draws what is not finite once more, in fp32."""
+        """Draws what is not finite once more, in fp32; an image that does not fit so stays as it is."""
         bad = [i for i, one in enumerate(made) if one.pixels is None]
-        size = len(bad)
+        size, split = len(bad), False
         while bad:
             some = bad[:size]
-            painted = self._try(painter, [cells[i] for i in some])
-            if painted is None:
-                size = max(1, len(some) // 2)
+            painted = self._try(painter, [cells[i] for i in some], split)
+            if not isinstance(painted, str):
+                for i, (pixels, calls) in zip(some, painted, strict=True):
+                    made[i] = _Finished(pixels, made[i].calls + calls, "fp32")
+            elif len(some) > 1:
+                size = len(some) // 2
                 continue
-            for i, (pixels, calls) in zip(some, painted, strict=True):
-                made[i] = _Finished(pixels, made[i].calls + calls, "fp32")
+            elif painter.fixed_rows is None and not split:
+                split = True
+                continue
             bad = bad[size:]
 
     def _try(
-        self, painter: Painter, cells: Sequence[Cell], step: Callable[[], None] | None = None
-    ) -> list[tuple[Any, int]] | None:
-        """Pixels (None where not finite) and network calls of each cell; None, and a smaller size, if memory is short."""
+        self, painter: Painter, cells: Sequence[Cell], split: bool, step: Callable[[], None] | None = None
+    ) -> list[tuple[Any, int]] | str:
+        """Pixels (None where not finite) and network calls of each cell; what the device said where memory is short."""
         try:
-            images, calls = (replace(painter, fixed_rows=1) if self.split else painter).paint(cells, step, self.tally)
-        except RuntimeError as error:
+            return self._pixels(replace(painter, fixed_rows=1) if split else painter, cells, step)
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if painter.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._shrink(painter, len(cells), error)
-            return None
+            said = first_line(error)
+        _free_memory(painter.device)  # not before the block is left: the traceback holds the tensors of the batch
+        return said
+
+    def _pixels(self, painter: Painter, cells: Sequence[Cell], step: Callable[[], None] | None) -> list[tuple[Any, int]]:
+        images, calls = painter.paint(cells, step, self.tally)
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = to_uint8(images).numpy()
         return [(image if good else None, n) for image, good, n in zip(pixels, finite, calls, strict=True)]
 
-    def _shrink(self, painter: Painter, cells: int, error: RuntimeError) -> None:
-        """Half the batch, or, of a single image, one network row at a time; raises `error` where that is all."""
-        if painter.fixed_rows is not None and painter.fixed_rows > 1:
+    def _shrink(self, cells: int, said: str) -> None:
+        """Half the batch, or, of a single image, one network row at a time; an error where that is all."""
+        painter = self.painter
+        if painter.in_fp32 and painter.drop_fp32 and painter.drop_fp32():  # room that nothing draws in now
+            _free_memory(painter.device)
+        elif painter.fixed_rows is not None and painter.fixed_rows > 1:
             raise GuidegenError(
                 f"{painter.fixed_rows} rows do not fit into the memory of {painter.device}: with --deterministic, "
-                "give a smaller --batch-size."
-            ) from error
-        if cells > 1:
+                f"give a smaller --batch-size. ({said})"
+            )
+        elif cells > 1:
             self.size = min(self.size, cells // 2)
         elif painter.fixed_rows is None and not self.split:
             self.split = True
         else:
-            raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}.") from error
+            raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}. ({said})")
+
+
+def _free_memory(device: torch.device) -> None:
+    """Gives back to the device what no tensor holds any more."""
+    gc.collect()  # tensors in cycles
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 class _Job(NamedTuple):
@@ -681,8 +733,8 @@ class _Job(NamedTuple):
 class _Writer:
     """Saves images in a thread of its own, in order, two batches behind the drawing at most.
 
-    What goes wrong there is raised here, from the next call. Leaving the block waits for what was
-    handed over, also when the drawing ended in an error or a signal.
+    What goes wrong there is raised here, when the next batch is handed over or all is. Leaving the block
+    waits for what was handed over, also when the drawing ended in an error or a signal.
     """
 
     def __init__(self, run: Run, name_of: Callable[[Cell], str]):
@@ -696,33 +748,27 @@ class _Writer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop()
-        if kind is None:
-            self._raise()
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def put(self, jobs: list[_Job]) -> None:
         """Hands over a batch, waiting while two are on their way."""
-        self._raise()
+        self.raise_error()
         self._jobs.put(jobs)
 
     def written(self) -> Iterator[tuple[Cell, Row]]:
         """The rows that were written since the last call."""
-        self._raise()
         while not self._rows.empty():
             yield self._rows.get()
 
-    def close(self) -> None:
-        """Waits until all is written."""
-        self._stop()
-        self._raise()
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Waits until all that was handed over is written, or has failed."""
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join()
 
-    def _raise(self) -> None:
+    def raise_error(self) -> None:
+        """Raises what went wrong."""
         if self._error is not None:
             raise self._error
 
@@ -737,8 +783,6 @@ class _Writer:
                 self._error = error
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device ran out of memory; only CUDA has a class of error for it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("DefaultCPUAllocator", "MPS backend out of memory")
-    )
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device ran out of memory; only CUDA has a class of error for it, which not all of its libraries use."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _OUT_OF_MEMORY)

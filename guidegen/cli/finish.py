@@ -8,6 +8,7 @@ import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +26,11 @@ from guidegen.run import (
     Rows,
     State,
     alone,
-    atomically,
     check,
     clear_leftovers,
     encode_row,
+    exporting,
+    exports_of,
     read_plans,
     read_run,
     write_atomically,
@@ -90,12 +92,12 @@ def _verify(
 ) -> None:
     held = _read(run)
     state = check(run, held.cells)
-    complete = not any(state)
     if as_json:
-        console.result(json.dumps({"complete": complete, "images": len(held.cells), **state._asdict()}, ensure_ascii=False))
+        facts = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
+        console.result(json.dumps(facts, ensure_ascii=False))
     else:
         console.result(_in_words(held, state))
-    if not complete:
+    if not state.complete:
         lacks = state.missing or state.corrupt or state.nonfinite
         raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", bool(lacks))
 
@@ -207,7 +209,7 @@ def _write_npz(held: _Held) -> list[Path]:
     made = []
     for name, rows in _by_weights(held):
         made.append(held.folder / f"{name}.npz")
-        with atomically(made[-1]) as temporary:
+        with exporting(made[-1]) as temporary:
             write_npz(temporary, held.folder, rows, held.facts)
     return made
 
@@ -221,7 +223,7 @@ def _write_tars(held: _Held, limit: int) -> list[Path]:
         of_name: list[Path] = []
         while pending is not None:
             of_name.append(held.folder / f"{name}-{len(of_name):05d}.tar")
-            with atomically(of_name[-1]) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+            with exporting(of_name[-1]) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
                 size = 0
                 while pending is not None:
                     members = _members(held.folder, *pending)
@@ -231,18 +233,19 @@ def _write_tars(held: _Held, limit: int) -> list[Path]:
                     for member, data in members:
                         archive.addfile(member, io.BytesIO(data))
                     pending = next(samples, None)
-        for stale in set(held.folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar")) - set(of_name):
+        before = {held.folder / export for export in exports_of(held.folder)}
+        for stale in (before & set(held.folder.glob(f"{escape(name)}-[0-9][0-9][0-9][0-9][0-9].tar"))) - set(of_name):
             stale.unlink()
         made += of_name
     return made
 
 
 def _members(folder: Path, key: int, row: Row) -> list[tuple[tarfile.TarInfo, bytes]]:
-    files = {"png": (folder / row["file"]).read_bytes(), "json": json.dumps(row, ensure_ascii=False).encode()}
+    files = {"png": (folder / row["file"]).read_bytes(), "json": encode_row(row).rstrip()}
     if row["label"] is not None:
         files["cls"] = str(row["label"]).encode()
     if row["prompt"] is not None:
-        files["txt"] = row["prompt"].encode()
+        files["txt"] = row["prompt"].encode(errors="replace")
     members = []
     for kind, data in sorted(files.items()):
         member = tarfile.TarInfo(f"{key:06d}.{kind}")

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from guidegen.plan import (
     parse_weight,
     parse_weights,
 )
-from guidegen.run import Row, Rows, Run, png_text, write_atomically
+from guidegen.run import Row, Rows, Run, encode_row, png_text, remove, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -389,7 +390,7 @@ def carry_out(job: Job) -> None:
             made = _finish(job, folder, rows)
             failures = find_failures(rows)
             if job.output.is_file:
-                shutil.rmtree(folder)
+                remove(folder)
     except StoppedError as stopped:
         again = shlex.join(["guidegen", *(word for word in sys.argv[1:] if word != "--overwrite")])
         kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
@@ -477,10 +478,11 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
                 signals.check(signal.SIGINT)
 
             for painter, some in parts:
-                for _, row in engine.draw(painter, some, run, job.name_of, size, on_step, signals.check, tally):
-                    bar.image()
-                    if show_rows:
-                        console.result(_line(row))
+                with closing(engine.draw(painter, some, run, job.name_of, size, on_step, signals.check, tally)) as drawn:
+                    for _, row in drawn:
+                        bar.image()
+                        if show_rows:
+                            console.result(_line(row))
         if flags.sweep and not (flags.quiet or flags.json_rows):
             _tell_cost(job, todo, tally.made)
     return run.rows(job.cells)
@@ -545,7 +547,7 @@ def draw_grid(
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False)
+    return encode_row(row).decode().rstrip("\n")
 
 
 def _open(

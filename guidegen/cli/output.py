@@ -6,24 +6,32 @@ import base64
 import io
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
 from guidegen.errors import UsageError
 from guidegen.run import atomically, encode_row, parameters_line, png_text
+from guidegen.runs.schema import check_row, loads
+from guidegen.schema import LARGEST_TEXT
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from guidegen.run import Row
 
 _IMAGES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}
 _PACKED = b"guidegen:"
 _JPEG_CELLS = 500  # whose metadata surely fits into the 64 KiB of a JPEG segment
+_LARGEST_ROWS = 1 << 29  # bytes of the rows that an .npz carries
+_PNG_CELLS = 50_000  # whose metadata fits into the 64 MiB of text that Pillow reads of a .png
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 
 
@@ -65,6 +73,8 @@ class Output:
             )
         if self.suffix in (".jpg", ".jpeg") and cells > _JPEG_CELLS:
             raise UsageError(f"A {self.suffix} holds the metadata of {_JPEG_CELLS} images, and this is {cells}; use .png.")
+        if self.suffix == ".png" and cells > _PNG_CELLS:
+            raise UsageError(f"A .png holds the metadata of {_PNG_CELLS:,} images, and this is {cells:,}; use a directory.")
 
     def named(self, name: str) -> Output:
         """The default directory gets its name from the settings, so that the same command finds it again."""
@@ -103,6 +113,8 @@ def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> list
     """
     if overwrite or not output.path.exists():
         return None
+    if not output.path.is_file():
+        raise UsageError(f"{output.path} is there and is no regular file. Name another -o.")
     there = _read_plan(output.path)
     if isinstance(there, dict) and there.get("rows") and {**there, "rows": None} == {**_as_json(plan), "rows": None}:
         return list(there["rows"])
@@ -175,22 +187,55 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _read_plan(path: Path) -> Any:
-    """The plan that a file of ours carries, or None."""
-    import numpy as np
+    """The plan that a file of ours carries, its rows checked, or None."""
+    try:
+        return _carried_by_npz(path) if path.suffix.lower() == ".npz" else _carried_by_image(path)
+    except Exception:  # whatever Pillow, numpy, zipfile and zlib raise at what is none of ours
+        return None
+
+
+def _carried_by_npz(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        plan = loads(str(_read_array(archive, "guidegen", LARGEST_TEXT)))
+        lines = io.BytesIO(_unpack(_read_array(archive, "guidegen_rows", _LARGEST_ROWS).tobytes(), _LARGEST_ROWS))
+    return {**plan, "rows": [check_row(loads(line)) for line in lines]}
+
+
+def _carried_by_image(path: Path) -> dict[str, Any]:
     from PIL import Image
 
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as data:
-                rows = zlib.decompress(data["guidegen_rows"].tobytes()).splitlines()
-                return {**json.loads(str(data["guidegen"])), "rows": [json.loads(row) for row in rows]}
-        with Image.open(path) as image:
-            if path.suffix.lower() == ".png":
-                return json.loads(image.text["guidegen"])  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")  # a large grid is no bomb
+        if path.suffix.lower() == ".png":
+            plan = loads(image.text["guidegen"])  # type: ignore[attr-defined]
+        else:
             comment = image.getexif().get_ifd(_EXIF_IFD)[_USER_COMMENT]
-            return json.loads(zlib.decompress(base64.b64decode(bytes(comment[8:]).removeprefix(_PACKED))))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+            plan = loads(_unpack(base64.b64decode(bytes(comment[8:]).removeprefix(_PACKED)), LARGEST_TEXT))
+    return {**plan, "rows": [check_row(row) for row in plan["rows"]]}
+
+
+def _unpack(packed: bytes, limit: int) -> bytes:
+    """What zlib packed, if it is of at most so many bytes."""
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(packed, limit)
+    if not unpacker.eof:
+        raise ValueError("cut short, or too large")
+    return data
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> NDArray[Any]:
+    """An array of an .npz that is as large as its header says, and of at most so many bytes."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    with archive.open(f"{name}.npy") as file:
+        if npy.read_magic(file) != (1, 0):
+            raise ValueError("not as it was written")
+        shape, _, dtype = npy.read_array_header_1_0(file)
+        data = file.read(limit + 1)
+    if dtype.hasobject or len(data) > limit or len(data) != prod(shape) * dtype.itemsize:
+        raise ValueError("not of the size that its header says")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _as_json(data: Any) -> Any:

@@ -1,0 +1,161 @@
+"""The manifests of a run: one row a finished image, appended, read back without holding them in memory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+from guidegen.errors import OutputError, UsageError
+from guidegen.plan import Shard, axis_value
+from guidegen.runs.files import file_sha256
+from guidegen.runs.schema import Row, parse_row
+
+_LONGEST_ROW = 16 << 20  # bytes; what is longer is no row, and is skipped without being held
+_HASHES_KEPT = 1024
+
+
+def manifest_name(shard: Shard | None) -> str:
+    """The manifest of a run, or of one of its shards."""
+    return f"manifest.{shard}.jsonl" if shard else "manifest.jsonl"
+
+
+class Rows(Sequence[Row]):
+    """Rows of some files of a run, in their order, read from the manifests when asked for.
+
+    Eight bytes a row in memory, however long the run.
+
+    Args:
+        folder: a run directory.
+        files: the files, relative to `folder`; each has a row.
+        shard: as in `Manifests`.
+    """
+
+    def __init__(self, folder: Path, files: Iterable[str], shard: Shard | None = None):
+        self._manifests = Manifests(folder, shard)
+        places = self._manifests.places()
+        self._at = array("q", (places[file] for file in files))
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return [self._manifests.read(at) for at in self._at[index]]
+        return self._manifests.read(self._at[index])
+
+
+class Manifests:
+    """Every manifest*.jsonl of a run as if they were one file, as long as they are now: a place is an offset into it.
+
+    Args:
+        folder: a run directory.
+        shard: leaves out the manifests of the shards beside this one, which grow and hold none of its images.
+
+    Raises:
+        UsageError: one of them is no regular file.
+    """
+
+    def __init__(self, folder: Path, shard: Shard | None = None):
+        beside = set(folder.glob(f"manifest.*-of-{shard.count}.jsonl")) - {folder / manifest_name(shard)} if shard else set()
+        self._folder, self._paths = folder, sorted(set(folder.glob("manifest*.jsonl")) - beside)
+        sizes = [_size(path) for path in self._paths]
+        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        self._hashes: OrderedDict[str, str | None] = OrderedDict()
+
+    def places(self) -> dict[str, int]:
+        """file -> the place of its row; the last one where there are several, torn and invalid ones left out."""
+        found: dict[str, int] = {}
+        for path in self._paths:
+            for place, row in self.rows_of(path):
+                if row and (row["file"] not in found or self._supersedes(row, self.read(found[row["file"]]))):
+                    found[row["file"]] = place
+        return found
+
+    def _supersedes(self, row: Row, before: Row) -> bool:
+        """Whether a later row stands for its file: unless just the earlier one has the hash of what is there."""
+        if before["sha256"] == row["sha256"]:
+            return True
+        there = self._sha256(row["file"])
+        return bool(there == row["sha256"] or there != before["sha256"])
+
+    def _sha256(self, file: str) -> str | None:
+        """That of an image, read once for rows that contradict each other one after the other."""
+        if file not in self._hashes:
+            self._hashes[file] = file_sha256(self._folder / file)
+            if len(self._hashes) > _HASHES_KEPT:
+                self._hashes.popitem(last=False)
+        return self._hashes[file]
+
+    def rows_of(self, path: Path) -> Iterator[tuple[int, Row | None]]:
+        """The place and the row of each line of one manifest; None for a torn or invalid one."""
+        which = self._paths.index(path)
+        place, end = self._starts[which : which + 2]
+        with path.open("rb") as file:
+            for size, line in _lines(file):
+                if place + size > end:
+                    return
+                yield place, parse_row(line)
+                place += size
+
+    def read(self, place: int) -> Row:
+        """The row at a place."""
+        which = bisect_right(self._starts, place) - 1
+        with self._paths[which].open("rb") as file:
+            file.seek(place - self._starts[which])
+            row = parse_row(file.readline(_LONGEST_ROW))
+        if row is None:
+            raise OutputError(f"{self._paths[which]} has changed while it was read. Try again when nobody writes it.")
+        return row
+
+    def invalid(self) -> list[str]:
+        """For each manifest that has lines which are no rows, how many and where the first is."""
+        found = []
+        for path in self._paths:
+            lines = [0, 0]  # how many, the first
+            for number, (_, row) in enumerate(self.rows_of(path), 1):
+                if row is None:
+                    lines = [lines[0] + 1, lines[1] or number]
+            if lines[0]:
+                found.append(f"{path.name}: {lines[0]} {'line' if lines[0] == 1 else 'lines'}, the first is line {lines[1]}")
+        return found
+
+
+def _size(path: Path) -> int:
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise UsageError(f"{path} is not a regular file.")
+    return about.st_size
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The length of each line and the line; nothing of one that is too long for a row."""
+    while line := file.readline(_LONGEST_ROW):
+        size = len(line)
+        if size == _LONGEST_ROW and not line.endswith(b"\n"):
+            while more := file.readline(_LONGEST_ROW):
+                size += len(more)
+                if more.endswith(b"\n"):
+                    break
+            line = b""
+        yield size, line
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Rows of every manifest*.jsonl, torn ones dropped; the last row of a file wins."""
+    return list(Rows(folder, Manifests(folder).places()))
+
+
+def with_axes(rows: Iterable[Row], settings: Mapping[str, Any], axes: Iterable[str]) -> list[Row]:
+    """The rows, each with its place along all of these axes: of `--by` or else what the run's settings say."""
+    rest = {axis: axis_value(axis, settings) for axis in axes}
+    return [rest | row for row in rows]
