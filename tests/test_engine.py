@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import weakref
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -213,11 +216,12 @@ class Overflowing:
     def __init__(self, fp32: bool):
         self.mode, self.steps, self.device, self.fixed_rows = "cfg", 2, torch.device("cpu"), None
         self.in_fp32 = None if fp32 else cache(lambda: Overflowing(True))
-        self.fp32, self.batches = fp32, []
+        self.fp32, self.batches, self.most = fp32, [], 2 if fp32 else 99
+        self.drop_fp32 = None
 
     def paint(self, cells: Sequence[Cell], on_step: Any, tally: Tally) -> tuple[Tensor, list[int]]:
         self.batches.append([cell.label for cell in cells])
-        if self.fp32 and len(cells) > 2:
+        if len(cells) > self.most:
             raise RuntimeError("DefaultCPUAllocator: not enough memory")
         tally.made += 4 * len(cells)
         images = torch.zeros((len(cells), 3, 8, 8))
@@ -256,6 +260,74 @@ def test_no_room_for_the_networks_in_fp32_leaves_the_image_a_row(tmp_path: Path)
     assert [(row["status"], row.get("dtype")) for row in rows.values()] == [("ok", None), ("nonfinite", None)]
 
 
+@pytest.mark.parametrize(("fits", "fixed_rows"), [(1, None), (1, 4), (0, 4)])
+def test_image_that_does_not_fit_in_fp32_is_a_row_and_the_run_goes_on(
+    tmp_path: Path, fits: int, fixed_rows: int | None
+) -> None:
+    painter: Any = Overflowing(fp32=False)
+    painter.in_fp32().most, painter.in_fp32().fixed_rows = fits, fixed_rows
+    cells = [Cell(label, seed, 3.0) for label in (0, 2) for seed in (0, 1, 2)]
+    rows, _ = drawn(painter, cells, tmp_path, 4, "fp16")
+    again = ("ok", "fp32") if fits else ("nonfinite", None)
+    assert [(row["status"], row.get("dtype")) for row in rows.values()] == [("ok", None)] * 3 + [again] * 3
+    assert painter.batches == [[0, 0, 0, 2], [2, 2]], "what does not fit in fp32 makes no batch of the others smaller"
+
+
+def test_single_image_that_does_not_fit_in_fp32_row_by_row_is_a_row_and_the_run_goes_on(
+    with_null: Path, tmp_path: Path
+) -> None:
+    half, exact = painter_of(with_null, "cfg", 2, "bf16"), in_memory_of(painter_of(with_null, "cfg", 2), 0)
+
+    class Overflow:
+        prediction_type = "epsilon"
+
+        def __init__(self, denoiser: Any):
+            self.denoiser = denoiser
+
+        def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            out: Tensor = self.denoiser(x_t, t, labels)
+            return torch.where((labels == 1)[:, None, None, None], float("inf"), out)
+
+    def condition(cells: Sequence[Cell]) -> Any:
+        denoiser, labels = half.condition(cells)
+        return Overflow(denoiser), labels
+
+    painter = replace(half, condition=condition, in_fp32=lambda: exact)
+    rows, _ = drawn(painter, [Cell(label, 0, 3.0) for label in (0, 1, 2)], tmp_path, 2, "bf16")
+    assert [row["status"] for row in rows.values()] == ["ok", "nonfinite", "ok"]
+
+
+def test_networks_in_fp32_for_which_there_is_no_room_are_loaded_once(tmp_path: Path) -> None:
+    painter: Any = Overflowing(fp32=False)
+    tried = []
+
+    def no_room() -> Any:
+        tried.append(1)
+        raise RuntimeError("CUDA error: out of memory")
+
+    painter.in_fp32 = no_room
+    rows, _ = drawn(painter, [Cell(2, seed, 3.0) for seed in range(6)], tmp_path, 2, "fp16")
+    assert [row["status"] for row in rows.values()] == ["nonfinite"] * 6
+    assert len(tried) == 1
+
+
+def test_networks_in_fp32_make_room_before_a_batch_is_halved(with_null: Path, tmp_path: Path) -> None:
+    painter = painter_of(with_null, "cfg", 2, "bf16")
+    assert painter.in_fp32 is not None
+    networks = weakref.ref(painter.in_fp32().condition.args[0])  # type: ignore[attr-defined]
+    sizes = []
+
+    def condition(cells: Sequence[Cell]) -> Any:
+        sizes.append(len(cells))
+        if networks() is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return painter.condition(cells)
+
+    rows, _ = drawn(replace(painter, condition=condition), [Cell(0, seed, 3.0) for seed in range(4)], tmp_path, 4, "bf16")
+    assert sizes == [4, 4]
+    assert [row["status"] for row in rows.values()] == ["ok"] * 4
+
+
 def test_run_in_fp32_does_not_draw_again(tmp_path: Path) -> None:
     painter: Any = Overflowing(fp32=True)
     rows, _ = drawn(painter, [Cell(1, 0, 3.0)], tmp_path, 1)
@@ -284,26 +356,60 @@ class Breaking(Run):
         return super().write(*args, **kwargs)
 
 
-def test_error_of_the_writer_ends_the_drawing_with_all_before_it_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_error_of_the_writer_ends_the_drawing_with_all_before_it_saved_and_told(tmp_path: Path, size: int) -> None:
     painter: Any = Overflowing(fp32=False)
+    told: list[Any] = []
     with Breaking(tmp_path, settings_of(dtype="fp16"), {}) as run, pytest.raises(OSError, match="No space left"):
-        for _ in draw(painter, [Cell(0, seed, 3.0) for seed in range(100)], run, str, 1):
-            pass
-    assert [row["seed"] for row in read_rows(tmp_path)] == [0, 1, 2]
+        told.extend(row for _, row in draw(painter, [Cell(0, seed, 3.0) for seed in range(100)], run, str, size))
+    assert [row["seed"] for row in told] == [0, 1, 2]
+    assert read_rows(tmp_path) == told
     assert len(painter.batches) < 10, "it does not go on drawing"
 
 
-def test_all_that_was_drawn_is_saved_when_the_drawing_is_stopped(tmp_path: Path) -> None:
-    painter: Any = Overflowing(fp32=False)
+class Stopping(Overflowing):
+    """A painter that ends in an error at its sixth batch."""
+
+    def __init__(self, error: BaseException | None):
+        super().__init__(fp32=False)
+        self.error = error
+
+    def paint(self, cells: Sequence[Cell], on_step: Any, tally: Tally) -> tuple[Tensor, list[int]]:
+        if len(self.batches) == 5 and self.error:
+            raise self.error
+        return super().paint(cells, on_step, tally)
+
+
+@pytest.mark.parametrize("where", ["between", "inside"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), GuidegenError("stopped"), RuntimeError("shapes"), torch.OutOfMemoryError("full")]
+)
+def test_all_that_was_drawn_is_saved_and_told_before_the_drawing_ends(
+    tmp_path: Path, where: str, error: BaseException
+) -> None:
+    painter: Any = Stopping(error if where == "inside" else None)
+    painter.fixed_rows = 1  # a batch is not split
 
     def stop() -> None:
-        if len(painter.batches) == 5:
-            raise KeyboardInterrupt
+        if len(painter.batches) == 5 and where == "between":
+            raise error
 
-    with Run(tmp_path, settings_of(dtype="fp16"), {}) as run, pytest.raises(KeyboardInterrupt):
-        for _ in draw(painter, [Cell(0, seed, 3.0) for seed in range(100)], run, str, 2, between=stop):
-            pass
+    told: list[tuple[Cell, Any]] = []
+    cells = [Cell(0, seed, 3.0) for seed in range(100)]
+    with Run(tmp_path, settings_of(dtype="fp16"), {}) as run, pytest.raises((type(error), GuidegenError)):
+        told.extend(draw(painter, cells, run, str, 2, between=stop))
     assert [row["seed"] for row in read_rows(tmp_path)] == list(range(10))
+    assert [cell for cell, _ in told] == cells[:10]
+    assert [row for _, row in told] == read_rows(tmp_path)
+
+
+def test_who_leaves_the_drawing_leaves_nobody_writing(tmp_path: Path) -> None:
+    painter: Any = Overflowing(fp32=False)
+    with Run(tmp_path, settings_of(dtype="fp16"), {}) as run:
+        with closing(draw(painter, [Cell(0, seed, 3.0) for seed in range(100)], run, str, 2)) as told:
+            next(told)
+        assert "guidegen-writer" not in [thread.name for thread in threading.enumerate()]
+    assert len(read_rows(tmp_path)) == 2 * len(painter.batches)
 
 
 def test_each_process_of_a_launcher_gets_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -416,6 +416,59 @@ def test_signal_leaves_finished_images_and_says_the_command_that_resumes(
     assert "StoppedError" not in err, "a message for people, not the name of a class"
 
 
+def told(out: str) -> dict[str, dict[str, Any]]:
+    """file -> row of `--json`, each of which is there once."""
+    told = [json.loads(line) for line in out.splitlines()]
+    assert len({row["file"] for row in told}) == len(told)
+    return {row["file"]: row for row in told}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_rows_of_all_images_that_are_on_disk_are_told_when_a_signal_ends_the_run(
+    with_null: Path, tmp_path: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    process = start(tmp_path, with_null, environment, "--json")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (130, 143), err
+    assert told(out) == rows(tmp_path / "run")
+    assert told(out).keys() == hashes(tmp_path / "run").keys()
+    assert 2 <= len(told(out)) < 8
+    again = subprocess.run(process.args, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert (again.returncode, len(told(again.stdout))) == (0, 8), "those that were there before are told again"
+
+
+def test_rows_are_told_of_what_was_saved_before_the_disk_was_full(
+    guidegen: Command, with_null: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    limit = (undisturbed / "manifest.jsonl").stat().st_size * 3 // 4
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = guidegen(
+        "sample", "-m", with_null, *SLOW[:-4], "--batch-size", 3, "-o", "run", "--json", preexec_fn=small_files
+    )
+    assert result.returncode == 74, result.stderr
+    assert told(result.stdout) == rows(tmp_path / "run")
+    assert "manifest.jsonl" in result.stderr
+    assert 1 <= len(told(result.stdout)) < 8
+
+
+def test_full_disk_under_standard_output_leaves_a_run_that_goes_on(
+    guidegen: Command, with_null: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    with open("/dev/full", "wb") as full:
+        result = guidegen(
+            "sample", "-m", with_null, *SLOW, "--json", capture_output=False, stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode == 74, result.stderr
+    assert "No space left" in result.stderr
+    kept = assert_intact(tmp_path / "run")
+    assert guidegen("sample", "-m", with_null, *SLOW).returncode == 0
+    assert_completed_like(tmp_path / "run", undisturbed, kept)
+
+
 def test_file_that_was_interrupted_goes_on_and_leaves_nothing_beside_it(
     guidegen: Command, with_null: Path, tmp_path: Path, environment: dict[str, str], undisturbed: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -57,6 +59,40 @@ def test_a_batch_that_does_not_fit_is_halved(
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [cell for cell, _ in drawn] == CELLS
     assert {row["status"] for _, row in drawn} == {"ok"}
+
+
+@pytest.mark.parametrize("error", [*ERRORS, lambda: RuntimeError("CUDA error: out of memory"), MemoryError])
+def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
+    painter: engine.Painter, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    alive: list[list[bool]] = []
+
+    class Hungry(engine.Painter):
+        def paint(self, cells: Any, *others: Any, **named: Any) -> Any:
+            if len(cells) < 4:
+                return super().paint(cells, *others, **named)
+            activations = torch.zeros(9)
+            knot: list[Any] = [activations]
+            knot.append(knot)  # a cycle, which only the garbage collector ends
+            tensors.append(weakref.ref(activations))
+            try:
+                raise error()
+            except (RuntimeError, MemoryError) as inner:  # as libraries do, which keep the first traceback
+                raise inner from ValueError(str(activations.shape))
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append([tensor() is not None for tensor in tensors]))
+    fields_of = {field.name: getattr(painter, field.name) for field in fields(painter)}
+    with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
+        gc.disable()
+        try:
+            free = engine._free_memory
+            monkeypatch.setattr(engine, "_free_memory", lambda _: free(torch.device("cuda")))
+            drawn = list(engine.draw(Hungry(**fields_of), CELLS, run, str, 8))
+        finally:
+            gc.enable()
+    assert alive == [[False], [False, False]]
+    assert [cell for cell, _ in drawn] == CELLS
 
 
 def test_one_image_that_does_not_fit_is_told(painter: engine.Painter, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_leftovers_of_a_dead_shard_are_its_own_to_clear(with_null: Path, tmp_pat
     draw_shards(with_null, 2)
     run = tmp_path / "run"
     of = [rows_of(run / f"manifest.{i}-of-2.jsonl")[0]["file"] for i in range(2)]
-    parts = [(run / file).with_name(f".{Path(file).name}.99.part") for file in of]
+    parts = [(run / file).with_name(f".{Path(file).name}.4194304.part") for file in of]
     for part in parts:
         part.touch()
     with (run / "manifest.0-of-2.jsonl").open("ab") as file:
