@@ -10,6 +10,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 
 from guidegen.errors import OutputError, UsageError
@@ -99,13 +100,12 @@ def find_temporary(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every temporary file of a run: the file, relative to `folder`, that it is to become, and where it is.
 
     Raises:
-        UsageError: a directory of images is a symbolic link, and what is written there would leave the run.
+        UsageError: a directory below images/ is a symbolic link, and what is written there would leave the run.
     """
-    tops = [folder / made for made in ("images", "features") if (folder / made).exists()]
-    for parent, folders, names in (next(os.walk(folder)), *(found for top in tops for found in os.walk(top))):
-        if Path(parent) in tops or Path(parent) != folder:
-            for name in folders:
-                refuse_links(folder, Path(parent) / name)
+    tops = [top for top in (folder / "images", folder / "features") if not top.is_symlink()]
+    for parent, folders, names in chain(islice(os.walk(folder), 1), *map(os.walk, tops)):
+        for name in folders if Path(parent) != folder else ():
+            refuse_links(folder, Path(parent) / name)
         for name in names:
             if name.startswith(".") and name.endswith(".part") and name.count(".") > 2:
                 target = Path(parent) / name[1:].rsplit(".", 2)[0]
