@@ -28,7 +28,7 @@ _PUBLIC = {
     "NULL": "guidegen.scores.guidance",
     "Guide": "guidegen.scores.guidance",
     "sample": "guidegen.sampling",
-    "make_scheduler": "guidegen.sampling",
+    "make_scheduler": "guidegen.schedulers",
     "to_uint8": "guidegen.sampling",
 }
 __all__ = ["__version__", *_PUBLIC]

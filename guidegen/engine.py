@@ -21,7 +21,8 @@ from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
 from guidegen.plan import FILE_SHA256, Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
-from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
+from guidegen.sampling import sample, to_uint8, try_out
+from guidegen.schedulers import levels_after, make_scheduler, noise_levels, takes_eta, without_clip
 from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
 from guidegen.scores.guidance import (
     FREE,
@@ -454,15 +455,12 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
     """The scheduler with its timesteps set, before any weights are read.
 
     Raises:
-        UsageError: no such scheduler, or one that does not take these steps or eta.
+        UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps or eta.
     """
     scheduler = make_scheduler(checkpoint.scheduler_config, name)
     if eta is not None and not takes_eta(scheduler):
         raise UsageError(f"--eta is for ddim; {type(scheduler).__name__} has none.")
-    try:
-        scheduler.set_timesteps(steps)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise UsageError(f"--steps {steps}: {type(scheduler).__name__} refuses: {error}") from error
+    try_out(scheduler, steps, eta)
     return scheduler
 
 
@@ -470,11 +468,18 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
     """The method with its options filled in, and how strongly it acts at each step of the scheduler.
 
     Raises:
-        UsageError: no such method, option, interval or schedule.
+        UsageError: no such method, option, interval or schedule, or a method that is not exact with this scheduler.
     """
     given = {name: str(value) for name, value in (settings.guidance_options or {}).items() if name != FILE_SHA256}
     method, options = find_method(settings.guidance or "cfg", given)
-    pace = make_pace(noise_levels(scheduler), settings.interval, settings.w_schedule, method)
+    after = levels_after(scheduler) if method.gain is not None and not settings.eta else None
+    if method.gain is not None and after is None:
+        found = f"--eta {settings.eta:g}" if settings.eta else type(scheduler).__name__
+        raise UsageError(
+            f"--guidance {method.name}: renoises with the unguided prediction, which is exact only for "
+            f"--scheduler ddim with --eta 0 and --scheduler euler; this is {found}."
+        )
+    pace = make_pace(noise_levels(scheduler), settings.interval, settings.w_schedule, method, after)
     return replace(method, combine=partial(method.combine, **options)) if options else method, pace
 
 

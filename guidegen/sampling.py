@@ -3,99 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from guidegen.checkpoints import is_flow
-from guidegen.errors import CheckpointError, UsageError
+from guidegen.errors import UsageError, first_line
+from guidegen.schedulers import SCHEDULERS as SCHEDULERS
+from guidegen.schedulers import check_levels, noise_levels
+from guidegen.schedulers import make_scheduler as make_scheduler
 from guidegen.scores.diffusion import Level
-
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-}
-_OTHER_INPUTS = ("EDM", "ScoreSde", "Karras", "CM", "VQ", "RePaint", "Amused", "TCD", "Cosine")
-"""Schedulers that show the network something other than alpha x_0 + sigma eps, by prefix."""
-FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
-
-
-def scheduler_class(name: str, flow: bool = False) -> str:
-    """The diffusers class behind a short name; a class name stays as it is."""
-    return (SCHEDULERS | FLOW_SCHEDULERS if flow else SCHEDULERS).get(name.lower(), name)
-
-
-def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
-    """A diffusers scheduler on the checkpoint's noise schedule.
-
-    Args:
-        config: the checkpoint's `scheduler_config.json`.
-        name: a short name of `SCHEDULERS` or a diffusers class name; None takes the checkpoint's own.
-
-    Raises:
-        UsageError: no such scheduler, or one that cannot walk this schedule.
-        CheckpointError: the checkpoint names a scheduler that diffusers does not have.
-    """
-    import diffusers
-
-    flow = is_flow(config)
-    cls_name = scheduler_class(name or config.get("_class_name", "DDPMScheduler"), flow)
-    cls = getattr(diffusers, cls_name, None) if cls_name.endswith("Scheduler") else None
-    if cls is None and name is None:
-        raise CheckpointError(
-            f"The checkpoint's scheduler {cls_name} is not one of diffusers. Name another: --scheduler ddim."
-        )
-    if cls is None:
-        raise UsageError(f"--scheduler {name!r}: no such scheduler. Use {', '.join(SCHEDULERS)}, or a diffusers class.")
-    if cls_name.startswith(_OTHER_INPUTS):
-        raise UsageError(f"{cls_name} does not walk x_t = alpha x_0 + sigma eps. Use {', '.join(SCHEDULERS)}.")
-    settings = dict(config)
-    if "variance_type" in settings and settings["variance_type"] in ("learned", "learned_range"):
-        settings["variance_type"] = "fixed_small"  # guidance sees the mean only
-    if flow and not cls_name.startswith("FlowMatch"):
-        if "use_flow_sigmas" not in inspect.signature(cls.__init__).parameters:
-            raise UsageError(f"--scheduler {name}: cannot walk a flow-matching model. Use euler, heun, dpm++ or unipc.")
-        settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        settings.setdefault("flow_shift", settings.get("shift", 1.0))
-    if not flow and cls_name.startswith("FlowMatch"):
-        raise UsageError(f"--scheduler {name}: is for flow-matching models; this checkpoint is not one.")
-    settings.pop("_class_name", None)
-    try:
-        return cls.from_config(settings)
-    except ImportError as error:
-        raise UsageError(f"--scheduler {name}: {cls_name} needs a package: {str(error).strip().splitlines()[0]}") from error
-
-
-def without_clip(scheduler: Any) -> tuple[Any, float | None]:
-    """A scheduler that does not clip the denoised estimate, and the bound that `scheduler` would clip it to.
-
-    DDIM and DDPM of diffusers clip after guidance, where it undoes what a classifier's gradient did;
-    guidegen's `clipped` does it before. None where the scheduler does not clip.
-    """
-    if not getattr(scheduler.config, "clip_sample", False):
-        return scheduler, None
-    return type(scheduler).from_config(scheduler.config, clip_sample=False), float(scheduler.config.clip_sample_range)
-
-
-def noise_levels(scheduler: Any) -> list[Level]:
-    """alpha and sigma of the network's input at each step, after `set_timesteps`.
-
-    Schedulers that keep `sigmas` hold sigma/alpha there (sigma itself for flow matching);
-    those that scale their input (Euler, Heun) still show the network a variance preserving x_t.
-    """
-    if is_flow({"_class_name": type(scheduler).__name__, **scheduler.config}):
-        return [Level(1 - s, s) for s in scheduler.sigmas.tolist()[: len(scheduler.timesteps)]]
-    if hasattr(scheduler, "sigmas"):
-        ratios = scheduler.sigmas.double()[: len(scheduler.timesteps)]
-        return [Level(1 / (1 + r * r) ** 0.5, r / (1 + r * r) ** 0.5) for r in ratios.tolist()]
-    kept = scheduler.alphas_cumprod.double()[scheduler.timesteps.long()]
-    return [Level(a**0.5, (1 - a) ** 0.5) for a in kept.tolist()]
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
@@ -134,6 +52,8 @@ def sample(
         Images (B, C, H, W) fp32 in the network's range, usually [-1, 1].
     """
     scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else it looks the first timestep up, and starts late where that stands twice
     levels = noise_levels(scheduler)
     noise, generators = initial_noise(seeds, shape)
     x = (noise * getattr(scheduler, "init_noise_sigma", 1.0)).to(device)
@@ -153,9 +73,33 @@ def sample(
     return x
 
 
-def takes_eta(scheduler: Any) -> bool:
-    """Whether the scheduler's step has DDIM's eta."""
-    return "eta" in inspect.signature(scheduler.step).parameters
+def try_out(scheduler: Any, steps: int, eta: float | None = None) -> None:
+    """Walks a scheduler once over a few numbers, so that what it cannot do is told before a model is loaded.
+
+    Raises:
+        UsageError: it does not take so many steps, steps at levels that are not its timesteps', or
+            gives numbers that are not finite.
+    """
+    name, most = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    if steps > most:
+        raise UsageError(f"--steps {steps}: more than the {most} timesteps that the network was trained with.")
+
+    def nothing(x_t: Tensor, *_: Any) -> Tensor:
+        return torch.zeros_like(x_t)
+
+    try:
+        scheduler.set_timesteps(steps)
+        check_levels(scheduler)
+        drawn = sample(nothing, scheduler, [0], (1, 2, 2), steps, eta)
+        scheduler.set_timesteps(steps)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--steps {steps}: {name} refuses: {first_line(error)}") from error
+    if not drawn.isfinite().all():
+        raise UsageError(
+            f"--steps {steps}: {name} gives numbers that are not finite with this checkpoint's scheduler config."
+        )
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from guidegen.scores.methods import Method
 
 Shape = Callable[[float], float]
 """From progress, 0 at noise and 1 at the image, to a weight of any size."""
-_IMAGE = Level(1.0, 0.0)
 
 
 def interval_factors(levels: Sequence[Level], interval: str | None) -> list[float]:
@@ -159,36 +158,45 @@ class Pace:
         )
 
 
-def make_pace(levels: Sequence[Level], interval: str | None, w_schedule: str | None, method: Method) -> Pace:
+def make_pace(
+    levels: Sequence[Level],
+    interval: str | None,
+    w_schedule: str | None,
+    method: Method,
+    after: Sequence[Level] | None = None,
+) -> Pace:
     """The pace of one sampler.
 
     The schedule runs over all steps, keeps its part inside the interval, and is scaled so that its mean
     there is 1: with equal w, grids of different schedules spend the same weight.
 
     Args:
-        levels: alpha and sigma of each evaluation, from noise to image. Samplers that evaluate a
-            level twice gain what the next other level says.
+        levels: alpha and sigma of each evaluation, from noise to image.
         interval: as `interval_factors`.
         w_schedule: as `schedule_factors`.
         method: whose gain it takes.
+        after: the level that each step leads to; needed where the method has a gain.
 
     Raises:
-        UsageError: as these two.
+        UsageError: as these two, or the method's gain is not finite at some step.
     """
     on = interval_factors(levels, interval)
     values = schedule_factors(w_schedule, len(levels))
     scale = _scale(values, on, w_schedule)
     factors = tuple(value * scale * each for value, each in zip(values, on, strict=True))
-    return Pace(_gains(levels, method), factors)
+    return Pace(_gains(levels, method, after), factors)
 
 
-def _gains(levels: Sequence[Level], method: Method) -> tuple[float, ...]:
+def _gains(levels: Sequence[Level], method: Method, after: Sequence[Level] | None) -> tuple[float, ...]:
     if method.gain is None:
         return (1.0,) * len(levels)
-    gains: list[float] = []
-    following = _IMAGE
-    for i in reversed(range(len(levels))):
-        if i + 1 < len(levels) and levels[i + 1] != levels[i]:
-            following = levels[i + 1]
-        gains.append(method.gain(levels[i], following))
-    return tuple(reversed(gains))
+    if after is None:
+        raise ValueError(f"{method.name} has a gain, which takes the levels after the steps")
+    for now, then in zip(levels, after, strict=True):
+        if not noise_ratio(then) < noise_ratio(now):
+            raise UsageError(
+                f"--guidance {method.name}: the scheduler has a step that takes no noise away, at sigma / alpha "
+                f"{noise_ratio(now):.3g}, where no weight does what the method says. Set steps_offset to 1 or "
+                "set_alpha_to_one to true in scheduler_config.json, or take another method or scheduler."
+            )
+    return tuple(method.gain(now, then) for now, then in zip(levels, after, strict=True))

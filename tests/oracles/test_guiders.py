@@ -17,7 +17,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, Flow
 from test_gaussian_mixture import LEVELS, MEANS, SHAPE, Mixture, points
 from torch import Tensor
 
-from guidegen.sampling import initial_noise, noise_levels, sample
+from guidegen.sampling import initial_noise, sample
+from guidegen.schedulers import levels_after, noise_levels
 from guidegen.scores import formulas
 from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, to_x0
 from guidegen.scores.guidance import NULL, Weights
@@ -365,7 +366,7 @@ class Walker:
     ):
         scheduler.set_timesteps(steps)
         self.mixture, self.method, self.w, self.label = mixture, METHODS[name], w, label
-        self.pace = make_pace(noise_levels(scheduler), interval, None, self.method)
+        self.pace = make_pace(noise_levels(scheduler), interval, None, self.method, levels_after(scheduler))
         self.index, self.memory = 0, {}
 
     def __call__(self, x: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
