@@ -134,6 +134,10 @@ _SCHEDULE = (
     "beta_schedule",
     "trained_betas",
     "rescale_betas_zero_snr",
+)
+"""The keys of a config that make a noise schedule."""
+_TRAINED = (
+    *_SCHEDULE,
     "prediction_type",
     "clip_sample",
     "clip_sample_range",
@@ -141,7 +145,7 @@ _SCHEDULE = (
     "dynamic_thresholding_ratio",
     "sample_max_value",
 )
-"""The keys of a config that say what the network was trained on; all others are how a class walks it."""
+"""The keys that say what the network was trained on and gives; all others are how a class walks it."""
 _SERVED: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "deis", "data_prediction", "noise_prediction"),
     "interpolation_type": ("linear",),
@@ -186,7 +190,7 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     told = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
     walk = _walk_of(asked, flow, told)
     own = _own_scheduler(config, own_class)
-    settings = {**config, **{key: own.config[key] for key in _SCHEDULE if key in own.config}}
+    settings = {**config, **{key: own.config[key] for key in _TRAINED if key in own.config}}
     if settings.get("variance_type") in ("learned", "learned_range"):
         settings["variance_type"] = "fixed_small"  # guidance sees the mean only
     family = "DPMSolver"
@@ -267,7 +271,7 @@ def _own_scheduler(config: Mapping[str, Any], own_class: str) -> Any:
         raise CheckpointError(f"The checkpoint's scheduler config: {own_class} refuses it: {first_line(error)}") from error
     kept = getattr(own, "alphas_cumprod", None)
     if kept is not None and not (
-        len(kept) == own.config.num_train_timesteps and bool((kept >= 0).all()) and bool((kept <= 1).all())
+        0 < len(kept) == own.config.num_train_timesteps and bool((kept >= 0).all()) and bool((kept <= 1).all())
     ):
         raise CheckpointError(
             f"The checkpoint's scheduler config: its betas are none of {own.config.num_train_timesteps} steps from 0 to 1."
@@ -300,6 +304,17 @@ def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, told: str)
             f"(beta_schedule {own.config.get('beta_schedule')}, "
             f"rescale_betas_zero_snr {own.config.get('rescale_betas_zero_snr')})."
         )
+
+
+def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the noise schedule that a config means, its own class's defaults included: equal ones are the same.
+
+    Raises:
+        UsageError, CheckpointError: as `make_scheduler` without a name.
+    """
+    own = _own_scheduler(config, _own_class(config)).config
+    keys = ("num_train_timesteps",) if is_flow(config) else _SCHEDULE  # a flow has no betas, whatever its class takes
+    return {key: own[key] for key in keys if own.get(key)}
 
 
 def without_clip(scheduler: Any) -> tuple[Any, float | None]:

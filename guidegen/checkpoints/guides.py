@@ -19,7 +19,6 @@ from guidegen.checkpoints import (
     Kind,
     check_network,
     declared_labels,
-    is_flow,
     open_checkpoint,
     scheduler_config_in,
 )
@@ -33,15 +32,6 @@ BUNDLED_GUIDE = "bundled"
 """The word for the weaker network in the checkpoint's own folder."""
 WEAKENINGS = ("pag", "skip")
 """The words for a weaker network that is made of the model's own: `guidegen.checkpoints.weaken`."""
-_SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-}
-"""What makes a noise schedule, and what diffusers takes where a config does not say."""
 _CONDITION = ("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type")
 
 
@@ -203,14 +193,15 @@ NAME_ONE = "Name one: --guide-model ID|DIR, or pag or skip, which make one of th
 
 def _differences(weak: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
     """What of a weaker model is not as in the model and has to be; a sentence each."""
+    from guidegen.schedulers import noise_schedule  # torch and diffusers
+
     pairs: list[tuple[str, Any, Any]] = [
         ("condition", _takes(weak), _takes(model)),
         ("shape", "x".join(map(str, weak.shape)), "x".join(map(str, model.shape))),
         ("prediction type", weak.prediction_type, model.prediction_type),
     ]
-    flow = is_flow(model.scheduler_config)
-    for key in ("num_train_timesteps",) if flow else _SCHEDULE:
-        pairs.append((key, *(c.scheduler_config.get(key, _SCHEDULE[key]) for c in (weak, model))))
+    weak_noise, model_noise = (noise_schedule(c.scheduler_config) for c in (weak, model))
+    pairs += [(key, weak_noise.get(key), model_noise.get(key)) for key in {**model_noise, **weak_noise}]
     if shares:
         pairs += [(key, weak.config.get(key), model.config.get(key)) for key in _CONDITION]
     elif model.kind.latent and weak.kind.latent:

@@ -209,7 +209,7 @@ def _command(
         typer.Option(
             "--scheduler",
             metavar="NAME",
-            help="ddim, ddpm, dpm++, unipc, euler, heun, or a diffusers class. Default: the checkpoint's.",
+            help="ddim, ddpm, dpm++, unipc, euler, heun, or another diffusers class that fits. Default: the checkpoint's.",
             rich_help_panel=_HOW,
         ),
     ] = None,

@@ -307,6 +307,11 @@ def renoising_gain(level: Level, following: Level) -> float:
         CFG++:  x' = x - rho (u + w (c - u)) + rho' u  =  x - (rho - rho') (u + w rho / (rho - rho') (c - u))
 
     So CFG++ is CFG with this w, exact for deterministic first-order samplers: DDIM with eta 0, and
-    Euler. Written without quotients of zero, it is 1 at the last step (sigma' = 0) and from pure noise (alpha = 0).
+    Euler, where they do not clip the denoised estimate. Written without quotients of zero, it is 1 where a step
+    takes all noise away (sigma' = 0) and from pure noise (alpha = 0).
+
+    Args:
+        level: of the step's input.
+        following: of what the scheduler makes of it, with less noise.
     """
     return level.sigma * following.alpha / (level.sigma * following.alpha - following.sigma * level.alpha)

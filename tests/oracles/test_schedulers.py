@@ -21,7 +21,15 @@ from torch import Tensor
 
 from guidegen.errors import CheckpointError, GuidegenError, UsageError
 from guidegen.sampling import initial_noise, sample, try_out
-from guidegen.schedulers import SCHEDULERS, fitting, levels_after, make_scheduler, noise_levels, scheduler_class
+from guidegen.schedulers import (
+    SCHEDULERS,
+    fitting,
+    levels_after,
+    make_scheduler,
+    noise_levels,
+    noise_schedule,
+    scheduler_class,
+)
 from guidegen.scores.diffusion import Level, PredictionType, from_x0
 from guidegen.scores.guidance import Weights
 from guidegen.scores.methods import METHODS
@@ -287,6 +295,15 @@ def test_a_config_without_a_class_is_of_ddpm() -> None:
     assert isinstance(make_scheduler({}), diffusers.DDPMScheduler)
 
 
+def test_noise_schedules_are_compared_as_their_classes_complete_them() -> None:
+    """DDPM's betas and Heun's are not the same where neither config says any."""
+    ddpm, heun = (noise_schedule({"_class_name": name}) for name in ("DDPMScheduler", "HeunDiscreteScheduler"))
+    assert (ddpm["beta_start"], heun["beta_start"]) == (0.0001, 0.00085)
+    assert noise_schedule({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": False}) == ddpm == noise_schedule({})
+    solver = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    assert noise_schedule(solver) == noise_schedule(FLOW)
+
+
 def complete(cls: Any) -> dict[str, Any]:
     """A config of a class in which everything is said."""
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
@@ -370,6 +387,7 @@ def test_steps_that_do_not_fit_are_refused(config: dict[str, Any], name: str, st
         {**VP, "beta_schedule": "unheard of"},
         {**VP, "beta_start": -0.1, "beta_end": -0.2},
         {**VP, "trained_betas": [0.1, math.nan, 0.2], "num_train_timesteps": 3},
+        {**VP, "num_train_timesteps": 0},
         {**VP, "trained_betas": [0.1, 0.2]},
     ],
 )
