@@ -64,7 +64,7 @@ def _sigmas(scheduler: Any, shift: int = 0) -> list[Level]:
 
 
 def _interpolated(lag: int) -> Levels:
-    """DPM-Solver-2 evaluates `sigmas` and `sigmas_interpol` in turn, the latter `lag` places before."""
+    """DPM-Solver-2 evaluates `sigmas` and the `sigmas_interpol` between them in turn, the latter `lag` places before."""
 
     def levels(scheduler: Any) -> list[Level]:
         own, between = (numbers.double().tolist() for numbers in (scheduler.sigmas, scheduler.sigmas_interpol))
@@ -206,7 +206,7 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     try:
         scheduler = _build(asked, settings)
     except ImportError as error:
-        raise UsageError(f"{told} needs a package: {first_line(error)}") from error
+        raise UsageError(f"{told} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:
         raise UsageError(f"{told}: {asked} refuses this checkpoint's scheduler config: {first_line(error)}") from error
     _check_options(own, scheduler, walk, flow, told)
@@ -266,7 +266,9 @@ def _own_scheduler(config: Mapping[str, Any], own_class: str) -> Any:
     try:
         own = _build(own_class, config)
     except ImportError as error:
-        raise UsageError(f"The checkpoint's scheduler {own_class} needs a package: {first_line(error)}") from error
+        raise UsageError(
+            f"The checkpoint's scheduler {own_class} needs a package: {' '.join(str(error).split())}"
+        ) from error
     except Exception as error:
         raise CheckpointError(f"The checkpoint's scheduler config: {own_class} refuses it: {first_line(error)}") from error
     kept = getattr(own, "alphas_cumprod", None)
