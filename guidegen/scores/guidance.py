@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from guidegen.scores.diffusion import Level, PredictionType, from_x0, score_shift, to_x0
-from guidegen.scores.methods import METHODS, Method, Step, classifier_free
+from guidegen.scores.formulas import jointly
+from guidegen.scores.methods import METHODS, Combine, Method, Step
+from guidegen.scores.methods import classifier_free as classifier_free
 
 NULL = -1
 """The condition "none": each denoiser maps it to its own null label."""
@@ -245,8 +248,10 @@ class _Layout:
             weaks.append(other or conditionals[-1])
         self.null, self.conditional = _Sum(nulls, device), _Sum(conditionals, device)
         self.weak = _Sum(weaks, device) if weak else None
-        self.mixed = any(need.null and need.conditional for need in needs)
+        self.weights = weights
+        self.combined = [bool(need.null and (need.conditional or need.gradients)) for need in needs]
         guided = [i for i, need in enumerate(needs) if need.gradients]
+        self.gradient_of = {i: n for n, i in enumerate(guided)}
         self.guided = index(guided)
         self.gradient = _Sum(
             [[(gradient_place[starts[i], label], weight) for label, weight in needs[i].gradients] for i in guided], device
@@ -263,8 +268,8 @@ class Guide:
     covers every mode: classifier-free (w_classifier = 0), classifier (w = 0), both, none, and
     autoguidance, where s - s_weak is at the condition that the mode draws with. A method other than
     the plain one takes the place of the first three terms: its conditional prediction is the one
-    whose score is that of a weight of one. Calls of zero weight are skipped; the rest go through
-    each network as one batch.
+    whose score is that of a weight of one, or what `jointly` makes of both weights. Calls of zero weight are
+    skipped; the rest go through each network as one batch. No sample depends on the others.
 
     Args:
         denoiser: the network.
@@ -316,7 +321,7 @@ class Guide:
         self._targets = self._labels if classifier_labels is None else [as_mixture(label) for label in classifier_labels]
         self._starts = starts
         self._layouts: dict[tuple[bool, tuple[Weights, ...]], _Layout] = {}
-        self._memory: dict[str, Tensor] = {}
+        self._memory: list[dict[str, Any]] = [{} for _ in self._weights]
         self.calls = [0] * count
         """Network calls behind each sample so far."""
         self.made = 0
@@ -333,7 +338,7 @@ class Guide:
         """
         layout = self._layout(index)
         if index == 0:
-            self._memory.clear()
+            self._memory = [{} for _ in self._weights]
         self.calls = [before + now for before, now in zip(self.calls, layout.calls, strict=True)]
         self.made += layout.made
         rows = self._rows(layout, x_t, t, level)
@@ -384,25 +389,37 @@ class Guide:
         level: Level,
         index: int,
     ) -> Tensor:
-        if gradient is None and not layout.mixed:
-            return null
         kind, some = self.denoiser.prediction_type, layout.guided
-        if self.method.linear:
-            prediction = self.method.combine(null, conditional, layout.w)
-            if gradient is None:
-                return prediction
-            before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
-            return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
-        total = layout.w + layout.w_classifier
-        total = torch.where(total == 0, torch.ones_like(total), total)
-        if gradient is not None:
-            w, w_classifier, u = (
-                part.index_select(0, some) for part in (layout.w / total, layout.w_classifier / total, null)
-            )
-            label_part = classifier_free(u, conditional.index_select(0, some), w)
-            conditional = conditional.index_copy(0, some, classifier_guided(label_part, gradient, w_classifier, level, kind))
-        step = Step(x_t, level, kind, index, self.steps, self._memory)
-        return self.method(null, conditional, total, step)
+        if not self.method.linear:
+            shift = None if gradient is None else score_shift(gradient, level, kind)
+            return self._each_combined(layout, null, conditional, shift, Step(x_t, level, kind, index, self.steps))
+        prediction = self.method.combine(null, conditional, layout.w) if any(layout.combined) else null
+        if gradient is None:
+            return prediction
+        before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
+        return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
+
+    def _each_combined(self, layout: _Layout, null: Tensor, conditional: Tensor, shift: Tensor | None, step: Step) -> Tensor:
+        """By a method that is not linear: one sample at a time, so that neither bits nor memory depend on the others.
+
+        Where a sample has one prediction alone the method is not asked, and its memory stays as it is: as in
+        diffusers' guiders, which leave their momentum untouched where guidance is off.
+        """
+        made = []
+        for i, (w, w_classifier, _) in enumerate(layout.weights):
+            # copies, as a method may write into them
+            u, c, x_t, total = (each[i : i + 1].clone() for each in (null, conditional, step.x_t, layout.w))
+            if not layout.combined[i]:
+                made.append(u)
+                continue
+            combine: Combine = self.method
+            if shift is not None and w_classifier != 0:
+                n = layout.gradient_of[i]
+                u, c, total = jointly(u, c, shift[n : n + 1], total, layout.w_classifier[i : i + 1])
+                if w != 0:  # a sum of 0 or 1 is then neither of the two models
+                    combine = self.method.combine
+            made.append(combine(u, c, total, replace(step, x_t=x_t, memory=self._memory[i])))
+        return torch.cat(made)
 
 
 def cost_with(method: Method, cost: Cost) -> Cost:
