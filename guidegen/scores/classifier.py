@@ -12,6 +12,7 @@ from guidegen.scores.diffusion import Level, PredictionType, to_x0
 from guidegen.scores.guidance import NULL, Classifier, Cost, Denoiser
 
 _LARGEST_AT_LOGITS = 2.0**10
+_LARGEST_SCALE = 2.0**126  # above it fp32 overflows; a gradient that needs more is zero in fp32 anyway
 _SCALE_STEP = 2.0**5
 _SCALE_TRIES = 6
 
@@ -32,7 +33,8 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
         scaled: whether the network runs in fp16.
 
     Returns:
-        (B, C, H, W) fp32; not finite only where no scale makes it so.
+        (B, C, H, W) fp32, zero where it is below what fp32 holds; not finite only where the logits are not or
+        no scale makes it so.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -42,7 +44,7 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
     start = (-others).scatter(1, columns[:, None], others.sum(dim=1, keepdim=True))
     if not scaled:
         return torch.autograd.grad(logits, leaf, start.to(logits.dtype))[0].float()
-    largest = start.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = start.abs().amax(dim=1).clamp(min=_LARGEST_AT_LOGITS / _LARGEST_SCALE)
     scale = _LARGEST_AT_LOGITS / largest.log2().ceil().exp2()
     for attempt in range(_SCALE_TRIES):
         scaled_start = (start * scale[:, None]).to(logits.dtype)
