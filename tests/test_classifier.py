@@ -83,7 +83,9 @@ def test_gradient_however_far_the_label_leads_or_trails(classes: int, dtype: tor
     """Against the closed form in fp64 at the logits that the network gave: J^T (one-hot - softmax)."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn((classes, 3 * SIZE * SIZE), generator=generator) / 100
-    gaps = [sign * gap for gap in (0.0, 10.0, 60.0, 80.0, 83.0, 86.0, 90.0, 103.0, 110.0, 200.0, 1e3, 1e4) for sign in (1, -1)]
+    gaps = [
+        sign * gap for gap in (0.0, 10.0, 60.0, 80.0, 83.0, 86.0, 90.0, 103.0, 110.0, 200.0, 1e3, 1e4) for sign in (1, -1)
+    ]
     x, columns = images(len(gaps)), torch.arange(len(gaps)) % classes
     bias = torch.zeros(len(gaps), classes).scatter(1, columns[:, None], torch.tensor(gaps)[:, None])
     seen: list[Tensor] = []
