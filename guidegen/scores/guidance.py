@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from guidegen.scores.diffusion import Level, PredictionType, from_x0, score_shift, to_x0
+from guidegen.arguments import finite, instance, one_of, several, whole
+from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, from_x0, score_shift, to_x0
 from guidegen.scores.formulas import jointly
 from guidegen.scores.methods import METHODS, Combine, Method, Step
 from guidegen.scores.methods import classifier_free as classifier_free
@@ -287,6 +288,11 @@ class Guide:
         pace: the weights of each step; None for the same at all.
         steps: how many evaluations a method can count on.
         clip: keeps the denoised estimate of each prediction within [-clip, clip], before guidance.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, by its name: a list of another length than `labels`, weights
+            that are not finite, labels that a network does not have, a classifier or a weaker network without
+            weights or weights without them.
     """
 
     def __init__(
@@ -307,18 +313,23 @@ class Guide:
         steps: int = 1,
         clip: float | None = None,
     ):
-        count = len(labels)
+        self._labels = [as_mixture(label) for label in several("labels", labels)]
+        count = len(self._labels)
+        for name, network in (("denoiser", denoiser), ("weak", weak)):
+            if network is not None or name == "denoiser":
+                one_of(f"{name}.prediction_type", getattr(network, "prediction_type", None), PREDICTION_TYPES)
+        instance("method", method, Method, "a Method, such as METHODS['apg']")
         self.denoiser, self.classifier, self.weak, self.device = denoiser, classifier, weak, device
-        self.method, self.pace, self.steps, self.clip = method, pace, steps, clip
-        triples = zip(w, w_classifier or [0.0] * count, w_guide or [1.0] * count, strict=True)
-        self._weights = [Weights(*triple) for triple in triples]
-        if classifier is None and any(each.w_classifier for each in self._weights):
-            raise ValueError("w_classifier is not zero, but there is no classifier")
-        if weak is None and any(each.w_guide != 1 for each in self._weights):
-            raise ValueError("w_guide is not one, but there is no weaker network")
+        self.method, self.pace, self.steps = method, pace, whole("steps", steps, 1)
+        self.clip = clip
+        if clip is not None and finite("clip", clip) <= 0:
+            raise ValueError(f"clip takes a number above 0, found {clip}.")
+        self._weights = _weights_of(count, w, w_classifier, w_guide, classifier, weak)
         self._cost = cost_with(method, classifier.cost) if classifier is not None else FREE
-        self._labels = [as_mixture(label) for label in labels]
-        self._targets = self._labels if classifier_labels is None else [as_mixture(label) for label in classifier_labels]
+        targets = labels if classifier_labels is None else several("classifier_labels", classifier_labels, count)
+        self._targets = [as_mixture(label, "classifier_labels") for label in targets]
+        starts = None if starts is None else several("starts", starts, count)
+        self._check_labels()
         self._starts = starts
         self._layouts: dict[tuple[bool, tuple[Weights, ...]], _Layout] = {}
         self._memory: list[dict[str, Any]] = [{} for _ in self._weights]
@@ -336,6 +347,8 @@ class Guide:
             level: alpha_t and sigma_t.
             index: of the step, from 0.
         """
+        if x_t.ndim != 4 or len(x_t) != len(self._weights):
+            raise ValueError(f"x_t is (B, C, H, W) with B = {len(self._weights)}, one a label; found {tuple(x_t.shape)}.")
         layout = self._layout(index)
         if index == 0:
             self._memory = [{} for _ in self._weights]
@@ -347,16 +360,28 @@ class Guide:
         prediction = self._combined(layout, null, conditional, shift, x_t, level, index)
         return prediction if layout.weak is None else autoguided(prediction, conditional, layout.weak(rows), layout.w_guide)
 
+    def _needs(self, weights: Sequence[Weights]) -> list[_Needs]:
+        each = zip(weights, self._labels, self._targets, strict=True)
+        return [_needs(*sample, self._cost.needs_null) for sample in each]
+
+    def _check_labels(self) -> None:
+        """Asks the networks, where they can tell, whether they have the labels that they will be asked for."""
+        for need in self._needs(self._weights):
+            for network, asked in (
+                (self.denoiser, need.null + need.conditional),
+                (self.weak, need.weak),
+                (self.classifier, need.gradients),
+            ):
+                if check := getattr(network, "check_labels", None):
+                    check([label for label, _ in asked])
+
     def _layout(self, index: int) -> _Layout:
         weights = tuple(self.pace(index, each) if self.pace else each for each in self._weights)
         shared = index == 0 and self._starts is not None
         key = (shared, weights)
         if key not in self._layouts:
             starts = self._starts if shared and self._starts is not None else range(len(weights))
-            needs = [
-                _needs(*sample, self._cost.needs_null) for sample in zip(weights, self._labels, self._targets, strict=True)
-            ]
-            self._layouts[key] = _Layout(weights, needs, starts, self._cost, self.device)
+            self._layouts[key] = _Layout(weights, self._needs(weights), starts, self._cost, self.device)
         return self._layouts[key]
 
     def _rows(self, layout: _Layout, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
@@ -427,9 +452,45 @@ def cost_with(method: Method, cost: Cost) -> Cost:
     return cost._replace(needs_null=cost.needs_null or not method.linear)
 
 
-def as_mixture(label: int | Mixture) -> Mixture:
-    """A label as the mixture of itself alone."""
-    return ((label, 1.0),) if isinstance(label, int) else label
+def as_mixture(label: int | Mixture, name: str = "labels") -> Mixture:
+    """A label as the mixture of itself alone.
+
+    Raises:
+        TypeError: neither a label nor a mixture.
+        ValueError: a mixture of none, or with a weight that is not finite.
+    """
+    if hasattr(label, "__index__"):
+        return ((whole(name, label, NULL), 1.0),)
+    if not isinstance(label, tuple | list) or not all(isinstance(part, tuple | list) and len(part) == 2 for part in label):
+        raise TypeError(f"{name} takes label ids, NULL, and mixtures ((id, weight), ...); found {label!r}.")
+    if not label:
+        raise ValueError(f"{name}: a mixture of no labels.")
+    return tuple((whole(name, part, NULL), finite(name, weight)) for part, weight in label)
+
+
+def _weights_of(
+    count: int,
+    w: Sequence[float],
+    w_classifier: Sequence[float] | None,
+    w_guide: Sequence[float] | None,
+    classifier: Classifier | None,
+    weak: Denoiser | None,
+) -> list[Weights]:
+    """The weights of each sample; refuses those without what they weigh, and what is given without weights."""
+    lists = [
+        [finite(name, value) for value in several(name, [rest] * count if values is None else values, count)]
+        for name, values, rest in (("w", w, None), ("w_classifier", w_classifier, 0.0), ("w_guide", w_guide, 1.0))
+    ]
+    weights = [Weights(*triple) for triple in zip(*lists, strict=True)]
+    if classifier is None and any(each.w_classifier for each in weights):
+        raise ValueError("w_classifier is not zero, but there is no classifier")
+    if weak is None and any(each.w_guide != 1 for each in weights):
+        raise ValueError("w_guide is not one, but there is no weaker network: give weak")
+    if classifier is not None and w_classifier is None:
+        raise ValueError("classifier has no effect without w_classifier: give a weight for each label")
+    if weak is not None and w_guide is None:
+        raise ValueError("weak has no effect without w_guide: give a weight for each label")
+    return weights
 
 
 def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
