@@ -79,7 +79,7 @@ def _command(
         typer.Option(
             "--w-guide",
             metavar="NUMBER",
-            help="With a weaker model, on top of the other modes: its weight, 1 without effect. In mode auto it is --w. "
+            help="With a weaker model, on top of cfg, classifier or both: its weight, 1 the model alone. In mode auto it is --w. "
             "[default: 2 with --guide-model]",
             rich_help_panel=_WHAT,
         ),
