@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guidegen.arguments import instance, one_of, several, whole
 from guidegen.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ class Model:
     image_size: tuple[int, int] | None = None
     version: str = ""
 
+    def __post_init__(self) -> None:
+        _check_load(self.load)
+        for side in several("shape", self.shape, 3, "of C, H and W"):
+            whole("shape", side, 1)
+        instance("scheduler", self.scheduler, Mapping, "the config of a scheduler as a mapping")
+        _check_labels(self.labels)
+        whole("steps", self.steps, 1)
+        for side in () if self.image_size is None else several("image_size", self.image_size, 2, "of height and width"):
+            whole("image_size", side, 1)
+
 
 @dataclass(frozen=True)
 class ClassifierModel:
@@ -63,6 +74,24 @@ class ClassifierModel:
     labels: Mapping[int, str]
     input: str = "noisy"
     version: str = ""
+
+    def __post_init__(self) -> None:
+        _check_load(self.load)
+        _check_labels(self.labels)
+        several("labels", self.labels)
+        one_of("input", self.input, ("noisy", "denoised"))
+
+
+def _check_load(load: Any) -> None:
+    if not callable(load):
+        raise TypeError(f"load takes a function of a device, found {load!r}.")
+
+
+def _check_labels(labels: Any) -> None:
+    instance("labels", labels, Mapping, "a mapping of ids to names")
+    for label, name in labels.items():
+        whole("labels", label)
+        instance("labels", name, str, "names that are text")
 
 
 def split_own(ref: str) -> tuple[Path, str] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guidegen.arguments import finite, several, whole
 from guidegen.errors import UsageError, first_line
 from guidegen.schedulers import SCHEDULERS as SCHEDULERS
 from guidegen.schedulers import check_levels, noise_levels
@@ -21,7 +22,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, l
 
     The same numbers as diffusers' `randn_tensor` given that list of CPU generators.
     """
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
     return torch.cat([torch.randn((1, *shape), generator=g) for g in generators]), generators
 
 
@@ -50,8 +51,15 @@ def sample(
 
     Returns:
         Images (B, C, H, W) fp32 in the network's range, usually [-1, 1].
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, by its name.
     """
-    scheduler.set_timesteps(steps)
+    _check_sample(guide, scheduler, seeds, shape, steps, eta)
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"steps={steps}: {type(scheduler).__name__} refuses: {error}") from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks the first timestep up, and starts late where that stands twice
     levels = noise_levels(scheduler)
@@ -102,6 +110,30 @@ def try_out(scheduler: Any, steps: int, eta: float | None = None) -> None:
         )
 
 
+def _check_sample(guide: Any, scheduler: Any, seeds: Any, shape: Any, steps: Any, eta: Any) -> None:
+    if not callable(guide):
+        raise TypeError(f"guide takes a Guide or another callable, found {guide!r}.")
+    if not hasattr(scheduler, "set_timesteps"):
+        raise TypeError(f"scheduler takes a scheduler of diffusers, found {scheduler!r}.")
+    for seed in several("seeds", seeds):
+        whole("seeds", seed, 0, 2**64 - 1)
+    for side in several("shape", shape, 3, "of C, H and W"):
+        whole("shape", side, 1)
+    whole("steps", steps, 1)
+    if eta is not None and not 0 <= finite("eta", eta) <= 1:
+        raise ValueError(f"eta is from 0 to 1, found {eta}.")
+    if eta is not None and not takes_eta(scheduler):
+        raise ValueError(f"eta is for ddim; {type(scheduler).__name__} has none.")
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether the scheduler's step has DDIM's eta."""
+    return "eta" in inspect.signature(scheduler.step).parameters
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] (B, C, H, W) to uint8 (B, H, W, C) on the CPU, rounded as diffusers' pipelines do."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        found = f"{tuple(images.shape)} {images.dtype}" if hasattr(images, "shape") else repr(images)
+        raise ValueError(f"images is a tensor (B, C, H, W) of floating point, found {found}.")
     return ((images / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to("cpu", torch.uint8)

@@ -10,6 +10,7 @@ from conftest import NAMES, SIZE, tiny_classifier
 from torch import Tensor
 
 from guidegen.scores.classifier import NoisyScore, gradient_of_log_probability
+from guidegen.scores.denoiser import autocast
 
 COLUMNS = {int(label): column for column, label in enumerate(NAMES)}
 
@@ -74,6 +75,61 @@ def test_a_sure_classifier_still_has_a_gradient_in_half_precision() -> None:
     gradient = gradient_of_log_probability(logits_of, x, columns, scaled=True)
     expected = 22.0 * torch.sigmoid(torch.tensor(-22.0))
     torch.testing.assert_close(gradient[:, 0, 0, 0], expected.expand(2), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, None])
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_gradient_however_far_the_label_leads_or_trails(classes: int, dtype: torch.dtype | None) -> None:
+    """Against the closed form in fp64 at the logits that the network gave: J^T (one-hot - softmax)."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn((classes, 3 * SIZE * SIZE), generator=generator) / 100
+    gaps = [
+        sign * gap for gap in (0.0, 10.0, 60.0, 80.0, 83.0, 86.0, 90.0, 103.0, 110.0, 200.0, 1e3, 1e4) for sign in (1, -1)
+    ]
+    x, columns = images(len(gaps)), torch.arange(len(gaps)) % classes
+    bias = torch.zeros(len(gaps), classes).scatter(1, columns[:, None], torch.tensor(gaps)[:, None])
+    seen: list[Tensor] = []
+
+    def logits_of(x: Tensor) -> Tensor:
+        with autocast(x, dtype):
+            logits = torch.nn.functional.linear(x.flatten(1), weight)
+        seen.append((logits + bias.to(logits.dtype)).detach())
+        return logits + bias.to(logits.dtype)
+
+    gradient = gradient_of_log_probability(logits_of, x, columns, scaled=dtype == torch.float16)
+    softmax = seen[0].double().softmax(-1)
+    others = softmax.scatter(1, columns[:, None], 0)
+    start = (-others).scatter(1, columns[:, None], others.sum(1, keepdim=True))
+    expected = (start @ weight.double()).view_as(x)
+    assert gradient.isfinite().all()
+    largest = expected.abs().amax((1, 2, 3))
+    error = (gradient.double() - expected).abs().amax((1, 2, 3))
+    # of the weights and the entries at the logits, each rounded to the 11 or 8 bits of the dtype, or sums
+    # of a thousand in fp32; below 1e-37 fp32 loses bits and then all of them
+    bits = {torch.float16: 11, torch.bfloat16: 8, None: 20}[dtype]
+    assert (error <= 2.0 ** (2 - bits) * largest + 1e-37).all(), (error / largest).tolist()
+    leads = gaps.index(80.0)
+    assert largest[leads] > 1e-37, "small, and yet there"
+    assert gradient[leads].abs().max() > 0
+
+
+@pytest.mark.parametrize("gap", [83.0, 110.0, 1e4, -1e4])
+def test_gradient_of_a_network_in_half_precision_is_finite_however_sure_it_is(gap: float) -> None:
+    network = tiny_classifier()
+    with torch.no_grad():
+        [*network.parameters()][-1][0] += gap
+    gradient = NoisyScore(network, COLUMNS, torch.float16)(images(3), torch.tensor(300), torch.tensor([0, 1, 4]))
+    assert gradient.isfinite().all()
+    assert (gradient.abs().amax((1, 2, 3)) > 0).tolist() == [gap < 103, *[True] * 2]
+
+
+def test_logits_that_are_not_finite_are_told_by_the_gradient() -> None:
+    """Which guidegen then draws again in fp32; no number is made up."""
+
+    def logits_of(x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, :2] * 1e6).half()
+
+    assert not gradient_of_log_probability(logits_of, images(2), torch.tensor([0, 1]), scaled=True).isfinite().any()
 
 
 def test_one_sample_that_overflows_does_not_change_the_others() -> None:

@@ -503,6 +503,11 @@ def test_fixed_rows_and_half_precision_reach_the_weaker_network(folders: dict[st
         ({"guide_model": "skip:up_blocks.9"}, "no such layer as up_blocks.9"),
         ({"guide_model": "skip:"}, "name layers after the colon"),
         ({"guide_model": "pag", "w_guide": "much"}, "--w-guide takes a finite number"),
+        ({"guide_model": "pag", "w_guide": "1"}, "--w-guide 1 is the model without the weaker one"),
+        ({"guide_model": "pag", "w_guide": "1,1.0", "sweep": True}, "--w-guide 1 is the model without the weaker one"),
+        ({"mode": "none", "guide_model": "pag"}, "--mode none draws the network as it is.*--mode auto"),
+        ({"mode": "none", "guide_model": "pag", "w_guide": "3"}, "--mode none draws the network as it is.*--mode auto"),
+        ({"mode": "none", "w_guide": "3", "interval": "0.3:5"}, "--mode none draws the network as it is.*--mode auto"),
     ],
 )
 def test_usage(with_null: Path, tmp_path: Path, given: dict[str, Any], words: str) -> None:

@@ -75,6 +75,7 @@ def test_a_prompt_that_is_too_long_is_told(folders: dict[str, Path], guidegen: C
         ("stable_diffusion", ["--prompt", "a", "--variant", "bf16"], "no bf16 files"),
         ("stable_diffusion", ["--prompt", "@none.txt"], "cannot read"),
         ("stable_diffusion", ["--prompt", "a", "--null-label", 3], "has no classes"),
+        ("stable_diffusion", ["--mode", "none", "--prompt", "a", "--negative-prompt", "b"], "draws a prompt without it"),
         ("dit", ["--prompt", "a"], "reads text"),
         ("dit", ["--label", 0, "--negative-prompt", "a"], "reads text"),
         ("dit", ["--label", 0, "--size", 32], "the size it was trained at, 16x16"),

@@ -8,7 +8,7 @@ from typing import Any
 import pipelines
 import pytest
 import torch
-from conftest import settings_of, tiny_classifier, tiny_unet
+from conftest import call, settings_of, tiny_classifier, tiny_unet
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -120,3 +120,12 @@ def test_weights_are_read_as_they_are_without_autocast(with_null: Path) -> None:
         stays = any(part in name for part in ("norm", "class_embedding", "conv_in"))
         assert cast.dtype == (torch.float32 if stays else torch.bfloat16), name
         assert torch.equal(weight.to(cast.dtype), cast), name
+
+
+def test_fp16_on_a_cpu_is_told_to_be_slow(with_null: Path) -> None:
+    given = ("sample", "-m", with_null, "--label", 1, "--device", "cpu", "--dry-run")
+    told = call(*given, "--dtype", "fp16")
+    assert "--dtype bf16" in told.stderr
+    assert "--dtype" not in told.stdout
+    for others in (["--dtype", "bf16"], ["--dtype", "fp32"], ["--dtype", "fp16", "--quiet"], []):
+        assert call(*given, *others).stderr == ""

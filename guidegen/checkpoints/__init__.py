@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guidegen.arguments import several, whole
 from guidegen.checkpoints.classifiers import AnyClassifier, ClassifierInfo, open_classifier
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code, variants
 from guidegen.checkpoints.hub import download_weights, locate
@@ -242,6 +243,8 @@ def open_checkpoint(
         UnsafeError: it asks for code of its own.
         UsageError: `null_label` is no class of the model, or `size` is none that it can draw.
     """
+    for side in () if size is None else several("size", size, 2, "of height and width"):
+        whole("size", side, 1)
     ref = str(ref)
     if place := split_own(ref):
         return _own_checkpoint(ref, read_own(*place, Model), null_label, size)

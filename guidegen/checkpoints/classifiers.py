@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guidegen.arguments import one_of
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
@@ -158,7 +159,9 @@ def open_classifier(
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
         UnsafeError: it asks for code of its own.
         UsageError: it cannot read noisy images.
+        ValueError: `input` is something else.
     """
+    one_of("input", input, (None, "noisy", "denoised"))
     ref = str(ref)
     if own := split_own(ref):
         model: ClassifierModel = read_own(*own, ClassifierModel)

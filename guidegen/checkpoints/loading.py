@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guidegen.arguments import instance, one_of
 from guidegen.checkpoints import Checkpoint, ClassifierInfo
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, Weights, find_weights
 from guidegen.errors import CheckpointError, UsageError, first_line
@@ -24,6 +25,8 @@ def load_network(
 
     Its weights are fp32, or what `cast_weights` makes of them for calls under autocast to that dtype.
     """
+    instance("checkpoint", checkpoint, Checkpoint, "what open_checkpoint returns")
+    one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
     return load_part(checkpoint, checkpoint.kind.network, device, access, autocast)
 
 
@@ -119,6 +122,8 @@ def load_classifier(
     """
     from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
 
+    instance("classifier", classifier, ClassifierInfo, "what open_classifier returns")
+    one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
     if classifier.own is not None:
         own: nn.Module = classifier.own.load(torch.device(device))
         return own

@@ -6,9 +6,10 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from guidegen import __version__
 from guidegen.cli import console
@@ -19,10 +20,29 @@ from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
-from guidegen.errors import GuidegenError
+from guidegen.errors import GuidegenError, UsageError
+
+_MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
+
+
+class _Commands(TyperGroup):
+    """The commands. Refuses for all of them an empty word, such as a shell variable that is not set leaves."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        flag = ""
+        for word in args[1:]:
+            name, equals, value = word.partition("=")
+            if name.startswith("--") and equals:
+                flag, word = name, value
+            if not word.strip() and flag not in _MAY_BE_EMPTY:
+                raise UsageError(f"{flag or 'An argument'} is empty: give it a value, or leave it out.")
+            flag = word if word.startswith("-") else ""
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="guidegen",
+    cls=_Commands,
     help=(
         "Guided samples from pretrained diffusion checkpoints.\n\n"
         "The guidance weight w steers the score: w = 0 is unconditional, w = 1 is plain conditional, "

@@ -59,8 +59,14 @@ def parse_by(words: Sequence[str]) -> list[Axis]:
 
 
 def parse_axes(text: str | None) -> tuple[str, ...]:
-    """The axes of a list, as rows of the manifest name them."""
+    """The axes of a list, as rows of the manifest name them.
+
+    Raises:
+        UsageError: a list of none.
+    """
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not words:
+        raise UsageError(f"--columns and --rows take axes, such as w or label,seed; found {text!r}.")
     return tuple(word if "." in word else word.replace("-", "_") for word in words)
 
 

@@ -79,7 +79,7 @@ def _command(
         typer.Option(
             "--w-guide",
             metavar="NUMBER",
-            help="With a weaker model, on top of the other modes: its weight, 1 without effect. In mode auto it is --w. "
+            help="With a weaker model, on top of cfg, classifier or both: its weight, 1 the model. In mode auto it is --w. "
             "[default: 2 with --guide-model]",
             rich_help_panel=_WHAT,
         ),
@@ -302,9 +302,9 @@ def _command(
     given["classifier_input"] = classifier_input.value if classifier_input else None
     given["classifier_gradient"] = classifier_gradient.value if classifier_gradient else None
     job = plan_job(Flags(sweep=ctx.info_name == "sweep", **given))
+    after.check(job.output, job.checkpoint.size)
     if dry_run:
         say_what_it_takes(job)
         return
-    after.check(job.output, job.checkpoint.size)
     carry_out(job)
     after.carry_out(job.output, job.title, json_rows, quiet)

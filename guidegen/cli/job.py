@@ -185,6 +185,10 @@ def plan_job(flags: Flags) -> Job:
     prompts = _prompts(flags, checkpoint, judge)
     labels = _labels(flags, checkpoint, judge, known, prompts)
     mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
+    if flags.negative_prompt is not None and prompts and not mixed and flags.mode in ("none", "auto"):
+        raise UsageError(
+            f"--negative-prompt is what the null condition says, and --mode {flags.mode} draws a prompt without it."
+        )
     ws = list(dict.fromkeys(own_weights)) or _weights(flags, mixed)
     mode = "cfg" if flags.mode == "auto" else flags.mode  # labels with weights are asked against none in mode auto too
     if mixed and (reason := checkpoint.refusal(mode, judge is not None, needs_null=True)):
@@ -224,6 +228,11 @@ def plan_job(flags: Flags) -> Job:
 
     job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, varied.base, None, output)
     pages = _pages(job) if flags.sweep else None
+    if flags.dtype == "fp16" and device.type == "cpu" and not flags.quiet:
+        console.note(
+            "note: fp16 on a CPU is slower than bf16, about a thousand times where the CPU has no fp16 arithmetic of its "
+            "own. --dtype bf16 is as fast as fp32 or faster."
+        )
     return replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
 
 
@@ -611,7 +620,7 @@ def _guidance(flags: Flags) -> dict[str, Any]:
     """
     from guidegen.scores.methods import find_method
 
-    if flags.mode == "none" and flags.w_guide is None and (flags.interval or flags.w_schedule):
+    if flags.mode == "none" and (flags.interval or flags.w_schedule):
         raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
     if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
         raise UsageError(
@@ -688,9 +697,16 @@ def _guide_weights(flags: Flags) -> list[float] | list[None]:
         return [None]
     if text is None and flags.guide_model is None:
         return [None]
-    if flags.sweep:
-        return parse_weights("2" if text is None else text, "--w-guide")
-    return [parse_weight("2" if text is None else text, "--w-guide")]
+    if flags.mode == "none":
+        raise UsageError(
+            "--guide-model and --w-guide guide, and --mode none draws the network as it is. For the model against a "
+            "weaker one: --mode auto, with the weight --w."
+        )
+    text = "2" if text is None else text
+    weights = parse_weights(text, "--w-guide") if flags.sweep else [parse_weight(text, "--w-guide")]
+    if weights == [1.0]:
+        raise UsageError("--w-guide 1 is the model without the weaker one: leave both out, or give another weight.")
+    return weights
 
 
 def _shard(flags: Flags, output: Output) -> Shard | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from guidegen.arguments import instance, one_of, several, whole
 from guidegen.scores.denoiser import autocast
-from guidegen.scores.diffusion import Level, PredictionType, to_x0
+from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, to_x0
 from guidegen.scores.guidance import NULL, Classifier, Cost, Denoiser
 
 _LARGEST_AT_LOGITS = 2.0**10
+_LARGEST_SCALE = 2.0**126  # above it fp32 overflows; a gradient that needs more is zero in fp32 anyway
 _SCALE_STEP = 2.0**5
 _SCALE_TRIES = 6
 
@@ -32,17 +34,24 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
         scaled: whether the network runs in fp16.
 
     Returns:
-        (B, C, H, W) fp32; not finite only where no scale makes it so.
+        (B, C, H, W) fp32, zero where it is below what fp32 holds; not finite only where the logits are not or
+        no scale makes it so.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = logits_of(leaf)
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError(f"a classifier gives logits (B, K), here ({len(x)}, K); found {tuple(logits.shape)}.")
+    if columns.shape != (len(x),):
+        raise ValueError(f"labels are one a row of x_t, {len(x)} in all; found {tuple(columns.shape)}.")
+    if columns.device.type == "cpu" and int(columns.max()) >= logits.shape[1]:
+        raise ValueError(f"columns: there is no column {int(columns.max())} in logits of {logits.shape[1]} classes.")
     # one-hot minus softmax; 1 - p as the sum of the others, which does not round to zero when p is near 1
     others = logits.detach().float().softmax(dim=-1).scatter(1, columns[:, None], 0.0)
     start = (-others).scatter(1, columns[:, None], others.sum(dim=1, keepdim=True))
     if not scaled:
         return torch.autograd.grad(logits, leaf, start.to(logits.dtype))[0].float()
-    largest = start.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = start.abs().amax(dim=1).clamp(min=_LARGEST_AT_LOGITS / _LARGEST_SCALE)
     scale = _LARGEST_AT_LOGITS / largest.log2().ceil().exp2()
     for attempt in range(_SCALE_TRIES):
         scaled_start = (start * scale[:, None]).to(logits.dtype)
@@ -56,7 +65,19 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
     return gradient
 
 
-class NoisyScore:
+class _Score:
+    """What the three share: the columns of their labels."""
+
+    def __init__(self, columns: Mapping[int, int], autocast: torch.dtype | None):
+        one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
+        self.autocast, self._columns = autocast, _Columns(columns)
+
+    def check_labels(self, labels: Iterable[int]) -> None:
+        """Raises ValueError where one of the labels has no column."""
+        self._columns.check(labels)
+
+
+class NoisyScore(_Score):
     """grad log p(y | x_t) of a noise-aware classifier, one that takes (x_t, t).
 
     Args:
@@ -69,8 +90,8 @@ class NoisyScore:
     cost = Cost(1)
 
     def __init__(self, network: nn.Module, columns: Mapping[int, int], autocast: torch.dtype | None = None):
-        self.network, self.autocast = network.requires_grad_(False), autocast
-        self._columns = _Columns(columns)
+        super().__init__(columns, autocast)
+        self.network = network.requires_grad_(False)
 
     def __call__(
         self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level | None = None, null: Tensor | None = None
@@ -85,7 +106,7 @@ class NoisyScore:
         return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)
 
 
-class DenoisedScore:
+class DenoisedScore(_Score):
     """grad log p(y | x0(x_t)) of a classifier of clean images, through the denoised estimate.
 
     x0(x_t) = E[x_0 | x_t] of the unconditional denoiser, and the gradient runs back through it, as in
@@ -108,8 +129,10 @@ class DenoisedScore:
         denoiser: Denoiser,
         autocast: torch.dtype | None = None,
     ):
-        self.network, self.denoiser, self.autocast = network, denoiser, autocast
-        self._columns = _Columns(columns)
+        super().__init__(columns, autocast)
+        self.network, self.denoiser = network, denoiser
+        if check := getattr(denoiser, "check_labels", None):
+            check([NULL])
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor | None = None) -> Tensor:
         """grad log p(label | x0(x_t)) with respect to x_t, (B, C, H, W) fp32."""
@@ -123,7 +146,7 @@ class DenoisedScore:
         return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)
 
 
-class CheapScore:
+class CheapScore(_Score):
     """`DenoisedScore` with the denoiser's own derivative left out: d x0 / d x_t = 1 / alpha.
 
     x0 = (x_t - sigma eps) / alpha with eps held fixed. It reads the unconditional prediction that
@@ -145,8 +168,9 @@ class CheapScore:
         prediction_type: PredictionType,
         autocast: torch.dtype | None = None,
     ):
-        self.network, self.prediction_type, self.autocast = network, prediction_type, autocast
-        self._columns = _Columns(columns)
+        super().__init__(columns, autocast)
+        one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+        self.network, self.prediction_type = network, prediction_type
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
         """grad log p(label | x0) / alpha, (B, C, H, W) fp32; 0 at alpha = 0, where x_t says nothing of the label."""
@@ -178,6 +202,12 @@ class SummedScore:
         self.parts = tuple(parts)
         self.cost = summed_cost([part.cost for part in parts])
 
+    def check_labels(self, labels: Iterable[int]) -> None:
+        """Raises ValueError where the classifier that a label asks has none of it."""
+        for label in labels:
+            if check := getattr(self.parts[label % len(self.parts)], "check_labels", None):
+                check([label // len(self.parts)])
+
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, level: Level, null: Tensor) -> Tensor:
         """grad log p_j(label n | x_t) of each row's own classifier, (B, C, H, W) fp32; labels (B,) are n K + j."""
         count = len(self.parts)
@@ -199,10 +229,22 @@ class _Columns:
     """Label ids (B,) to columns of the logits (B,), on whatever device the ids are."""
 
     def __init__(self, columns: Mapping[int, int]):
-        self._table = torch.full((max(columns) + 1,), -1, dtype=torch.long)
-        for label, column in columns.items():
+        instance("columns", columns, Mapping, "a mapping of label ids to columns")
+        several("columns", columns)
+        self._known = {whole("columns", label): whole("columns", column) for label, column in columns.items()}
+        self._table = torch.zeros(max(self._known) + 1, dtype=torch.long)
+        for label, column in self._known.items():
             self._table[label] = column
 
+    def check(self, labels: Iterable[int]) -> None:
+        """Raises ValueError where one of the labels has no column."""
+        if missing := [label for label in labels if label not in self._known]:
+            raise ValueError(
+                f"labels: the classifier does not know {missing[0]}; its columns are of {len(self._known)} labels."
+            )
+
     def __call__(self, labels: Tensor) -> Tensor:
+        if labels.device.type == "cpu":  # elsewhere reading them would wait for the device; `Guide` has asked
+            self.check(labels.tolist())
         self._table = self._table.to(labels.device)
         return self._table[labels]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guidegen.scores.diffusion import PredictionType
+from guidegen.arguments import one_of, whole
+from guidegen.scores.diffusion import PREDICTION_TYPES, PredictionType
 from guidegen.scores.guidance import NULL
 
 
@@ -25,10 +26,37 @@ class _Network:
     Dhariwal 2021, arXiv 2102.09672).
     """
 
+    null_label: int | None = None
+    rows: int | None = None
+    """How many labels the network tells apart, the null one included; None where it takes any."""
+
     def __init__(self, network: nn.Module, prediction_type: PredictionType, autocast: torch.dtype | None):
-        config: Any = network.config
+        config: Any = getattr(network, "config", None)
+        if not hasattr(config, "in_channels"):
+            raise TypeError(f"{type(self).__name__} takes a network of diffusers, found {type(network).__name__}.")
+        one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+        one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
+        self.in_channels = config.in_channels
         self.network, self.prediction_type, self.autocast = network, prediction_type, autocast
         self.learned_variance = config.out_channels == 2 * config.in_channels
+
+    def check_labels(self, labels: Iterable[int]) -> None:
+        """Raises ValueError where the network has no such label, `NULL` without a null label included."""
+        for label in labels if self.rows is not None else ():
+            if label == NULL and self.null_label is None:
+                raise ValueError("labels: the null condition is asked for, and the network has no null_label.")
+            if label != NULL and not 0 <= label < (self.rows or 0):
+                raise ValueError(f"labels: {label} is not one of the network's, which has {self.rows}, counted from 0.")
+
+    def _check(self, x_t: Tensor, labels: Tensor) -> None:
+        """Refuses shapes and labels that torch would refuse in words of its own; labels where reading them costs nothing."""
+        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels:
+            raise ValueError(f"x_t is (B, {self.in_channels}, H, W), found {tuple(x_t.shape)}.")
+        if labels.shape != (len(x_t),) or labels.is_floating_point():
+            found = f"{tuple(labels.shape)} {labels.dtype}"
+            raise ValueError(f"labels are {len(x_t)} whole numbers, one a row of x_t; found {found}.")
+        if labels.device.type == "cpu":
+            self.check_labels(labels.tolist())
 
     def _call(self, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
         with autocast(x_t, self.autocast):
@@ -59,9 +87,12 @@ class UNetDenoiser(_Network):
         config: Any = unet.config
         self.null_label = null_label
         self.class_conditional = config.num_class_embeds is not None or config.class_embed_type is not None
+        self.rows = config.num_class_embeds if config.class_embed_type is None else None
+        _check_null(null_label, self.rows)
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Prediction (B, C, H, W) fp32 from x_t (B, C, H, W), timestep t () and labels (B,) or `NULL`."""
+        self._check(x_t, labels)
         return self._call(x_t, t, class_labels=_with_null(labels, self.null_label) if self.class_conditional else None)
 
 
@@ -83,10 +114,13 @@ class DiTDenoiser(_Network):
         autocast: torch.dtype | None = None,
     ):
         super().__init__(transformer, prediction_type, autocast)
-        self.null_label = null_label
+        config: Any = transformer.config
+        self.null_label, self.rows = null_label, config.num_embeds_ada_norm + 1
+        _check_null(null_label, self.rows)
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Prediction (B, C, H, W) fp32 from latents x_t (B, C, H, W), timestep t () and labels (B,) or `NULL`."""
+        self._check(x_t, labels)
         return self._call(x_t, t.expand(len(x_t)), class_labels=_with_null(labels, self.null_label))
 
 
@@ -117,10 +151,11 @@ class TextDenoiser(_Network):
 
     def __init__(self, unet: nn.Module, prediction_type: PredictionType, texts: Texts, autocast: torch.dtype | None = None):
         super().__init__(unet, prediction_type, autocast)
-        self.texts = texts
+        self.texts, self.null_label, self.rows = texts, NULL, len(texts.states) - 1
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Prediction (B, C, H, W) fp32 from latents x_t (B, C, H, W), timestep t () and labels (B,) or `NULL`."""
+        self._check(x_t, labels)
         rows = labels - NULL
         condition: dict[str, Any] = {"encoder_hidden_states": self.texts.states.index_select(0, rows)}
         if self.texts.pooled is not None and self.texts.time_ids is not None:
@@ -150,6 +185,11 @@ def latent_decoder(vae: Any) -> Callable[[Tensor], Tensor]:
             return torch.cat([vae.decode(one, return_dict=False)[0] for one in z.split(1)])
 
     return decode
+
+
+def _check_null(null_label: int | None, rows: int | None) -> None:
+    if null_label is not None and rows is not None:
+        whole("null_label", null_label, 0, rows - 1)
 
 
 def _with_null(labels: Tensor, null_label: int | None) -> Tensor:

@@ -9,7 +9,7 @@ is said a formula holds in the prediction type of the network, as in diffusers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,9 @@ class Step:
         kind: the prediction type of all predictions.
         index: of this evaluation, from 0.
         count: evaluations from noise to image.
-        memory: what the method keeps from step to step, of these B samples; empty at index 0.
+        memory: what the method keeps from step to step. Guidance calls a method with one sample at a time, each of
+            which has its own memory: empty at first, and untouched at steps where the sample has nothing to
+            combine (a weight of 0 or 1, an interval that is off).
     """
 
     x_t: Tensor
@@ -41,7 +43,7 @@ class Step:
     kind: PredictionType
     index: int = 0
     count: int = 1
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_x0(self) -> bool:
@@ -76,6 +78,32 @@ def classifier_free(unconditional: Tensor, conditional: Tensor, w: Tensor, step:
     pipelines.
     """
     return unconditional + w * (conditional - unconditional)
+
+
+def jointly(
+    unconditional: Tensor, conditional: Tensor, shift: Tensor, w: Tensor, w_classifier: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both kinds of guidance as one (u, c, w) for a method: u + w (c - u) is the plain sum of both.
+
+    With d = c - u of the network and s = `shift` of the classifier, the sum is u + w d + w_classifier s. Of one sign,
+    the weights make a conditional prediction between those of the network and of the classifier, u + d and u + s, at
+    a weight of w + w_classifier. Of opposite signs they would divide by a sum near zero: there what cancels, their
+    harmonic mean h, is plain guidance from one conditional prediction to the other, h (d - s), that moves u and c
+    alike, and the method has the rest. Finite and continuous in both weights but where both are zero.
+
+    Args:
+        unconditional: u (B, C, H, W).
+        conditional: c (B, C, H, W); any where w is 0.
+        shift: what the classifier's gradient at weight one adds to a prediction (B, C, H, W).
+        w: of the label's own score (B, 1, 1, 1).
+        w_classifier: of the classifier's gradient (B, 1, 1, 1), not 0 where w is.
+    """
+    size = (w.abs() + w_classifier.abs()).clamp(min=torch.finfo(w.dtype).tiny)
+    label, classifier = w.abs() / size, w_classifier.abs() / size
+    joint = classifier_free(unconditional, conditional, label) + classifier * shift
+    opposed = w.sign() * w_classifier.sign() < 0
+    aside = torch.where(opposed, 2 * w * classifier * (conditional - unconditional - shift), 0)
+    return unconditional + aside, joint + aside, w + w_classifier
 
 
 def rescale(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, phi: float = 0.7) -> Tensor:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from guidegen.scores.diffusion import Level, PredictionType, from_x0, score_shift, to_x0
-from guidegen.scores.methods import METHODS, Method, Step, classifier_free
+from guidegen.arguments import finite, instance, one_of, several, whole
+from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, from_x0, score_shift, to_x0
+from guidegen.scores.formulas import jointly
+from guidegen.scores.methods import METHODS, Combine, Method, Step
+from guidegen.scores.methods import classifier_free as classifier_free
 
 NULL = -1
 """The condition "none": each denoiser maps it to its own null label."""
@@ -245,8 +249,10 @@ class _Layout:
             weaks.append(other or conditionals[-1])
         self.null, self.conditional = _Sum(nulls, device), _Sum(conditionals, device)
         self.weak = _Sum(weaks, device) if weak else None
-        self.mixed = any(need.null and need.conditional for need in needs)
+        self.weights = weights
+        self.combined = [bool(need.null and (need.conditional or need.gradients)) for need in needs]
         guided = [i for i, need in enumerate(needs) if need.gradients]
+        self.gradient_of = {i: n for n, i in enumerate(guided)}
         self.guided = index(guided)
         self.gradient = _Sum(
             [[(gradient_place[starts[i], label], weight) for label, weight in needs[i].gradients] for i in guided], device
@@ -263,8 +269,8 @@ class Guide:
     covers every mode: classifier-free (w_classifier = 0), classifier (w = 0), both, none, and
     autoguidance, where s - s_weak is at the condition that the mode draws with. A method other than
     the plain one takes the place of the first three terms: its conditional prediction is the one
-    whose score is that of a weight of one. Calls of zero weight are skipped; the rest go through
-    each network as one batch.
+    whose score is that of a weight of one, or what `jointly` makes of both weights. Calls of zero weight are
+    skipped; the rest go through each network as one batch. No sample depends on the others.
 
     Args:
         denoiser: the network.
@@ -282,6 +288,11 @@ class Guide:
         pace: the weights of each step; None for the same at all.
         steps: how many evaluations a method can count on.
         clip: keeps the denoised estimate of each prediction within [-clip, clip], before guidance.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be, by its name: a list of another length than `labels`, weights
+            that are not finite, labels that a network does not have, a classifier or a weaker network without
+            weights or weights without them.
     """
 
     def __init__(
@@ -302,21 +313,26 @@ class Guide:
         steps: int = 1,
         clip: float | None = None,
     ):
-        count = len(labels)
+        self._labels = [as_mixture(label) for label in several("labels", labels)]
+        count = len(self._labels)
+        for name, network in (("denoiser", denoiser), ("weak", weak)):
+            if network is not None or name == "denoiser":
+                one_of(f"{name}.prediction_type", getattr(network, "prediction_type", None), PREDICTION_TYPES)
+        instance("method", method, Method, "a Method, such as METHODS['apg']")
         self.denoiser, self.classifier, self.weak, self.device = denoiser, classifier, weak, device
-        self.method, self.pace, self.steps, self.clip = method, pace, steps, clip
-        triples = zip(w, w_classifier or [0.0] * count, w_guide or [1.0] * count, strict=True)
-        self._weights = [Weights(*triple) for triple in triples]
-        if classifier is None and any(each.w_classifier for each in self._weights):
-            raise ValueError("w_classifier is not zero, but there is no classifier")
-        if weak is None and any(each.w_guide != 1 for each in self._weights):
-            raise ValueError("w_guide is not one, but there is no weaker network")
+        self.method, self.pace, self.steps = method, pace, whole("steps", steps, 1)
+        self.clip = clip
+        if clip is not None and finite("clip", clip) <= 0:
+            raise ValueError(f"clip takes a number above 0, found {clip}.")
+        self._weights = _weights_of(count, w, w_classifier, w_guide, classifier, weak)
         self._cost = cost_with(method, classifier.cost) if classifier is not None else FREE
-        self._labels = [as_mixture(label) for label in labels]
-        self._targets = self._labels if classifier_labels is None else [as_mixture(label) for label in classifier_labels]
+        targets = labels if classifier_labels is None else several("classifier_labels", classifier_labels, count)
+        self._targets = [as_mixture(label, "classifier_labels") for label in targets]
+        starts = None if starts is None else several("starts", starts, count)
+        self._check_labels()
         self._starts = starts
         self._layouts: dict[tuple[bool, tuple[Weights, ...]], _Layout] = {}
-        self._memory: dict[str, Tensor] = {}
+        self._memory: list[dict[str, Any]] = [{} for _ in self._weights]
         self.calls = [0] * count
         """Network calls behind each sample so far."""
         self.made = 0
@@ -331,9 +347,11 @@ class Guide:
             level: alpha_t and sigma_t.
             index: of the step, from 0.
         """
+        if x_t.ndim != 4 or len(x_t) != len(self._weights):
+            raise ValueError(f"x_t is (B, C, H, W) with B = {len(self._weights)}, one a label; found {tuple(x_t.shape)}.")
         layout = self._layout(index)
         if index == 0:
-            self._memory.clear()
+            self._memory = [{} for _ in self._weights]
         self.calls = [before + now for before, now in zip(self.calls, layout.calls, strict=True)]
         self.made += layout.made
         rows = self._rows(layout, x_t, t, level)
@@ -342,16 +360,28 @@ class Guide:
         prediction = self._combined(layout, null, conditional, shift, x_t, level, index)
         return prediction if layout.weak is None else autoguided(prediction, conditional, layout.weak(rows), layout.w_guide)
 
+    def _needs(self, weights: Sequence[Weights]) -> list[_Needs]:
+        each = zip(weights, self._labels, self._targets, strict=True)
+        return [_needs(*sample, self._cost.needs_null) for sample in each]
+
+    def _check_labels(self) -> None:
+        """Asks the networks, where they can tell, whether they have the labels that they will be asked for."""
+        for need in self._needs(self._weights):
+            for network, asked in (
+                (self.denoiser, need.null + need.conditional),
+                (self.weak, need.weak),
+                (self.classifier, need.gradients),
+            ):
+                if check := getattr(network, "check_labels", None):
+                    check([label for label, _ in asked])
+
     def _layout(self, index: int) -> _Layout:
         weights = tuple(self.pace(index, each) if self.pace else each for each in self._weights)
         shared = index == 0 and self._starts is not None
         key = (shared, weights)
         if key not in self._layouts:
             starts = self._starts if shared and self._starts is not None else range(len(weights))
-            needs = [
-                _needs(*sample, self._cost.needs_null) for sample in zip(weights, self._labels, self._targets, strict=True)
-            ]
-            self._layouts[key] = _Layout(weights, needs, starts, self._cost, self.device)
+            self._layouts[key] = _Layout(weights, self._needs(weights), starts, self._cost, self.device)
         return self._layouts[key]
 
     def _rows(self, layout: _Layout, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
@@ -384,25 +414,37 @@ class Guide:
         level: Level,
         index: int,
     ) -> Tensor:
-        if gradient is None and not layout.mixed:
-            return null
         kind, some = self.denoiser.prediction_type, layout.guided
-        if self.method.linear:
-            prediction = self.method.combine(null, conditional, layout.w)
-            if gradient is None:
-                return prediction
-            before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
-            return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
-        total = layout.w + layout.w_classifier
-        total = torch.where(total == 0, torch.ones_like(total), total)
-        if gradient is not None:
-            w, w_classifier, u = (
-                part.index_select(0, some) for part in (layout.w / total, layout.w_classifier / total, null)
-            )
-            label_part = classifier_free(u, conditional.index_select(0, some), w)
-            conditional = conditional.index_copy(0, some, classifier_guided(label_part, gradient, w_classifier, level, kind))
-        step = Step(x_t, level, kind, index, self.steps, self._memory)
-        return self.method(null, conditional, total, step)
+        if not self.method.linear:
+            shift = None if gradient is None else score_shift(gradient, level, kind)
+            return self._each_combined(layout, null, conditional, shift, Step(x_t, level, kind, index, self.steps))
+        prediction = self.method.combine(null, conditional, layout.w) if any(layout.combined) else null
+        if gradient is None:
+            return prediction
+        before, w_some = prediction.index_select(0, some), layout.w_classifier.index_select(0, some)
+        return prediction.index_copy(0, some, classifier_guided(before, gradient, w_some, level, kind))
+
+    def _each_combined(self, layout: _Layout, null: Tensor, conditional: Tensor, shift: Tensor | None, step: Step) -> Tensor:
+        """By a method that is not linear: one sample at a time, so that neither bits nor memory depend on the others.
+
+        Where a sample has one prediction alone the method is not asked, and its memory stays as it is: as in
+        diffusers' guiders, which leave their momentum untouched where guidance is off.
+        """
+        made = []
+        for i, (w, w_classifier, _) in enumerate(layout.weights):
+            # copies, as a method may write into them
+            u, c, x_t, total = (each[i : i + 1].clone() for each in (null, conditional, step.x_t, layout.w))
+            if not layout.combined[i]:
+                made.append(u)
+                continue
+            combine: Combine = self.method
+            if shift is not None and w_classifier != 0:
+                n = layout.gradient_of[i]
+                u, c, total = jointly(u, c, shift[n : n + 1], total, layout.w_classifier[i : i + 1])
+                if w != 0:  # a sum of 0 or 1 is then neither of the two models
+                    combine = self.method.combine
+            made.append(combine(u, c, total, replace(step, x_t=x_t, memory=self._memory[i])))
+        return torch.cat(made)
 
 
 def cost_with(method: Method, cost: Cost) -> Cost:
@@ -410,9 +452,45 @@ def cost_with(method: Method, cost: Cost) -> Cost:
     return cost._replace(needs_null=cost.needs_null or not method.linear)
 
 
-def as_mixture(label: int | Mixture) -> Mixture:
-    """A label as the mixture of itself alone."""
-    return ((label, 1.0),) if isinstance(label, int) else label
+def as_mixture(label: int | Mixture, name: str = "labels") -> Mixture:
+    """A label as the mixture of itself alone.
+
+    Raises:
+        TypeError: neither a label nor a mixture.
+        ValueError: a mixture of none, or with a weight that is not finite.
+    """
+    if hasattr(label, "__index__"):
+        return ((whole(name, label, NULL), 1.0),)
+    if not isinstance(label, tuple | list) or not all(isinstance(part, tuple | list) and len(part) == 2 for part in label):
+        raise TypeError(f"{name} takes label ids, NULL, and mixtures ((id, weight), ...); found {label!r}.")
+    if not label:
+        raise ValueError(f"{name}: a mixture of no labels.")
+    return tuple((whole(name, part, NULL), finite(name, weight)) for part, weight in label)
+
+
+def _weights_of(
+    count: int,
+    w: Sequence[float],
+    w_classifier: Sequence[float] | None,
+    w_guide: Sequence[float] | None,
+    classifier: Classifier | None,
+    weak: Denoiser | None,
+) -> list[Weights]:
+    """The weights of each sample; refuses those without what they weigh, and what is given without weights."""
+    lists = [
+        [finite(name, value) for value in several(name, [rest] * count if values is None else values, count)]
+        for name, values, rest in (("w", w, None), ("w_classifier", w_classifier, 0.0), ("w_guide", w_guide, 1.0))
+    ]
+    weights = [Weights(*triple) for triple in zip(*lists, strict=True)]
+    if classifier is None and any(each.w_classifier for each in weights):
+        raise ValueError("w_classifier is not zero, but there is no classifier")
+    if weak is None and any(each.w_guide != 1 for each in weights):
+        raise ValueError("w_guide is not one, but there is no weaker network: give weak")
+    if classifier is not None and w_classifier is None:
+        raise ValueError("classifier has no effect without w_classifier: give a weight for each label")
+    if weak is not None and w_guide is None:
+        raise ValueError("weak has no effect without w_guide: give a weight for each label")
+    return weights
 
 
 def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
