@@ -18,7 +18,8 @@ from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.guides import GuideModel
 from guidegen.checkpoints.labels import Labels
-from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
+from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line, is_out_of_memory
+from guidegen.own import own_sha256
 from guidegen.plan import FILE_SHA256, Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import make_scheduler, noise_levels, sample, takes_eta, to_uint8, without_clip
@@ -40,13 +41,6 @@ from guidegen.scores.rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 
@@ -300,15 +294,12 @@ def _open_networks(
 ) -> _Networks:
     """Loads the networks, for autocast to that dtype."""
     from guidegen.checkpoints.loading import load_part
+    from guidegen.checkpoints.own_networks import OwnDenoiser
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
     if checkpoint.own is not None:
-        own = checkpoint.own.load(device)
-        if own.prediction_type != kind:
-            raise CheckpointError(
-                f"{checkpoint.ref}: the denoiser predicts {own.prediction_type}, and its scheduler's config says {kind}."
-            )
-        return _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
+        own = OwnDenoiser(checkpoint, checkpoint.own, kind, device)
+        return _Networks(partial(_by_label, own), own, own.decode)
     network = _network(checkpoint, device, access, autocast)
     weak = _weak_network(guide, network, device, access, autocast)
     compiled: Any = torch.compile(network) if compile_networks else network
@@ -473,7 +464,10 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
         UsageError: no such method, option, interval or schedule.
     """
     given = {name: str(value) for name, value in (settings.guidance_options or {}).items() if name != FILE_SHA256}
-    method, options = find_method(settings.guidance or "cfg", given)
+    ref, file = settings.guidance or "cfg", (settings.guidance_options or {}).get(FILE_SHA256)
+    method, options = find_method(ref, given)
+    if file is not None and file != own_sha256(ref):
+        raise UsageError(f"--guidance {ref}: the file was changed while it was in use.")
     pace = make_pace(noise_levels(scheduler), settings.interval, settings.w_schedule, method)
     return replace(method, combine=partial(method.combine, **options)) if options else method, pace
 
@@ -781,8 +775,3 @@ class _Writer:
                         self._rows.put((cell, row))
             except BaseException as error:
                 self._error = error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device ran out of memory; only CUDA has a class of error for it, which not all of its libraries use."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _OUT_OF_MEMORY)

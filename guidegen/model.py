@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from guidegen.errors import CheckpointError
+from msgspec import Meta
+
+from guidegen.errors import GuidegenError, UsageError
+from guidegen.schema import convert
 
 if TYPE_CHECKING:
     import torch
 
     from guidegen.scores.guidance import Denoiser
+
+LARGEST_EDGE = 1 << 14
+"""Pixels of the longest edge of an image."""
+MOST_LABELS = 1_000_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LABEL = re.compile(r"0|[1-9][0-9]{0,8}")
+Edge = Annotated[int, Meta(ge=1, le=LARGEST_EDGE)]
+Channels = Annotated[int, Meta(ge=1, le=1 << 16)]
+Steps = Annotated[int, Meta(ge=1, le=1_000_000)]
+Labels = dict[Annotated[int, Meta(ge=0)] | str, Annotated[str, Meta(max_length=4096)]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,9 @@ class Model:
         image_size: (height, width) of the images, where `decode` changes it.
         version: what tells these weights from others, such as their sha256; a run goes on only with
             the same file and version.
+
+    Raises:
+        UsageError: a field is of another type or out of range; it is named.
     """
 
     load: Callable[[torch.device], Denoiser]
@@ -45,6 +59,10 @@ class Model:
     steps: int = 50
     image_size: tuple[int, int] | None = None
     version: str = ""
+
+    def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {"shape": tuple[Channels, Edge, Edge], "scheduler": dict[str, Any], "has_null": bool}
+        _check(self, kinds | {"steps": Steps, "image_size": tuple[Edge, Edge] | None, "version": str})
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,9 @@ class ClassifierModel:
         labels: id -> name, in the order of the columns.
         input: noisy or denoised.
         version: as in `Model`.
+
+    Raises:
+        UsageError: as `Model` does.
     """
 
     load: Callable[[torch.device], Any]
@@ -64,32 +85,43 @@ class ClassifierModel:
     input: str = "noisy"
     version: str = ""
 
+    def __post_init__(self) -> None:
+        _check(self, {"input": Literal["noisy", "denoised"], "version": str})
+        if not self.labels:
+            raise UsageError("ClassifierModel: labels is empty; it should name what each column tells.")
 
-def split_own(ref: str) -> tuple[Path, str] | None:
-    """(file, name) of `path/to/file.py:NAME`; None for anything else."""
-    path, _, name = ref.rpartition(":")
-    return (Path(path).expanduser(), name) if path.endswith(".py") and name.isidentifier() else None
+
+def _check(own: Model | ClassifierModel, kinds: Mapping[str, Any]) -> None:
+    """Makes the fields what their types say, or says which cannot be."""
+    name = type(own).__name__
+    if not callable(own.load):
+        raise UsageError(f"{name}: load should be a function from a device, found {type(own.load).__name__}.")
+    for key, kind in kinds.items():
+        value = getattr(own, key)
+        plain = dict(value) if isinstance(value, Mapping) else value
+        object.__setattr__(own, key, convert(plain, kind, f"{name}: {key}", UsageError))
+    object.__setattr__(own, "labels", label_names(own.labels, f"{name}: labels", UsageError))
 
 
-def read_own(file: Path, name: str, kind: type) -> Any:
-    """The object `name` of a Python file, an instance of `kind`. The file is run: it is yours, and was named by its path.
+def label_names(value: Any, where: object, error: type[GuidegenError]) -> dict[int, str]:
+    """id -> name of labels, from a mapping whose ids are numbers, or texts as JSON has them, in its order.
+
+    Args:
+        value: that mapping.
+        where: names it in the message.
+        error: raised for anything else.
 
     Raises:
-        CheckpointError: no such file or name, or it is something else.
+        error: no such mapping, too long, or names that are long or cannot be printed.
     """
-    spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
-    if spec is None or spec.loader is None:
-        raise CheckpointError(f"No Python file at {file}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not isinstance(found, kind):
-        what = "is not there" if found is None else f"is a {type(found).__name__}"
-        raise CheckpointError(f"{file}:{name} {what}; it should be a guidegen.{kind.__name__}.")
-    return found
-
-
-def own_sha256(ref: str, version: str = "") -> str:
-    """Identity of something of one's own: its file and what it says of its weights."""
-    file, name = split_own(ref) or (Path(ref), "")
-    return hashlib.sha256(file.read_bytes() + f":{name}:{version}".encode()).hexdigest()
+    if isinstance(value, Mapping) and len(value) > MOST_LABELS:
+        raise error(f"{where} has {len(value):,} labels; guidegen takes {MOST_LABELS:,}.")
+    pairs = convert(dict(value) if isinstance(value, Mapping) else value, Labels, where, error)
+    if bad := next((label for label in pairs if isinstance(label, str) and not _LABEL.fullmatch(label)), None):
+        raise error(f"{where} should map ids, whole numbers, to names; found the id {bad[:40]!r}.")
+    names = {int(label): name for label, name in pairs.items()}
+    if len(names) < len(pairs):
+        raise error(f"{where} has the same id twice.")
+    if (odd := next((label for label, name in names.items() if _CONTROL.search(name)), None)) is not None:
+        raise error(f"{where}: the name of label {odd} has characters that cannot be printed.")
+    return names

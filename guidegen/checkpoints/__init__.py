@@ -5,7 +5,7 @@ Nothing here imports torch. `guidegen.checkpoints.loading` reads the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
-from guidegen.model import Model, own_sha256, read_own, split_own
+from guidegen.model import Model
+from guidegen.own import own_sha256, read_own, split_own
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
@@ -170,6 +171,24 @@ class Checkpoint:
         """epsilon, sample, v_prediction or flow."""
         return "flow" if is_flow(self.scheduler_config) else self.scheduler_config.get("prediction_type", "epsilon")
 
+    def download(self, access: Access = DEFAULT_ACCESS) -> None:
+        """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
+
+        Raises:
+            CheckpointError: the hub gives nothing.
+            UsageError: it has no weights of the variant asked for.
+        """
+        download_weights(self.ref, self.revision, self.part_folders.values(), access)
+        if access.variant is not None and self.own is None:
+            self.check_variant(access.variant)
+
+    def check_variant(self, variant: str) -> None:
+        """Raises UsageError where it has no weights of that variant."""
+        found = {name for folder in self.part_folders.values() for name in variants(folder)}
+        if variant not in found:
+            others = ", ".join(sorted(name for name in found if name)) or "plain ones only"
+            raise UsageError(f"--variant {variant}: {self.folder} has no {variant} files (it has {others}).")
+
     @property
     def bundled_classifier(self) -> str | None:
         """The noise-aware classifier in the same folder, if there is one."""
@@ -243,8 +262,8 @@ def open_checkpoint(
         UsageError: `null_label` is no class of the model, or `size` is none that it can draw.
     """
     ref = str(ref)
-    if place := split_own(ref):
-        return _own_checkpoint(ref, read_own(*place, Model), null_label, size)
+    if split_own(ref):
+        return _own_checkpoint(ref, read_own(ref, Model), null_label, size)
     folder, revision = locate(ref, access.offline)
     index: dict[str, Any] = {}
     missing = []
@@ -273,23 +292,16 @@ def open_checkpoint(
     if not isinstance(steps, int) or steps < 1:
         raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
     own = _own_size(kind, configs, folder)
-    parts = list(configs) if index else [""]
-    if weights and revision:
-        download_weights(ref, revision, parts, access)
-    if access.variant is not None and (weights or not revision):
-        _check_variant(folder, parts, access.variant)
     if size is not None:
         _check_size(kind, configs, size, own)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or own, steps, missing
     )
-
-
-def _check_variant(folder: Path, parts: Sequence[str], variant: str) -> None:
-    found = {name for part in parts for name in variants(folder / part)}
-    if variant not in found:
-        others = ", ".join(sorted(name for name in found if name)) or "plain ones only"
-        raise UsageError(f"--variant {variant}: {folder} has no {variant} files (it has {others}).")
+    if weights:
+        checkpoint.download(access)
+    elif access.variant is not None and not revision:
+        checkpoint.check_variant(access.variant)
+    return checkpoint
 
 
 def _own_checkpoint(ref: str, own: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:

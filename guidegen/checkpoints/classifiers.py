@@ -11,7 +11,8 @@ from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.model import ClassifierModel, own_sha256, read_own, split_own
+from guidegen.model import ClassifierModel
+from guidegen.own import own_sha256, read_own, split_own
 
 ZERO_SHOT = ("CLIPModel", "SiglipModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 """transformers models that tell apart images by texts, each with get_text_features and get_image_features."""
@@ -46,6 +47,14 @@ class ClassifierInfo:
     preprocessor: Mapping[str, Any] | None
     zero_shot: bool = False
     own: ClassifierModel | None = None
+
+    def download(self, access: Access = DEFAULT_ACCESS) -> None:
+        """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
+
+        Raises:
+            CheckpointError: the hub gives nothing.
+        """
+        download_weights(self.ref, self.revision, [self.folder], access)
 
     @property
     def parts(self) -> tuple[tuple[ClassifierInfo, float], ...]:
@@ -161,7 +170,7 @@ def open_classifier(
     """
     ref = str(ref)
     if own := split_own(ref):
-        model: ClassifierModel = read_own(*own, ClassifierModel)
+        model: ClassifierModel = read_own(ref, ClassifierModel)
         if input not in (None, model.input):
             raise UsageError(f"--classifier-input {input}: {ref} reads {model.input} images.")
         config = {"id2label": {str(i): name for i, name in model.labels.items()}, "sha256": own_sha256(ref, model.version)}
@@ -184,21 +193,20 @@ def open_classifier(
         raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
     labels = Labels({}) if zero_shot else _labels(config, folder)
     preprocessor = None if noise_aware else _preprocessor(folder)
-    if weights and revision:
-        download_weights(ref, revision, [""], access)
+    if weights:
+        download_weights(ref, revision, [folder], access)
     reads = input or ("noisy" if noise_aware else "denoised")
     return ClassifierInfo(ref, folder, revision, config, labels, reads, preprocessor, zero_shot)
 
 
 def open_classifiers(
-    weighted: Sequence[tuple[str, float]], input: str | None = None, weights: bool = False, access: Access = DEFAULT_ACCESS
+    weighted: Sequence[tuple[str, float]], input: str | None = None, access: Access = DEFAULT_ACCESS
 ) -> AnyClassifier:
     """`open_classifier` of each, with its weight; one of weight 1 is itself.
 
     Args:
         weighted: what each is named by, and its weight.
         input: for those that can read it; the others keep what they were made for.
-        weights: as in `open_classifier`.
         access: as in `open_classifier`.
 
     Raises:
@@ -209,10 +217,10 @@ def open_classifiers(
     refusals: list[UsageError] = []
     for ref, weight in weighted:
         try:
-            part = open_classifier(ref, input, weights, access)
+            part = open_classifier(ref, input, access=access)
         except UsageError as refusal:
             refusals.append(refusal)
-            part = open_classifier(ref, None, weights, access)
+            part = open_classifier(ref, access=access)
         if _identity(part) in [_identity(other) for other, _ in parts]:
             raise UsageError(f"--classifier {ref} is named twice: name it once, with the sum of the weights.")
         parts.append((part, weight))
@@ -244,8 +252,8 @@ def open_backbone(
         raise CheckpointError(f"{folder} is not an image model: config.json is missing.")
     config = read_json(folder / "config.json")
     refuse_remote_code(config, folder)
-    if weights and revision:
-        download_weights(str(ref), revision, [""], access)
+    if weights:
+        download_weights(str(ref), revision, [folder], access)
     if config.get("_class_name") == "NoisyClassifier":
         return folder, config, {}
     if "pretrained_cfg" in config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guidegen.checkpoints import hashes
 from guidegen.errors import CheckpointError, UnsafeError
 
 _STEMS = ("diffusion_pytorch_model", "pytorch_model", "model")
@@ -96,14 +96,13 @@ def weight_names(variant: str | None, pickled: bool = False) -> list[str]:
 
 
 def weights_sha256(folders: Iterable[Path], access: Access = DEFAULT_ACCESS) -> str:
-    """sha256 over the weight files of a checkpoint's folders, in the order of their names."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in find_weights(folder, access).files:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
+    """sha256 over the weight files of a checkpoint's folders, in the order of their names.
+
+    That of safetensors is kept (`guidegen.checkpoints.hashes`), so that the same files are read once.
+    """
+    found = [find_weights(folder, access) for folder in folders]
+    files = [path for weights in found for path in weights.files]
+    return hashes.sha256_of(files) if all(weights.safe for weights in found) else hashes.read_sha256(files)
 
 
 def read_json(path: Path) -> dict[str, Any]:

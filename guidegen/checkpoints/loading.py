@@ -120,8 +120,9 @@ def load_classifier(
     from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
 
     if classifier.own is not None:
-        own: nn.Module = classifier.own.load(torch.device(device))
-        return own
+        from guidegen.checkpoints.own_networks import OwnClassifier
+
+        return OwnClassifier(classifier, classifier.own, torch.device(device))
     if classifier.preprocessor is None:
         from guidegen.checkpoints.noisy_classifier import NoisyClassifier
 
