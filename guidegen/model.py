@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 LARGEST_EDGE = 1 << 14
 """Pixels of the longest edge of an image."""
 MOST_LABELS = 1_000_000
+_LONGEST_NAME = 4096
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LABEL = re.compile(r"0|[1-9][0-9]{0,8}")
 Edge = Annotated[int, Meta(ge=1, le=LARGEST_EDGE)]
 Channels = Annotated[int, Meta(ge=1, le=1 << 16)]
 Steps = Annotated[int, Meta(ge=1, le=1_000_000)]
-Labels = dict[Annotated[int, Meta(ge=0)] | str, Annotated[str, Meta(max_length=4096)]]
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,21 @@ def label_names(value: Any, where: object, error: type[GuidegenError]) -> dict[i
     Raises:
         error: no such mapping, too long, or names that are long or cannot be printed.
     """
-    if isinstance(value, Mapping) and len(value) > MOST_LABELS:
+    if not isinstance(value, Mapping):
+        raise error(f"{where} should map ids to names, found {type(value).__name__}.")
+    if len(value) > MOST_LABELS:
         raise error(f"{where} has {len(value):,} labels; guidegen takes {MOST_LABELS:,}.")
-    pairs = convert(dict(value) if isinstance(value, Mapping) else value, Labels, where, error)
-    if bad := next((label for label in pairs if isinstance(label, str) and not _LABEL.fullmatch(label)), None):
-        raise error(f"{where} should map ids, whole numbers, to names; found the id {bad[:40]!r}.")
-    names = {int(label): name for label, name in pairs.items()}
-    if len(names) < len(pairs):
-        raise error(f"{where} has the same id twice.")
-    if (odd := next((label for label, name in names.items() if _CONTROL.search(name)), None)) is not None:
-        raise error(f"{where}: the name of label {odd} has characters that cannot be printed.")
+    names: dict[int, str] = {}
+    for label, name in value.items():
+        number = int(label) if isinstance(label, str) and _LABEL.fullmatch(label) else label
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise error(f"{where} should map ids, whole numbers, to names; found the id {str(label)[:40]!r}.")
+        if number in names:
+            raise error(f"{where} has the id {number} twice.")
+        if not isinstance(name, str):
+            raise error(f"{where} should map ids to names; that of {number} is {type(name).__name__}, no text.")
+        if len(name) > _LONGEST_NAME or _CONTROL.search(name):
+            what = "too long" if len(name) > _LONGEST_NAME else "not printable"
+            raise error(f"{where}: the name of label {number} is {what}.")
+        names[number] = name
     return names

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from guidegen.checkpoints.classifiers import AnyClassifier, ClassifierInfo, open_classifier
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code, variants
+from guidegen.checkpoints.configs import check_scheduler, read_config, read_index, read_json
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, refuse_special, variants
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
-from guidegen.model import Model
+from guidegen.model import LARGEST_EDGE, Model, label_names
 from guidegen.own import own_sha256, read_own, split_own
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
@@ -268,16 +269,17 @@ def open_checkpoint(
     index: dict[str, Any] = {}
     missing = []
     if (folder / "model_index.json").is_file():
-        index = read_json(folder / "model_index.json")
+        index = read_index(folder)
         kind = _kind(index, folder)
         configs = {part: _part_config(folder, part) for part in (kind.network, *kind.others)}
         _check_tokenizers(folder, kind)
     elif (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
+        config = read_config(folder / "config.json")
         kind = ADM if config.get("_class_name") == ADM.network_class else PIXEL
         configs = {kind.network: config}
     else:
         raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
+    refuse_special([folder, *(entry for entry in folder.iterdir() if entry.is_dir())])
     check_network(kind, configs[kind.network], folder / kind.network if index else folder)
     configs[kind.network] = {"in_channels": 3, "out_channels": 3} | configs[kind.network]
     scheduler_config = scheduler_config_in(folder)
@@ -288,9 +290,7 @@ def open_checkpoint(
         scheduler_config |= {"steps_offset": 1, "clip_sample": False}
     said = configs[kind.network] | index
     labels, null = declared_labels(said, configs[kind.network], folder, null_label)
-    steps = said.get("default_steps", DEFAULT_STEPS)
-    if not isinstance(steps, int) or steps < 1:
-        raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
+    steps = said.get("default_steps") or DEFAULT_STEPS
     own = _own_size(kind, configs, folder)
     if size is not None:
         _check_size(kind, configs, size, own)
@@ -308,6 +308,9 @@ def _own_checkpoint(ref: str, own: Model, null_label: int | None, size: tuple[in
     if null_label is not None or size is not None:
         raise UsageError("--null-label and --size: a model of your own declares them itself.")
     channels, height, width = own.shape
+    check_scheduler(own.scheduler, f"{ref}: its scheduler")
+    if "_class_name" not in own.scheduler:
+        raise CheckpointError(f"{ref}: its scheduler has no _class_name, such as DDIMScheduler.")
     config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": len(own.labels) or None}
     identity = {"sha256": own_sha256(ref, own.version)}
     folder = Path(ref.rpartition(":")[0]).parent
@@ -361,9 +364,7 @@ def _part_config(folder: Path, part: str) -> dict[str, Any]:
     path = folder / part / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is incomplete: model_index.json names a {part}, but {part}/config.json is missing.")
-    config = read_json(path)
-    refuse_remote_code(config, path.parent)
-    return config
+    return read_config(path)
 
 
 def _check_tokenizers(folder: Path, kind: Kind) -> None:
@@ -376,9 +377,8 @@ def _check_tokenizers(folder: Path, kind: Kind) -> None:
 
 def check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
     """Refuses networks of another class, or with inputs that guidegen does not feed."""
-    refuse_remote_code(config, folder)
     if config.get("_class_name") != kind.network_class:
-        found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name"
+        found = str(config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name")[:80]
         raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens {kind.network_class} there.")
     channels = config.get("in_channels", 3)
     if not kind.latent and channels not in (1, 3):
@@ -427,6 +427,8 @@ def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tupl
         raise UsageError(f"--size: a DiT draws the size it was trained at, {own[1]}x{own[0]}.")
     factor = _vae_factor(configs["vae"]) if kind.latent else 1
     step = factor * 2 ** (len(configs[kind.network].get("block_out_channels", (0, 0, 0, 0))) - 1)
+    if max(size) > LARGEST_EDGE:
+        raise UsageError(f"--size {size[1]}x{size[0]}: images have edges of {LARGEST_EDGE} pixels at most.")
     if any(edge < step or edge % step for edge in size):
         raise UsageError(f"--size {size[1]}x{size[0]}: both edges should be multiples of {step} for this model.")
 
@@ -434,7 +436,9 @@ def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tupl
 def scheduler_config_in(folder: Path) -> dict[str, Any] | None:
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file():
-            return read_json(path)
+            config = read_json(path)
+            check_scheduler(config, path)
+            return config
     if (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is incomplete: scheduler/scheduler_config.json is missing.")
     return None
@@ -453,16 +457,11 @@ def declared_labels(
         if asked is not None:
             raise UsageError(f"--null-label {asked}: the model has no classes.")
         return Labels({}), None
-    try:
-        names = {int(label): str(name) for label, name in (said.get("id2label") or {}).items()}
-    except (AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: id2label should map ids to names.") from error
+    names = label_names(said.get("id2label") or {}, f"{folder}: id2label", CheckpointError)
     declared = said.get("null_label")
     null = asked if asked is not None else declared
     if null is None and (_is_dit(config) or (names and len(names) == count - 1 and count - 1 not in names)):
         null = count - 1
-    if null is not None and not isinstance(null, int):
-        raise CheckpointError(f"{folder}: null_label should be a whole number, found {null!r}.")
     if null is not None and not 0 <= null < count:
         message = f"null label {null} is not a class of the model, which has {count} (0 to {count - 1})."
         raise (

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code
+from guidegen.checkpoints.configs import read_config, read_json
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.model import ClassifierModel
+from guidegen.model import ClassifierModel, label_names
 from guidegen.own import own_sha256, read_own, split_own
 
 ZERO_SHOT = ("CLIPModel", "SiglipModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
@@ -178,11 +179,10 @@ def open_classifier(
     folder, revision = locate(ref, access.offline)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     noise_aware = config.get("_class_name") == "NoisyClassifier"
     architectures = ", ".join(config.get("architectures") or [])
     zero_shot = architectures in ZERO_SHOT
-    refuse_remote_code(config, folder)
     if not (noise_aware or zero_shot or "ForImageClassification" in architectures):
         found = config.get("_class_name") or architectures or "no class"
         raise CheckpointError(
@@ -250,8 +250,7 @@ def open_backbone(
     folder, revision = locate(str(ref), access.offline)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not an image model: config.json is missing.")
-    config = read_json(folder / "config.json")
-    refuse_remote_code(config, folder)
+    config = read_config(folder / "config.json")
     if weights:
         download_weights(str(ref), revision, [folder], access)
     if config.get("_class_name") == "NoisyClassifier":
@@ -279,10 +278,10 @@ def _timm_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels(config: Mapping[str, Any], folder: Path) -> Labels:
-    try:
-        return Labels({int(label): name for label, name in config["id2label"].items()})
-    except (KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json has no usable id2label.") from error
+    names = label_names(config.get("id2label"), f"{folder}/config.json: id2label", CheckpointError)
+    if not names:
+        raise CheckpointError(f"{folder}/config.json has no id2label, which names what it tells apart.")
+    return Labels(names)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from guidegen.checkpoints import (
     open_checkpoint,
     scheduler_config_in,
 )
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json
+from guidegen.checkpoints.configs import read_config
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import UsageError
@@ -168,14 +169,14 @@ def _bare_kind(folder: Path, model: Checkpoint) -> Kind | None:
     """The kind of a folder that holds a network like the model's and nothing beside it; None for anything else."""
     if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
         return None
-    found = read_json(folder / "config.json").get("_class_name")
+    found = read_config(folder / "config.json").get("_class_name")
     kinds = (PIXEL, ADM) if model.kind in (PIXEL, ADM) else (model.kind,)
     return next((kind for kind in kinds if kind.network_class == found), None)
 
 
 def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Checkpoint:
     """A network alone as a checkpoint that has all else from the model."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     kind = _bare_kind(folder, model) or model.kind
     check_network(kind, config, folder)
     labels, null = model.labels, config.get("null_label", model.null_label)

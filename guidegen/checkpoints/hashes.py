@@ -1,7 +1,7 @@
 """Hashes of weight files, kept so that shards and resumed runs do not read gigabytes again.
 
 One small file for each list of files, in `GUIDEGEN_CACHE`, or else in the user's cache folder; where that
-variable is empty nothing is kept. A file is taken to be the same while its device, inode, size and times are.
+variable is empty nothing is kept. A file is taken to be the same while its inode, size and times are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from guidegen.schema import decode, read_bytes
 
 _SETTLED = 2.0
 """Seconds after which a file that changes again has another time, on file systems with coarse clocks."""
-_State = tuple[int, int, int, int, int]
+_State = tuple[int, int, int, int]
 
 
 class _Kept(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,7 +46,7 @@ def sha256_of(files: Sequence[Path]) -> str:
         if kept.states == before:
             return kept.sha256
     digest = read_sha256(files)
-    newest = max((time_ns for state in before for time_ns in state[3:]), default=0)
+    newest = max((time_ns for state in before for time_ns in state[2:]), default=0)
     if before == list(map(_state, files)) and time.time() - newest / 1e9 > _SETTLED:
         _keep(place, _Kept(before, digest))
     return digest
@@ -82,7 +82,7 @@ def cache_folder() -> Path | None:
 
 def _state(path: Path) -> _State:
     found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _keep(place: Path, kept: _Kept) -> None:
