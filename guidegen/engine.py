@@ -349,16 +349,20 @@ def _weak_network(
     return _network(guide.checkpoint, device, access, weights) if guide.checkpoint else None
 
 
-def check_layers(guide: GuideModel, checkpoint: Checkpoint) -> None:
-    """Refuses, before any weights are read, layers that the network does not have.
+def check_networks(checkpoint: Checkpoint, classifier: AnyClassifier | None, guide: GuideModel | None) -> None:
+    """Refuses, before any weights are read, configs that make no network, and layers that it does not have.
 
     Raises:
-        UsageError: it has none of those that `--guide-model` names.
+        CheckpointError: a config makes no network.
+        UsageError: it has none of the layers that `--guide-model` names.
     """
-    if guide.weakening is not None:
-        from guidegen.checkpoints.loading import empty_network
-        from guidegen.checkpoints.weaken import pick_layers
+    from guidegen.checkpoints.loading import check_configs, empty_network
+    from guidegen.checkpoints.weaken import pick_layers
 
+    check_configs(checkpoint, [part for part, _ in classifier.parts] if classifier else ())
+    if guide is not None and guide.checkpoint is not None:
+        check_configs(guide.checkpoint)
+    if guide is not None and guide.weakening is not None:
         pick_layers(empty_network(checkpoint), guide.weakening, guide.layers)
 
 

@@ -22,6 +22,8 @@ from guidegen.own import own_sha256, read_own, split_own
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
+_LARGEST_DIT = 512
+"""Latents of an edge: their positions are a table, which is made before any weight is read."""
 MODES = ("cfg", "classifier", "both", "none", "auto")
 
 
@@ -380,6 +382,8 @@ def check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
     if config.get("_class_name") != kind.network_class:
         found = str(config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name")[:80]
         raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens {kind.network_class} there.")
+    if _is_dit(config) and isinstance(size := config.get("sample_size"), int) and size > _LARGEST_DIT:
+        raise CheckpointError(f"{folder} draws {size}x{size} latents; guidegen opens a DiT of up to {_LARGEST_DIT}.")
     channels = config.get("in_channels", 3)
     if not kind.latent and channels not in (1, 3):
         raise CheckpointError(f"{folder} draws {channels} channels; guidegen opens models of 1 or 3.")

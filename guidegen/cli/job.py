@@ -196,8 +196,7 @@ def plan_job(flags: Flags) -> Job:
         guide.check_labels(single_labels(labels), checkpoint, needs_null)
     from guidegen import engine  # torch, from here on
 
-    if guide:
-        engine.check_layers(guide, checkpoint)
+    engine.check_networks(checkpoint, judge, guide)
     device = engine.pick_device(flags.device)
 
     def look(flags: Flags) -> tuple[Settings, Any]:
