@@ -117,9 +117,16 @@ def blamed(ref: str, error: type[GuidegenError], what: Any = None, drawing: bool
             raise error(f"{_place(ref, problem, what)}: {_said(problem)}") from problem
 
 
+def blame(problem: BaseException) -> GuidegenError | None:
+    """The error of a file of one's own that an exception went through unwatched, as in a backward pass; None for others."""
+    own = {str(path) for path in _files}
+    lines = [(f.f_code.co_filename, line) for f, line in walk_tb(problem.__traceback__) if f.f_code.co_filename in own]
+    return CheckpointError(f"{lines[-1][0]}:{lines[-1][1]}: {_said(problem)}") if lines else None
+
+
 def refuse_own(ref: str, error: type[GuidegenError], what: Any, message: str) -> GuidegenError:
     """The error that something of one's own gives what it should not, with the line where it is made."""
-    line = _line_of(what)
+    line = _line_of(what, str(_resolved(Path(ref.rpartition(":")[0]))))
     return error(f"{ref.rpartition(':')[0]}:{line}: {message}" if line else f"{ref}: {message}")
 
 
@@ -130,17 +137,17 @@ def _place(ref: str, problem: BaseException, what: Any) -> str:
     lines = [line for frame, line in walk_tb(problem.__traceback__) if frame.f_code.co_filename == path]
     if isinstance(problem, SyntaxError) and problem.filename == path:
         lines.append(problem.lineno or 1)
-    line = lines[-1] if lines else _line_of(what)
+    line = lines[-1] if lines else _line_of(what, path)
     return f"{file}:{line}" if line else ref
 
 
-def _line_of(what: Any) -> int | None:
-    """Where a function, a class or what an object does when it is called is defined."""
+def _line_of(what: Any, path: str) -> int | None:
+    """Where a function, a class or what an object does when it is called is defined; None outside of that file."""
     try:
         if not (inspect.isroutine(what) or inspect.isclass(what)):
             what = getattr(type(what), "forward", None) or type(what).__call__
         what = inspect.unwrap(what.__init__ if inspect.isclass(what) else what)
-        return int(what.__code__.co_firstlineno)
+        return int(what.__code__.co_firstlineno) if what.__code__.co_filename == path else None
     except Exception:  # a builtin, or an object that answers to nothing
         return None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidegen.checkpoints import Checkpoint, ClassifierInfo
+from guidegen.checkpoints import ADM, PIXEL, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.configs import read_config
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, Weights, find_weights
 from guidegen.checkpoints.pickles import read_pickle
@@ -66,7 +66,9 @@ def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] 
         CheckpointError: it does not make one.
     """
     if checkpoint.own is None:
-        empty_network(checkpoint)
+        network = empty_network(checkpoint)
+        if checkpoint.kind in (PIXEL, ADM):
+            _try(network, checkpoint)
         if checkpoint.kind.latent and checkpoint.index:
             _empty(_class_of(checkpoint, "vae"), checkpoint.configs["vae"], checkpoint.part_folders["vae"])
     for classifier in classifiers:
@@ -74,6 +76,22 @@ def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] 
             from guidegen.checkpoints.noisy_classifier import NoisyClassifier
 
             _empty(NoisyClassifier, classifier.config, classifier.folder)
+
+
+def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Calls a UNet without numbers, which shows whether it gives predictions of the images that it draws."""
+    x_t = torch.empty((1, *checkpoint.shape), device="meta")
+    labels = torch.zeros(1, dtype=torch.long, device="meta") if checkpoint.class_conditional else None
+    why = ""
+    try:
+        with torch.no_grad():
+            found = network.eval()(x_t, torch.zeros((), device="meta"), class_labels=labels, return_dict=False)[0]
+        if found.shape[2:] != x_t.shape[2:] or found.shape[1] not in (x_t.shape[1], 2 * x_t.shape[1]):
+            why = f"it gives {tuple(found.shape[1:])} for images of {checkpoint.shape}"
+    except Exception as error:  # the library raises whatever its layers raise
+        why = f"{type(error).__name__}: {first_line(error)[:200]}"
+    if why:
+        raise CheckpointError(f"{checkpoint.folder}: config.json makes a network that does not draw: {why}.")
 
 
 def _empty(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
