@@ -18,7 +18,8 @@ from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.guides import GuideModel
 from guidegen.checkpoints.labels import Labels
-from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line
+from guidegen.errors import CheckpointError, GuidegenError, UsageError, first_line, is_out_of_memory
+from guidegen.own import own_sha256
 from guidegen.plan import FILE_SHA256, Cell, Settings, digest, mode_weights
 from guidegen.run import Row, Run
 from guidegen.sampling import sample, to_uint8, try_out
@@ -41,13 +42,6 @@ from guidegen.scores.rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.schedule import Pace, make_pace
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 """From the cells of a batch to the denoiser that draws them and the labels it knows them by."""
 
@@ -301,15 +295,12 @@ def _open_networks(
 ) -> _Networks:
     """Loads the networks, for autocast to that dtype."""
     from guidegen.checkpoints.loading import load_part
+    from guidegen.checkpoints.own_networks import OwnDenoiser
     from guidegen.scores.denoiser import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
 
     if checkpoint.own is not None:
-        own = checkpoint.own.load(device)
-        if own.prediction_type != kind:
-            raise CheckpointError(
-                f"{checkpoint.ref}: the denoiser predicts {own.prediction_type}, and its scheduler's config says {kind}."
-            )
-        return _Networks(partial(_by_label, own), own, getattr(own, "decode", None))
+        own = OwnDenoiser(checkpoint, checkpoint.own, kind, device)
+        return _Networks(partial(_by_label, own), own, own.decode)
     network = _network(checkpoint, device, access, autocast)
     weak = _weak_network(guide, network, device, access, autocast)
     compiled: Any = torch.compile(network) if compile_networks else network
@@ -359,16 +350,20 @@ def _weak_network(
     return _network(guide.checkpoint, device, access, weights) if guide.checkpoint else None
 
 
-def check_layers(guide: GuideModel, checkpoint: Checkpoint) -> None:
-    """Refuses, before any weights are read, layers that the network does not have.
+def check_networks(checkpoint: Checkpoint, classifier: AnyClassifier | None, guide: GuideModel | None) -> None:
+    """Refuses, before any weights are read, configs that make no network, and layers that it does not have.
 
     Raises:
-        UsageError: it has none of those that `--guide-model` names.
+        CheckpointError: a config makes no network.
+        UsageError: it has none of the layers that `--guide-model` names.
     """
-    if guide.weakening is not None:
-        from guidegen.checkpoints.loading import empty_network
-        from guidegen.checkpoints.weaken import pick_layers
+    from guidegen.checkpoints.loading import check_configs, empty_network
+    from guidegen.checkpoints.weaken import pick_layers
 
+    check_configs(checkpoint, [part for part, _ in classifier.parts] if classifier else ())
+    if guide is not None and guide.checkpoint is not None:
+        check_configs(guide.checkpoint)
+    if guide is not None and guide.weakening is not None:
         pick_layers(empty_network(checkpoint), guide.weakening, guide.layers)
 
 
@@ -471,7 +466,10 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
         UsageError: no such method, option, interval or schedule, or a method that is not exact with this scheduler.
     """
     given = {name: str(value) for name, value in (settings.guidance_options or {}).items() if name != FILE_SHA256}
-    method, options = find_method(settings.guidance or "cfg", given)
+    ref, file = settings.guidance or "cfg", (settings.guidance_options or {}).get(FILE_SHA256)
+    method, options = find_method(ref, given)
+    if file is not None and file != own_sha256(ref):
+        raise UsageError(f"--guidance {ref}: the file was changed while it was in use.")
     after = levels_after(scheduler) if method.gain is not None and not settings.eta else None
     if method.gain is not None and after is None:
         found = f"--eta {settings.eta:g}" if settings.eta else type(scheduler).__name__
@@ -786,8 +784,3 @@ class _Writer:
                         self._rows.put((cell, row))
             except BaseException as error:
                 self._error = error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device ran out of memory; only CUDA has a class of error for it, which not all of its libraries use."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _OUT_OF_MEMORY)

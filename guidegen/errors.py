@@ -48,3 +48,20 @@ class StoppedError(GuidegenError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.code = 128 + signal_number
+
+
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device ran out of memory; only CUDA has a class of error for it, which not all of its libraries use."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _OUT_OF_MEMORY))
+    )

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from guidegen.arguments import instance, one_of, several, whole
-from guidegen.errors import CheckpointError
+from msgspec import Meta
+
+from guidegen.errors import GuidegenError, UsageError
+from guidegen.schema import convert
 
 if TYPE_CHECKING:
     import torch
 
     from guidegen.scores.guidance import Denoiser
+
+LARGEST_EDGE = 1 << 14
+"""Pixels of the longest edge of an image."""
+MOST_LABELS = 1_000_000
+_LONGEST_NAME = 4096
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LABEL = re.compile(r"0|[1-9][0-9]{0,8}")
+Edge = Annotated[int, Meta(ge=1, le=LARGEST_EDGE)]
+Channels = Annotated[int, Meta(ge=1, le=1 << 16)]
+Steps = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,9 @@ class Model:
         image_size: (height, width) of the images, where `decode` changes it.
         version: what tells these weights from others, such as their sha256; a run goes on only with
             the same file and version.
+
+    Raises:
+        UsageError: a field is of another type or out of range; it is named.
     """
 
     load: Callable[[torch.device], Denoiser]
@@ -48,14 +61,8 @@ class Model:
     version: str = ""
 
     def __post_init__(self) -> None:
-        _check_load(self.load)
-        for side in several("shape", self.shape, 3, "of C, H and W"):
-            whole("shape", side, 1)
-        instance("scheduler", self.scheduler, Mapping, "the config of a scheduler as a mapping")
-        _check_labels(self.labels)
-        whole("steps", self.steps, 1)
-        for side in () if self.image_size is None else several("image_size", self.image_size, 2, "of height and width"):
-            whole("image_size", side, 1)
+        kinds: dict[str, Any] = {"shape": tuple[Channels, Edge, Edge], "scheduler": dict[str, Any], "has_null": bool}
+        _check(self, kinds | {"steps": Steps, "image_size": tuple[Edge, Edge] | None, "version": str})
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class ClassifierModel:
         labels: id -> name, in the order of the columns.
         input: noisy or denoised.
         version: as in `Model`.
+
+    Raises:
+        UsageError: as `Model` does.
     """
 
     load: Callable[[torch.device], Any]
@@ -76,49 +86,49 @@ class ClassifierModel:
     version: str = ""
 
     def __post_init__(self) -> None:
-        _check_load(self.load)
-        _check_labels(self.labels)
-        several("labels", self.labels)
-        one_of("input", self.input, ("noisy", "denoised"))
+        _check(self, {"input": Literal["noisy", "denoised"], "version": str})
+        if not self.labels:
+            raise UsageError("ClassifierModel: labels is empty; it should name what each column tells.")
 
 
-def _check_load(load: Any) -> None:
-    if not callable(load):
-        raise TypeError(f"load takes a function of a device, found {load!r}.")
+def _check(own: Model | ClassifierModel, kinds: Mapping[str, Any]) -> None:
+    """Makes the fields what their types say, or says which cannot be."""
+    name = type(own).__name__
+    if not callable(own.load):
+        raise UsageError(f"{name}: load should be a function from a device, found {type(own.load).__name__}.")
+    for key, kind in kinds.items():
+        value = getattr(own, key)
+        plain = dict(value) if isinstance(value, Mapping) else value
+        object.__setattr__(own, key, convert(plain, kind, f"{name}: {key}", UsageError))
+    object.__setattr__(own, "labels", label_names(own.labels, f"{name}: labels", UsageError))
 
 
-def _check_labels(labels: Any) -> None:
-    instance("labels", labels, Mapping, "a mapping of ids to names")
-    for label, name in labels.items():
-        whole("labels", label)
-        instance("labels", name, str, "names that are text")
+def label_names(value: Any, where: object, error: type[GuidegenError]) -> dict[int, str]:
+    """id -> name of labels, from a mapping whose ids are numbers, or texts as JSON has them, in its order.
 
-
-def split_own(ref: str) -> tuple[Path, str] | None:
-    """(file, name) of `path/to/file.py:NAME`; None for anything else."""
-    path, _, name = ref.rpartition(":")
-    return (Path(path).expanduser(), name) if path.endswith(".py") and name.isidentifier() else None
-
-
-def read_own(file: Path, name: str, kind: type) -> Any:
-    """The object `name` of a Python file, an instance of `kind`. The file is run: it is yours, and was named by its path.
+    Args:
+        value: that mapping.
+        where: names it in the message.
+        error: raised for anything else.
 
     Raises:
-        CheckpointError: no such file or name, or it is something else.
+        error: no such mapping, too long, or names that are long or cannot be printed.
     """
-    spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
-    if spec is None or spec.loader is None:
-        raise CheckpointError(f"No Python file at {file}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not isinstance(found, kind):
-        what = "is not there" if found is None else f"is a {type(found).__name__}"
-        raise CheckpointError(f"{file}:{name} {what}; it should be a guidegen.{kind.__name__}.")
-    return found
-
-
-def own_sha256(ref: str, version: str = "") -> str:
-    """Identity of something of one's own: its file and what it says of its weights."""
-    file, name = split_own(ref) or (Path(ref), "")
-    return hashlib.sha256(file.read_bytes() + f":{name}:{version}".encode()).hexdigest()
+    if not isinstance(value, Mapping):
+        raise error(f"{where} should map ids to names, found {type(value).__name__}.")
+    if len(value) > MOST_LABELS:
+        raise error(f"{where} has {len(value):,} labels; guidegen takes {MOST_LABELS:,}.")
+    names: dict[int, str] = {}
+    for label, name in value.items():
+        number = int(label) if isinstance(label, str) and _LABEL.fullmatch(label) else label
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise error(f"{where} should map ids, whole numbers, to names; found the id {str(label)[:40]!r}.")
+        if number in names:
+            raise error(f"{where} has the id {number} twice.")
+        if not isinstance(name, str):
+            raise error(f"{where} should map ids to names; that of {number} is {type(name).__name__}, no text.")
+        if len(name) > _LONGEST_NAME or _CONTROL.search(name):
+            what = "too long" if len(name) > _LONGEST_NAME else "not printable"
+            raise error(f"{where}: the name of label {number} is {what}.")
+        names[number] = name
+    return names

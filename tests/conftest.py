@@ -19,6 +19,7 @@ from guidegen.errors import GuidegenError
 
 NAMES = {"0": "goldfish, Carassius auratus", "1": "tabby, tabby cat", "2": "crane", "3": "crane, hoist", "4": "lion"}
 SIZE = 8
+os.environ["GUIDEGEN_CACHE"] = ""  # nothing is kept outside of the tests
 torch.set_num_threads(1)  # threads of tiny networks only wait for each other
 
 
@@ -117,7 +118,7 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment() -> dict[str, str]:
     """The environment of the commands: offline, no colours, one thread."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GUIDEGEN")}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120", "GUIDEGEN_CACHE": ""}
 
 
 @pytest.fixture

@@ -147,8 +147,9 @@ def test_code_in_a_pickle_never_runs(copy: Path, tmp_path: Path) -> None:
 
     pickle_only(copy)
     (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"conv_in.weight": Evil()}))
-    with pytest.raises(CheckpointError, match="do not load"):
-        load_network(open_checkpoint(str(copy)), "cpu", Access(allow_pickle=True))
+    for allowed in (False, True):
+        with pytest.raises(UnsafeError, match="mkdir" if allowed else "--allow-pickle"):
+            load_network(open_checkpoint(str(copy)), "cpu", Access(allow_pickle=allowed))
     assert not (tmp_path / "ran").exists()
 
 

@@ -295,8 +295,8 @@ BAD_WORDS: list[tuple[tuple[object, ...], str]] = [
     ((*SAID, "--heads", 2), "Give one"),
     (("--preset", "64"), "not the unet of --preset 64: time_channels 32, there 192"),
     ((*SAID, "--labels", "names.json"), "unconditional"),
-    ((*SAID, "--labels", "nix.json"), "cannot be read as JSON"),
-    ((*SAID, "--labels", "numbers.json"), "should map ids to names"),
+    ((*SAID, "--labels", "nix.json"), "cannot be read: No such file"),
+    ((*SAID, "--labels", "numbers.json"), "should map ids to names; that of 0 is int"),
 ]
 
 

@@ -5,22 +5,26 @@ Nothing here imports torch. `guidegen.checkpoints.loading` reads the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guidegen.arguments import several, whole
 from guidegen.checkpoints.classifiers import AnyClassifier, ClassifierInfo, open_classifier
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code, variants
+from guidegen.checkpoints.configs import check_scheduler, read_config, read_index, read_json
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, refuse_special, variants
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
-from guidegen.model import Model, own_sha256, read_own, split_own
+from guidegen.model import LARGEST_EDGE, Model, label_names
+from guidegen.own import own_sha256, read_own, split_own
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
+_LARGEST_DIT = 512
+"""Latents of an edge: their positions are a table, which is made before any weight is read."""
 MODES = ("cfg", "classifier", "both", "none", "auto")
 
 
@@ -171,6 +175,24 @@ class Checkpoint:
         """epsilon, sample, v_prediction or flow."""
         return "flow" if is_flow(self.scheduler_config) else self.scheduler_config.get("prediction_type", "epsilon")
 
+    def download(self, access: Access = DEFAULT_ACCESS) -> None:
+        """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
+
+        Raises:
+            CheckpointError: the hub gives nothing.
+            UsageError: it has no weights of the variant asked for.
+        """
+        download_weights(self.ref, self.revision, self.part_folders.values(), access)
+        if access.variant is not None and self.own is None:
+            self.check_variant(access.variant)
+
+    def check_variant(self, variant: str) -> None:
+        """Raises UsageError where it has no weights of that variant."""
+        found = {name for folder in self.part_folders.values() for name in variants(folder)}
+        if variant not in found:
+            others = ", ".join(sorted(name for name in found if name)) or "plain ones only"
+            raise UsageError(f"--variant {variant}: {self.folder} has no {variant} files (it has {others}).")
+
     @property
     def bundled_classifier(self) -> str | None:
         """The noise-aware classifier in the same folder, if there is one."""
@@ -246,22 +268,23 @@ def open_checkpoint(
     for side in () if size is None else several("size", size, 2, "of height and width"):
         whole("size", side, 1)
     ref = str(ref)
-    if place := split_own(ref):
-        return _own_checkpoint(ref, read_own(*place, Model), null_label, size)
+    if split_own(ref):
+        return _own_checkpoint(ref, read_own(ref, Model), null_label, size)
     folder, revision = locate(ref, access.offline)
     index: dict[str, Any] = {}
     missing = []
     if (folder / "model_index.json").is_file():
-        index = read_json(folder / "model_index.json")
+        index = read_index(folder)
         kind = _kind(index, folder)
         configs = {part: _part_config(folder, part) for part in (kind.network, *kind.others)}
         _check_tokenizers(folder, kind)
     elif (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
+        config = read_config(folder / "config.json")
         kind = ADM if config.get("_class_name") == ADM.network_class else PIXEL
         configs = {kind.network: config}
     else:
         raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
+    refuse_special([folder, *(entry for entry in folder.iterdir() if entry.is_dir())])
     check_network(kind, configs[kind.network], folder / kind.network if index else folder)
     configs[kind.network] = {"in_channels": 3, "out_channels": 3} | configs[kind.network]
     scheduler_config = scheduler_config_in(folder)
@@ -272,33 +295,27 @@ def open_checkpoint(
         scheduler_config |= {"steps_offset": 1, "clip_sample": False}
     said = configs[kind.network] | index
     labels, null = declared_labels(said, configs[kind.network], folder, null_label)
-    steps = said.get("default_steps", DEFAULT_STEPS)
-    if not isinstance(steps, int) or steps < 1:
-        raise CheckpointError(f"{folder}: default_steps should be a whole number from 1, found {steps!r}.")
+    steps = said.get("default_steps") or DEFAULT_STEPS
     own = _own_size(kind, configs, folder)
-    parts = list(configs) if index else [""]
-    if weights and revision:
-        download_weights(ref, revision, parts, access)
-    if access.variant is not None and (weights or not revision):
-        _check_variant(folder, parts, access.variant)
     if size is not None:
         _check_size(kind, configs, size, own)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or own, steps, missing
     )
-
-
-def _check_variant(folder: Path, parts: Sequence[str], variant: str) -> None:
-    found = {name for part in parts for name in variants(folder / part)}
-    if variant not in found:
-        others = ", ".join(sorted(name for name in found if name)) or "plain ones only"
-        raise UsageError(f"--variant {variant}: {folder} has no {variant} files (it has {others}).")
+    if weights:
+        checkpoint.download(access)
+    elif access.variant is not None and not revision:
+        checkpoint.check_variant(access.variant)
+    return checkpoint
 
 
 def _own_checkpoint(ref: str, own: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
     if null_label is not None or size is not None:
         raise UsageError("--null-label and --size: a model of your own declares them itself.")
     channels, height, width = own.shape
+    check_scheduler(own.scheduler, f"{ref}: its scheduler")
+    if "_class_name" not in own.scheduler:
+        raise CheckpointError(f"{ref}: its scheduler has no _class_name, such as DDIMScheduler.")
     config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": len(own.labels) or None}
     identity = {"sha256": own_sha256(ref, own.version)}
     folder = Path(ref.rpartition(":")[0]).parent
@@ -352,9 +369,7 @@ def _part_config(folder: Path, part: str) -> dict[str, Any]:
     path = folder / part / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is incomplete: model_index.json names a {part}, but {part}/config.json is missing.")
-    config = read_json(path)
-    refuse_remote_code(config, path.parent)
-    return config
+    return read_config(path)
 
 
 def _check_tokenizers(folder: Path, kind: Kind) -> None:
@@ -367,10 +382,11 @@ def _check_tokenizers(folder: Path, kind: Kind) -> None:
 
 def check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
     """Refuses networks of another class, or with inputs that guidegen does not feed."""
-    refuse_remote_code(config, folder)
     if config.get("_class_name") != kind.network_class:
-        found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name"
+        found = str(config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name")[:80]
         raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens {kind.network_class} there.")
+    if _is_dit(config) and isinstance(size := config.get("sample_size"), int) and size > _LARGEST_DIT:
+        raise CheckpointError(f"{folder} draws {size}x{size} latents; guidegen opens a DiT of up to {_LARGEST_DIT}.")
     channels = config.get("in_channels", 3)
     if not kind.latent and channels not in (1, 3):
         raise CheckpointError(f"{folder} draws {channels} channels; guidegen opens models of 1 or 3.")
@@ -418,6 +434,8 @@ def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tupl
         raise UsageError(f"--size: a DiT draws the size it was trained at, {own[1]}x{own[0]}.")
     factor = _vae_factor(configs["vae"]) if kind.latent else 1
     step = factor * 2 ** (len(configs[kind.network].get("block_out_channels", (0, 0, 0, 0))) - 1)
+    if max(size) > LARGEST_EDGE:
+        raise UsageError(f"--size {size[1]}x{size[0]}: images have edges of {LARGEST_EDGE} pixels at most.")
     if any(edge < step or edge % step for edge in size):
         raise UsageError(f"--size {size[1]}x{size[0]}: both edges should be multiples of {step} for this model.")
 
@@ -425,7 +443,9 @@ def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tupl
 def scheduler_config_in(folder: Path) -> dict[str, Any] | None:
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file():
-            return read_json(path)
+            config = read_json(path)
+            check_scheduler(config, path)
+            return config
     if (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is incomplete: scheduler/scheduler_config.json is missing.")
     return None
@@ -444,16 +464,11 @@ def declared_labels(
         if asked is not None:
             raise UsageError(f"--null-label {asked}: the model has no classes.")
         return Labels({}), None
-    try:
-        names = {int(label): str(name) for label, name in (said.get("id2label") or {}).items()}
-    except (AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: id2label should map ids to names.") from error
+    names = label_names(said.get("id2label") or {}, f"{folder}: id2label", CheckpointError)
     declared = said.get("null_label")
     null = asked if asked is not None else declared
     if null is None and (_is_dit(config) or (names and len(names) == count - 1 and count - 1 not in names)):
         null = count - 1
-    if null is not None and not isinstance(null, int):
-        raise CheckpointError(f"{folder}: null_label should be a whole number, found {null!r}.")
     if null is not None and not 0 <= null < count:
         message = f"null label {null} is not a class of the model, which has {count} (0 to {count - 1})."
         raise (

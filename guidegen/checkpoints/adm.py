@@ -11,9 +11,6 @@ on the way down.
 from __future__ import annotations
 
 import json
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from guidegen.checkpoints.adm_layout import Choices, Layout, recognise
 from guidegen.checkpoints.files import refuse_pointer
-from guidegen.errors import CheckpointError, UnsafeError, UsageError, first_line
+from guidegen.checkpoints.pickles import read_pickle
+from guidegen.errors import CheckpointError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,25 +127,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"No file at {path}. Download the .pt of guided-diffusion, and name it here.")
     refuse_pointer(path)
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused below
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        if asks := re.search(r"GLOBAL (\S+)|(TorchScript)|but got <class '(\S+)'>", str(error)):
-            wants = next(name for name in asks.groups() if name)
-            raise UnsafeError(
-                f"{path} holds more than tensors ({wants}), and opening that can run code. "
-                "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)."
-            ) from error
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size} bytes) is damaged, cut short, or not of torch.save. Download it again."
-        ) from error
+    data = read_pickle(path)
     if not _is_state_dict(data):
         raise CheckpointError(
             f"{path} is no state dict: found {_describe(data)}, where names and their tensors are needed. "

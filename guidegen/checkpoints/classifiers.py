@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from guidegen.arguments import one_of
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json, refuse_remote_code
+from guidegen.checkpoints.configs import read_config, read_json
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.model import ClassifierModel, own_sha256, read_own, split_own
+from guidegen.model import ClassifierModel, label_names
+from guidegen.own import own_sha256, read_own, split_own
 
 ZERO_SHOT = ("CLIPModel", "SiglipModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 """transformers models that tell apart images by texts, each with get_text_features and get_image_features."""
@@ -47,6 +49,14 @@ class ClassifierInfo:
     preprocessor: Mapping[str, Any] | None
     zero_shot: bool = False
     own: ClassifierModel | None = None
+
+    def download(self, access: Access = DEFAULT_ACCESS) -> None:
+        """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
+
+        Raises:
+            CheckpointError: the hub gives nothing.
+        """
+        download_weights(self.ref, self.revision, [self.folder], access)
 
     @property
     def parts(self) -> tuple[tuple[ClassifierInfo, float], ...]:
@@ -164,7 +174,7 @@ def open_classifier(
     one_of("input", input, (None, "noisy", "denoised"))
     ref = str(ref)
     if own := split_own(ref):
-        model: ClassifierModel = read_own(*own, ClassifierModel)
+        model: ClassifierModel = read_own(ref, ClassifierModel)
         if input not in (None, model.input):
             raise UsageError(f"--classifier-input {input}: {ref} reads {model.input} images.")
         config = {"id2label": {str(i): name for i, name in model.labels.items()}, "sha256": own_sha256(ref, model.version)}
@@ -172,11 +182,10 @@ def open_classifier(
     folder, revision = locate(ref, access.offline)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     noise_aware = config.get("_class_name") == "NoisyClassifier"
     architectures = ", ".join(config.get("architectures") or [])
     zero_shot = architectures in ZERO_SHOT
-    refuse_remote_code(config, folder)
     if not (noise_aware or zero_shot or "ForImageClassification" in architectures):
         found = config.get("_class_name") or architectures or "no class"
         raise CheckpointError(
@@ -187,21 +196,20 @@ def open_classifier(
         raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
     labels = Labels({}) if zero_shot else _labels(config, folder)
     preprocessor = None if noise_aware else _preprocessor(folder)
-    if weights and revision:
-        download_weights(ref, revision, [""], access)
+    if weights:
+        download_weights(ref, revision, [folder], access)
     reads = input or ("noisy" if noise_aware else "denoised")
     return ClassifierInfo(ref, folder, revision, config, labels, reads, preprocessor, zero_shot)
 
 
 def open_classifiers(
-    weighted: Sequence[tuple[str, float]], input: str | None = None, weights: bool = False, access: Access = DEFAULT_ACCESS
+    weighted: Sequence[tuple[str, float]], input: str | None = None, access: Access = DEFAULT_ACCESS
 ) -> AnyClassifier:
     """`open_classifier` of each, with its weight; one of weight 1 is itself.
 
     Args:
         weighted: what each is named by, and its weight.
         input: for those that can read it; the others keep what they were made for.
-        weights: as in `open_classifier`.
         access: as in `open_classifier`.
 
     Raises:
@@ -212,10 +220,10 @@ def open_classifiers(
     refusals: list[UsageError] = []
     for ref, weight in weighted:
         try:
-            part = open_classifier(ref, input, weights, access)
+            part = open_classifier(ref, input, access=access)
         except UsageError as refusal:
             refusals.append(refusal)
-            part = open_classifier(ref, None, weights, access)
+            part = open_classifier(ref, access=access)
         if _identity(part) in [_identity(other) for other, _ in parts]:
             raise UsageError(f"--classifier {ref} is named twice: name it once, with the sum of the weights.")
         parts.append((part, weight))
@@ -245,10 +253,9 @@ def open_backbone(
     folder, revision = locate(str(ref), access.offline)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not an image model: config.json is missing.")
-    config = read_json(folder / "config.json")
-    refuse_remote_code(config, folder)
-    if weights and revision:
-        download_weights(str(ref), revision, [""], access)
+    config = read_config(folder / "config.json")
+    if weights:
+        download_weights(str(ref), revision, [folder], access)
     if config.get("_class_name") == "NoisyClassifier":
         return folder, config, {}
     if "pretrained_cfg" in config:
@@ -274,10 +281,10 @@ def _timm_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels(config: Mapping[str, Any], folder: Path) -> Labels:
-    try:
-        return Labels({int(label): name for label, name in config["id2label"].items()})
-    except (KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json has no usable id2label.") from error
+    names = label_names(config.get("id2label"), f"{folder}/config.json: id2label", CheckpointError)
+    if not names:
+        raise CheckpointError(f"{folder}/config.json has no id2label, which names what it tells apart.")
+    return Labels(names)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

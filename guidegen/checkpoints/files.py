@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from guidegen.checkpoints import hashes
+from guidegen.checkpoints.configs import ShardIndex, read_json
 from guidegen.errors import CheckpointError, UnsafeError
+from guidegen.schema import convert
 
 _STEMS = ("diffusion_pytorch_model", "pytorch_model", "model")
 _NAME = rf"({'|'.join(_STEMS)})(\.(?P<first>\w+))?(-(?P<shard>\d+)-of-(?P<shards>\d+))?(\.(?P<last>\w+))?"
@@ -74,7 +74,14 @@ def find_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     files = kinds[variant]
     _check_shards(folder, files)
     for path in files:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder; it should be a file of weights.")
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is {'no regular file' if path.exists() else 'a link to a file that is not there'}."
+            )
         refuse_pointer(path)
+    _check_index(folder, files, variant)
     return Weights(tuple(files), variant, safe)
 
 
@@ -96,25 +103,25 @@ def weight_names(variant: str | None, pickled: bool = False) -> list[str]:
 
 
 def weights_sha256(folders: Iterable[Path], access: Access = DEFAULT_ACCESS) -> str:
-    """sha256 over the weight files of a checkpoint's folders, in the order of their names."""
-    digest = hashlib.sha256()
+    """sha256 over the weight files of a checkpoint's folders, in the order of their names.
+
+    That of safetensors is kept (`guidegen.checkpoints.hashes`), so that the same files are read once.
+    """
+    found = [find_weights(folder, access) for folder in folders]
+    files = [path for weights in found for path in weights.files]
+    return hashes.sha256_of(files) if all(weights.safe for weights in found) else hashes.read_sha256(files)
+
+
+def refuse_special(folders: Iterable[Path]) -> None:
+    """Refuses folders with pipes, devices or sockets in them, which libraries would wait for.
+
+    Raises:
+        CheckpointError: there is one.
+    """
     for folder in folders:
-        for path in find_weights(folder, access).files:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError for anything else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, found {type(data).__name__}.")
-    return data
+        for path in folder.iterdir():
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise CheckpointError(f"{path} is neither a file nor a folder.")
 
 
 def refuse_pointer(path: Path) -> None:
@@ -123,12 +130,6 @@ def refuse_pointer(path: Path) -> None:
         pointer = file.read(64).startswith(b"version https://git-lfs")
     if pointer:
         raise CheckpointError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` in that repository.")
-
-
-def refuse_remote_code(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises UnsafeError if a config names code that comes with the checkpoint."""
-    if "auto_map" in config:
-        raise UnsafeError(f"{folder}/config.json asks for code of its own (auto_map); guidegen runs no remote code.")
 
 
 def _check_shards(folder: Path, files: Iterable[Path]) -> None:
@@ -141,3 +142,14 @@ def _check_shards(folder: Path, files: Iterable[Path]) -> None:
     missing = sorted(set(range(1, wanted + 1)) - found)
     if missing:
         raise CheckpointError(f"{folder} is incomplete: shard {missing[0]} of {wanted} of its weights is missing.")
+
+
+def _check_index(folder: Path, files: Sequence[Path], variant: str | None) -> None:
+    """Refuses weights that an index beside them puts into other files: the libraries follow it."""
+    there = {file.name for file in files}
+    for path in sorted(folder.glob("*.index*.json")):
+        ours = any(path.name.startswith(f"{stem}.") for stem in _STEMS) and files[0].suffix in path.suffixes
+        if ours and (variant is None or f".{variant}" in path.suffixes):
+            index = convert(read_json(path), ShardIndex, path, CheckpointError)
+            if set(index.weight_map.values()) != there:
+                raise CheckpointError(f"{path} names other files than there are: {', '.join(sorted(there))[:200]}.")

@@ -22,11 +22,12 @@ from guidegen.checkpoints import (
     open_checkpoint,
     scheduler_config_in,
 )
-from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, read_json
+from guidegen.checkpoints.configs import read_config
+from guidegen.checkpoints.files import DEFAULT_ACCESS, Access
 from guidegen.checkpoints.hub import download_weights, locate
 from guidegen.checkpoints.labels import Labels
 from guidegen.errors import UsageError
-from guidegen.model import split_own
+from guidegen.own import split_own
 
 BUNDLED_GUIDE = "bundled"
 """The word for the weaker network in the checkpoint's own folder."""
@@ -65,6 +66,11 @@ class GuideModel:
             return [folders[self.checkpoint.kind.network]]
         return [folder for part, folder in folders.items() if part != "vae"]
 
+    def download(self, access: Access = DEFAULT_ACCESS) -> None:
+        """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own."""
+        if self.checkpoint is not None:
+            download_weights(self.checkpoint.ref, self.checkpoint.revision, self.folders, access)
+
     def check_labels(self, labels: Iterable[int], model: Checkpoint, needs_null: bool) -> None:
         """Refuses labels that the weaker model does not know as the model does.
 
@@ -97,7 +103,6 @@ def open_guide(
     ref: str,
     model: Checkpoint,
     size: tuple[int, int] | None = None,
-    weights: bool = False,
     access: Access = DEFAULT_ACCESS,
 ) -> GuideModel:
     """Reads what a weaker model says of itself, and holds it against the model.
@@ -108,7 +113,6 @@ def open_guide(
             perhaps with layers: `skip:mid_block,up_blocks.1`.
         model: what it is weighed against.
         size: (height, width) that was asked for; None for the checkpoint's own.
-        weights: also download the weights of a hub id.
         access: how it may be read.
 
     Raises:
@@ -124,29 +128,25 @@ def open_guide(
         if colon and not names:
             raise UsageError(f"--guide-model {ref}: name layers after the colon, such as {word}:mid_block, or leave it out.")
         return GuideModel(ref, f"{word}:{','.join(names)}" if names else word, None, True, word, names)
-    weak, shares = _open_weak(ref, model, size, weights, access)
+    weak, shares = _open_weak(ref, model, size, access)
     if differences := _differences(weak, model, shares):
         raise UsageError(f"--guide-model {ref} does not fit the model: {'; '.join(differences)}.")
     return GuideModel(ref, weak.name, weak, shares)
 
 
-def _open_weak(
-    ref: str, model: Checkpoint, size: tuple[int, int] | None, weights: bool, access: Access
-) -> tuple[Checkpoint, bool]:
+def _open_weak(ref: str, model: Checkpoint, size: tuple[int, int] | None, access: Access) -> tuple[Checkpoint, bool]:
     if ref == BUNDLED_GUIDE:
         folder = model.weak_folder
         if folder is None:
             raise UsageError(f"--guide-model {ref}: {model.ref} has no weaker network in its folder. {NAME_ONE}")
-        if weights and model.revision:
-            download_weights(model.ref, model.revision, [folder.name], access)
         return _bare(f"{model.ref.partition('@')[0]}/{folder.name}", folder, model.revision, model), True
+    pinned = ref
     if split_own(ref) is None and model.own is None:
         folder, revision = locate(ref, access.offline)
+        pinned = f"{ref.partition('@')[0]}@{revision}" if revision else ref
         if _bare_kind(folder, model) is not None:
-            if weights and revision:
-                download_weights(ref, revision, [""], access)
             return _bare(ref, folder, revision, model), True
-    weak = open_checkpoint(ref, None, size if split_own(ref) is None else None, weights, access)
+    weak = replace(open_checkpoint(pinned, None, size if split_own(ref) is None else None, access=access), ref=ref)
     null = model.null_label
     unsaid = weak.null_label is None and weak.classes == model.classes
     if null is not None and unsaid and null in weak.labels and not weak.labels.name(null):
@@ -159,14 +159,14 @@ def _bare_kind(folder: Path, model: Checkpoint) -> Kind | None:
     """The kind of a folder that holds a network like the model's and nothing beside it; None for anything else."""
     if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
         return None
-    found = read_json(folder / "config.json").get("_class_name")
+    found = read_config(folder / "config.json").get("_class_name")
     kinds = (PIXEL, ADM) if model.kind in (PIXEL, ADM) else (model.kind,)
     return next((kind for kind in kinds if kind.network_class == found), None)
 
 
 def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Checkpoint:
     """A network alone as a checkpoint that has all else from the model."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     kind = _bare_kind(folder, model) or model.kind
     check_network(kind, config, folder)
     labels, null = model.labels, config.get("null_label", model.null_label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from guidegen.checkpoints.files import Access, weight_names
 from guidegen.errors import CheckpointError, first_line
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SMALL = ["*.json", "*.txt", "*.model", "*.py"]
 
 
@@ -23,10 +25,14 @@ def locate(ref: str, offline: bool = False) -> tuple[Path, str | None]:
     Raises:
         CheckpointError: no such folder, or the hub has or gives nothing.
     """
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(ref).expanduser()
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not allowed, no such user, a null byte
+        raise CheckpointError(f"No checkpoint at {ref[:200]}: {getattr(error, 'strerror', None) or error}.") from error
+    if is_folder:
         return folder, None
-    if folder.exists():
+    if is_there:
         raise CheckpointError(
             f"{ref} is a file. A checkpoint is a folder with config.json or model_index.json; "
             "`guidegen convert` makes one of a guided-diffusion .pt file."
@@ -38,21 +44,30 @@ def locate(ref: str, offline: bool = False) -> tuple[Path, str | None]:
     return _download(ref, _SMALL, offline)
 
 
-def download_weights(ref: str, revision: str, parts: Iterable[str], access: Access) -> None:
-    """Brings the weights of some sub-folders ("" for the top) of a hub id into the cache.
+def download_weights(ref: str, revision: str | None, folders: Iterable[Path], access: Access) -> None:
+    """Brings the weights of some folders of a hub id into the cache, from the commit that `locate` found.
 
-    The variant asked for, and the plain files for parts that do not have it: never all that a
+    The variant asked for, and the plain files for folders that do not have it: never all that a
     repository holds.
+
+    Args:
+        ref: `owner/name`, perhaps with a revision or a folder after it.
+        revision: that commit; None for a plain folder, which has nothing to bring.
+        folders: inside the folder that `locate` gave.
+        access: how they may be read.
 
     Raises:
         CheckpointError: the hub has or gives nothing.
     """
-    pinned = f"{ref.partition('@')[0]}@{revision}"
-    missing = list(parts)
+    if revision is None:
+        return
+    pinned = f"{'/'.join(ref.partition('@')[0].split('/')[:2])}@{revision}"
+    missing = list(folders)
     for variant in dict.fromkeys((access.variant, None)):
-        patterns = [f"{part}/{name}".lstrip("/") for part in missing for name in weight_names(variant, access.allow_pickle)]
-        folder, _ = _download(pinned, _SMALL + patterns, access.offline)
-        missing = [part for part in missing if not any((folder / part).glob("*.safetensors"))]
+        parts = ["".join(f"{name}/" for name in folder.parts[folder.parts.index(revision) + 1 :]) for folder in missing]
+        patterns = [part + name for part in parts for name in weight_names(variant, access.allow_pickle)]
+        _download(pinned, _SMALL + patterns, access.offline)
+        missing = [folder for folder in missing if not any(folder.glob("*.safetensors"))]
         if not missing:
             return
 
@@ -78,10 +93,8 @@ def _download(ref: str, patterns: list[str], offline: bool) -> tuple[Path, str |
         raise CheckpointError(
             f"{ref} is neither a folder nor in the hub's cache, and the hub cannot be reached (offline?)."
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise CheckpointError(f"{ref} could not be downloaded: {first_line(error)}") from error
-    except Exception as error:  # the HTTP client's own errors have no common base
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise CheckpointError(f"{ref}: the hub cannot be reached: {first_line(error)}") from error
-        raise
+    except Exception as error:  # the HTTP clients' own errors have no common base, and come and go with releases
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        raise CheckpointError(f"{ref} could not be downloaded: {type(error).__name__}: {first_line(error)}") from error
     return Path(path), Path(path).name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import torch
 from torch import nn
 
 from guidegen.arguments import instance, one_of
-from guidegen.checkpoints import Checkpoint, ClassifierInfo
+from guidegen.checkpoints import ADM, PIXEL, Checkpoint, ClassifierInfo
+from guidegen.checkpoints.configs import read_config
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, Weights, find_weights
+from guidegen.checkpoints.pickles import read_pickle
 from guidegen.errors import CheckpointError, UsageError, first_line
 
 Device = torch.device | str
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 _CAST_AT_EVERY_CALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -53,12 +58,53 @@ def empty_network(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: its config does not make one.
     """
-    cls = _class_of(checkpoint, checkpoint.kind.network)
+    part = checkpoint.kind.network
+    return _empty(_class_of(checkpoint, part), checkpoint.config, checkpoint.part_folders[part])
+
+
+def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] = ()) -> None:
+    """Makes the networks without their weights, so that a config of which none can be made is told before those are read.
+
+    Raises:
+        CheckpointError: it does not make one.
+    """
+    if checkpoint.own is None:
+        network = empty_network(checkpoint)
+        if checkpoint.kind in (PIXEL, ADM):
+            _try(network, checkpoint)
+        if checkpoint.kind.latent and checkpoint.index:
+            _empty(_class_of(checkpoint, "vae"), checkpoint.configs["vae"], checkpoint.part_folders["vae"])
+    for classifier in classifiers:
+        if classifier.own is None and classifier.preprocessor is None:
+            from guidegen.checkpoints.noisy_classifier import NoisyClassifier
+
+            _empty(NoisyClassifier, classifier.config, classifier.folder)
+
+
+def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Calls a UNet without numbers, which shows whether it gives predictions of the images that it draws."""
+    x_t = torch.empty((1, *checkpoint.shape), device="meta")
+    labels = torch.zeros(1, dtype=torch.long, device="meta") if checkpoint.class_conditional else None
+    why = ""
+    try:
+        with torch.no_grad():
+            found = network.eval()(x_t, torch.zeros((), device="meta"), class_labels=labels, return_dict=False)[0]
+        if found.shape[2:] != x_t.shape[2:] or found.shape[1] not in (x_t.shape[1], 2 * x_t.shape[1]):
+            why = f"it gives {tuple(found.shape[1:])} for images of {checkpoint.shape}"
+    except Exception as error:  # the library raises whatever its layers raise
+        why = f"{type(error).__name__}: {first_line(error)[:200]}"
+    if why:
+        raise CheckpointError(f"{checkpoint.folder}: config.json makes a network that does not draw: {why}.")
+
+
+def _empty(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
+    _quietly(cls)
     try:
         with torch.device("meta"):
-            network: nn.Module = cls.from_config(dict(checkpoint.config))
+            network: nn.Module = cls.from_config(dict(config))
     except Exception as error:  # the library raises whatever its layers raise
-        raise CheckpointError(f"{checkpoint.folder}: config.json makes no network: {first_line(error)}") from error
+        why = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise CheckpointError(f"{folder}: config.json makes no network: {why}") from error
     return network
 
 
@@ -73,7 +119,8 @@ def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     cls: Any = next(
         (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
     )
-    if not (isinstance(cls, type) and hasattr(cls, "from_pretrained")):
+    bases = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    if not (isinstance(cls, type) and issubclass(cls, bases)):
         raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
     return cls
 
@@ -125,8 +172,9 @@ def load_classifier(
     instance("classifier", classifier, ClassifierInfo, "what open_classifier returns")
     one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
     if classifier.own is not None:
-        own: nn.Module = classifier.own.load(torch.device(device))
-        return own
+        from guidegen.checkpoints.own_networks import OwnClassifier
+
+        return OwnClassifier(classifier, classifier.own, torch.device(device))
     if classifier.preprocessor is None:
         from guidegen.checkpoints.noisy_classifier import NoisyClassifier
 
@@ -186,27 +234,33 @@ def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     """A folder's weights, which are there and whole.
 
     Raises:
-        CheckpointError: none, cut short or damaged.
-        UnsafeError: pickles that were not asked for.
+        CheckpointError: none, cut short, damaged, or in a dtype whose scales are unknown.
+        UnsafeError: pickles that were not asked for, or that are more than tensors.
     """
     weights = find_weights(folder, access)
-    for path in weights.files if weights.safe else ():
-        _check_safetensors(path)
+    for path in weights.files:
+        if weights.safe:
+            _check_safetensors(path)
+        else:
+            read_pickle(path)
     return weights
 
 
 def _load(cls: Any, folder: Path, device: Device, access: Access, autocast: torch.dtype | None = None) -> nn.Module:
     weights = check_weights(folder, access)
+    diffusers = not cls.__module__.startswith("transformers")
+    if diffusers and weights.safe:
+        _check_size(_empty(cls, read_config(folder / "config.json"), folder), weights, folder)
     settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
     try:
         model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
     except Exception as error:  # the libraries raise whatever their readers raise
         raise CheckpointError(f"{folder}: the weights do not load: {first_line(error)}") from error
-    wrong = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ())]
-    if wrong:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit config.json: {len(wrong)} tensors missing, first {wrong[0]}."
-        )
+    for key, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape"), ("unexpected_keys", "too many")):
+        if (wrong := [str(name) for name in info.get(key, ())]) and (diffusers or key != "unexpected_keys"):
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json: {len(wrong)} tensors {what}, first {wrong[0][:200]}."
+            )
     network: nn.Module = cast_weights(model, autocast).to(device).eval().requires_grad_(False)
     return network
 
@@ -234,12 +288,34 @@ def _quietly(cls: Any) -> Mapping[str, Any]:
     return {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
 
 
+def _check_size(network: nn.Module, weights: Weights, folder: Path) -> None:
+    """Refuses a config of a network much larger than its weights, before memory is taken for it."""
+    from safetensors import safe_open
+
+    described, held = sum(parameter.numel() for parameter in network.parameters()), 0
+    for path in weights.files:
+        with safe_open(path, framework="pt") as file:
+            held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    if described > 2 * held + 1_000_000:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json: it describes {described:,} numbers, and they are {held:,}."
+        )
+
+
 def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, framework="pt") as file:
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own, and some of Python's
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
+            raise
         size = path.stat().st_size
-        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {error}. Download it again.") from error
+        why = first_line(error)[:200]
+        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {why}. Download it again.") from error
+    if odd := next((key for key, dtype in dtypes.items() if dtype not in _DTYPES), None):
+        raise CheckpointError(
+            f"{path} holds {dtypes[odd]} numbers ({odd[:80]}), which mean nothing without their scales; "
+            "guidegen reads fp32, fp16 and bf16."
+        )

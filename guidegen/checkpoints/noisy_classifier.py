@@ -6,6 +6,8 @@ Format on disk is the one of every diffusers model: a folder with `config.json` 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -132,7 +134,13 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         self.calibrate(logit_scales or [1.0, 1.0])
 
     def calibrate(self, scales: list[float]) -> None:
-        """Sets the scales of the logits, here and in the config; at least two."""
+        """Sets the scales of the logits, here and in the config.
+
+        Raises:
+            ValueError: fewer than two, or one that is no positive number.
+        """
+        if len(scales) < 2 or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+            raise ValueError("NoisyClassifier: logit_scales should be two positive numbers or more")
         self.register_to_config(logit_scales=list(scales))
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
 

@@ -21,6 +21,7 @@ from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError, UsageError
+from guidegen.own import blame
 
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
@@ -93,6 +94,9 @@ def main() -> None:
         console.error(f"{error.strerror or error}{where}. What was finished is intact; the same command goes on from there.")
         _leave(74, debug)
     except Exception as error:
+        if blamed := blame(error):
+            console.error(blamed)
+            _leave(blamed.code, debug)
         console.error(f"Unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.")
         _leave(1, debug)
 

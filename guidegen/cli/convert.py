@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,8 @@ import typer
 
 from guidegen.cli import console, options
 from guidegen.errors import CheckpointError, OutputError, StoppedError, UsageError
+from guidegen.model import label_names
+from guidegen.schema import decode, read_bytes
 
 if TYPE_CHECKING:
     from guidegen.checkpoints.adm import Conversion
@@ -156,17 +157,14 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
 
 
 def _read_labels(path: Path) -> dict[int, str]:
+    where = f"--labels {path}"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--labels {path}: cannot be read as JSON: {error}") from None
-    pairs = enumerate(data) if isinstance(data, list) else data.items() if isinstance(data, dict) else []
-    try:
-        names = {int(label): name for label, name in pairs}
-    except ValueError:
-        names = {}
-    if not names or not all(isinstance(name, str) for name in names.values()):
-        raise UsageError(f'--labels {path}: should map ids to names, {{"0": "tench", ...}}, or list the names in order.')
+        data = decode(read_bytes(path, UsageError), object, "it", UsageError)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    names = label_names(dict(enumerate(data)) if isinstance(data, list) else data, where, UsageError)
+    if not names:
+        raise UsageError(f'{where}: should map ids to names, {{"0": "tench", ...}}, or list the names in order.')
     return names
 
 

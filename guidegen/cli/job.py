@@ -28,8 +28,8 @@ from guidegen.cli.axes import parse_axes, parse_by, vary
 from guidegen.cli.output import Output, already_there, export, parse_output
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labels
-from guidegen.model import own_sha256, split_own
 from guidegen.naming import describe, named
+from guidegen.own import own_sha256, split_own
 from guidegen.plan import (
     FILE_SHA256,
     Cell,
@@ -200,8 +200,7 @@ def plan_job(flags: Flags) -> Job:
         guide.check_labels(single_labels(labels), checkpoint, needs_null)
     from guidegen import engine  # torch, from here on
 
-    if guide:
-        engine.check_layers(guide, checkpoint)
+    engine.check_networks(checkpoint, judge, guide)
     device = engine.pick_device(flags.device)
 
     def look(flags: Flags) -> tuple[Settings, Any]:
@@ -417,11 +416,13 @@ def _with_weights(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
     from guidegen.checkpoints.loading import check_weights
 
-    flags, checkpoint, judge, guide, access = job.flags, job.checkpoint, job.judge, job.guide, job.flags.access
-    judges = [part for part, _ in judge.parts] if judge else []
-    if any(part and part.revision for part in (checkpoint, *judges, guide and guide.checkpoint)):
-        checkpoint, judge, guide = _open(flags, weights=True, needs_null=False)
-        judges = [part for part, _ in judge.parts] if judge else []
+    checkpoint, guide, access = job.checkpoint, job.guide, job.flags.access
+    judges = [part for part, _ in job.judge.parts] if job.judge else []
+    checkpoint.download(access)
+    for judge in judges:
+        judge.download(access)
+    if guide:
+        guide.download(access)
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
     for folder in parts + [part.folder for part in judges if part.own is None]:
         check_weights(folder, access)
@@ -432,7 +433,7 @@ def _with_weights(job: Job) -> Job:
     }
     looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
     settings = replace(job.settings, **hashes)
-    return replace(job, checkpoint=checkpoint, judge=judge, guide=guide, settings=settings, looks=looks)
+    return replace(job, settings=settings, looks=looks)
 
 
 def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
@@ -559,15 +560,13 @@ def _line(row: Row) -> str:
     return encode_row(row).decode().rstrip("\n")
 
 
-def _open(
-    flags: Flags, weights: bool = False, needs_null: bool = True
-) -> tuple[Checkpoint, AnyClassifier | None, GuideModel | None]:
+def _open(flags: Flags, needs_null: bool = True) -> tuple[Checkpoint, AnyClassifier | None, GuideModel | None]:
     """The checkpoint and, where there are any, the classifier and the weaker model; refuses a mode that cannot be served."""
     size = options.parse_size(flags.size)
-    checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, weights, flags.access)
+    checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, flags.access)
     judge = None
     if flags.mode in ("classifier", "both"):
-        judge = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, weights, flags.access)
+        judge = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, flags.access)
     elif any((flags.classifier, flags.classifier_input, flags.classifier_gradient)):
         raise UsageError(
             "--classifier, --classifier-input and --classifier-gradient are for the modes classifier and both, "
@@ -580,16 +579,16 @@ def _open(
     for part, _ in judge.parts if judge else ():
         if part.input == "noisy" and not part.own:
             _check_noisy(part, checkpoint)
-    return checkpoint, judge, _open_guide(flags, checkpoint, size, weights)
+    return checkpoint, judge, _open_guide(flags, checkpoint, size)
 
 
-def _open_guide(flags: Flags, checkpoint: Checkpoint, size: tuple[int, int] | None, weights: bool) -> GuideModel | None:
+def _open_guide(flags: Flags, checkpoint: Checkpoint, size: tuple[int, int] | None) -> GuideModel | None:
     """The weaker model that is named, or the one in the checkpoint's folder; None where none is asked for."""
     if flags.mode != "auto" and flags.guide_model is None and flags.w_guide is None:
         return None
     if flags.guide_model is None and checkpoint.weak_folder is None:
         raise UsageError(f"--w-guide weighs the model against a weaker one, and there is none beside it. {NAME_ONE}.")
-    return open_guide(flags.guide_model or BUNDLED_GUIDE, checkpoint, size, weights, flags.access)
+    return open_guide(flags.guide_model or BUNDLED_GUIDE, checkpoint, size, flags.access)
 
 
 def _check_noisy(judge: ClassifierInfo, checkpoint: Checkpoint) -> None:

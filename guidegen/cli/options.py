@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from guidegen.errors import UsageError
 from guidegen.mixture import format_labels, split_weight
 from guidegen.zoo import BUNDLED
 
-_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+_SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _MODEL, _OUTPUT, _TALK = "Checkpoint", "Output", "Messages"
 
 Model = Annotated[
@@ -95,25 +96,27 @@ def find_checkpoint(
     model: str | None,
     null_label: int | None = None,
     size: tuple[int, int] | None = None,
-    weights: bool = False,
     access: Access = DEFAULT_ACCESS,
 ) -> Checkpoint:
     """Opens the checkpoint that the flags name."""
-    return open_checkpoint(model_ref(model), null_label, size, weights, access)
+    return open_checkpoint(model_ref(model), null_label, size, access=access)
 
 
 def find_classifier(
     refs: Sequence[str] | None,
     checkpoint: Checkpoint,
     input: str | None = None,
-    weights: bool = False,
     access: Access = DEFAULT_ACCESS,
 ) -> AnyClassifier | None:
     """Opens the classifiers that the flags name, or the one beside the checkpoint, if any."""
     if not refs:
         bundled = checkpoint.bundled_classifier
-        return open_classifier(bundled, input, weights, access) if bundled else None
-    return open_classifiers([_weighted(ref) for ref in refs], input, weights, access)
+        if bundled is None:
+            return None
+        found = open_classifier(bundled, input, access=access)
+        place = f"{checkpoint.ref.partition('@')[0]}/{found.folder.name}"  # on the hub, it is of the checkpoint's commit
+        return replace(found, ref=place, revision=checkpoint.revision) if checkpoint.revision else found
+    return open_classifiers([_weighted(ref) for ref in refs], input, access)
 
 
 def _weighted(ref: str) -> tuple[str, float]:

@@ -13,13 +13,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import wraps
 from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from guidegen.errors import CheckpointError, UsageError, first_line
-from guidegen.model import read_own, split_own
+from guidegen.errors import UsageError, first_line
+from guidegen.own import blamed, read_own, refuse_own, split_own
 from guidegen.scores import formulas
 from guidegen.scores.diffusion import Level
 from guidegen.scores.formulas import Step as Step
@@ -217,22 +218,34 @@ def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Met
 
 
 def _own_method(ref: str) -> Method:
-    file, name = split_own(ref) or (None, "")
-    assert file is not None
-    try:
-        combine = read_own(file, name, object)
-    except CheckpointError as error:
-        raise UsageError(f"--guidance {ref}: no Python file at {file}.") from error
-    except Exception as error:
-        raise UsageError(f"--guidance {ref}: {type(error).__name__}: {first_line(error)}") from error
-    if not callable(combine):
-        found = "is not there" if combine is None else f"is a {type(combine).__name__}"
-        raise UsageError(f"--guidance {ref}: {name} {found}; it should be a function.")
-    line = (inspect.getdoc(combine) or "of your own").splitlines()[0]
-    method = Method(ref, combine, line, "", str(file))
-    if missing := [name for name, default in method.options.items() if default is inspect.Parameter.empty]:
-        raise UsageError(f"--guidance {ref}: give {', '.join(missing)} a default.")
+    function = read_own(ref, object, UsageError)
+    if not callable(function):
+        raise UsageError(f"{ref} is a {type(function).__name__}; it should be a function.")
+    with blamed(ref, UsageError, function):
+        line = (inspect.getdoc(function) or "of your own").splitlines()[0]
+        method = Method(ref, _own_combine(ref, function), line, "", ref.rpartition(":")[0])
+        required = [name for name, default in method.options.items() if default is inspect.Parameter.empty]
+    if required:
+        raise refuse_own(ref, UsageError, function, f"give {', '.join(required)} a default.")
     return method
+
+
+def _own_combine(ref: str, function: Combine) -> Combine:
+    """A function of one's own as a `Combine`: what it raises, or gives that is no prediction, is a `UsageError`."""
+
+    @wraps(function)
+    def combine(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, **options: Any) -> Tensor:
+        with blamed(ref, UsageError, function, drawing=True):
+            guided: Any = function(unconditional, conditional, w, step, **options)
+        if not isinstance(guided, Tensor):
+            raise refuse_own(ref, UsageError, function, f"gives a {type(guided).__name__}; it should be a tensor.")
+        asked, found = ((tuple(x.shape), x.dtype, x.device.type) for x in (conditional, guided))
+        if found != asked:
+            message = f"gives {' '.join(map(str, found))} for predictions of {' '.join(map(str, asked))}."
+            raise refuse_own(ref, UsageError, function, message)
+        return guided
+
+    return combine
 
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -276,12 +289,14 @@ def _try(method: Method, options: Mapping[str, Any]) -> None:
     step = Step(x_t, Level(0.8, 0.6), "epsilon", index=9, count=10)
     given = " ".join(f"{name}={value}" for name, value in options.items())
     asked = f"--guidance {method.name}{' --guidance-opt ' * bool(given)}{given}"
+    before = (unconditional.clone(), conditional.clone(), x_t.clone())
     try:
         guided = method.combine(unconditional, conditional, torch.full((2, 1, 1, 1), 3.0), step, **options)
+    except UsageError as error:
+        raise UsageError(f"{asked}: {error}") from error
     except Exception as error:
         raise UsageError(f"{asked}: {type(error).__name__}: {first_line(error)}") from error
-    if guided.shape != x_t.shape or guided.dtype != x_t.dtype:
-        found = f"{tuple(guided.shape)} {guided.dtype}"
-        raise UsageError(f"{asked}: gives {found} for predictions of {tuple(x_t.shape)} {x_t.dtype}.")
+    if not all(map(torch.equal, before, (unconditional, conditional, x_t))):
+        raise UsageError(f"{asked}: changes its inputs in place; it should leave them as they are.")
     if not guided.isfinite().all():
         raise UsageError(f"{asked}: gives numbers that are not finite.")
