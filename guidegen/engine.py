@@ -6,7 +6,7 @@ import gc
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -493,13 +493,21 @@ def what_counts(settings: Settings, scheduler: Any, cell: Cell) -> Hashable:
 
 
 def cost(
-    cells: Sequence[Cell],
+    groups: Iterable[tuple[Cell, int]],
     settings: Settings,
     scheduler: Any,
     checkpoint: Checkpoint,
     classifier: AnyClassifier | None,
 ) -> int:
-    """Network calls behind the cells (NFE), of the denoiser and of the classifiers; a sweep shares some of them."""
+    """Network calls behind cells (NFE), of the denoiser and of the classifiers; a sweep shares some of them.
+
+    Args:
+        groups: one of the cells that differ in nothing but the seed, and how many these are.
+        settings: of all of them.
+        scheduler: with its timesteps set.
+        checkpoint: what draws.
+        classifier: what guides; None in modes without one.
+    """
     method, pace = plan_guidance(settings, scheduler)
     each = cost_with(method, _cost_of_gradient(settings))
 
@@ -519,7 +527,7 @@ def cost(
         targets = [target for i, parts in enumerate(own) for target in numbered(parts, len(own), i)]
         return numbered(labels), tuple(targets)
 
-    return sum(calls(Weights(*mode_weights(settings.mode, cell)), *asked(cell)) for cell in cells)
+    return sum(count * calls(Weights(*mode_weights(settings.mode, cell)), *asked(cell)) for cell, count in groups)
 
 
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:

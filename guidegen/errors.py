@@ -42,6 +42,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def quoted(text: str, most: int = 80) -> str:
+    """Somebody else's text in a message: in quotes, without control characters, and cut where it is long."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")
+
+
 class StoppedError(GuidegenError):
     """Stopped by a signal, after the finished images are on disk."""
 

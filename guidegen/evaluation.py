@@ -17,7 +17,7 @@ from guidegen.errors import UsageError
 from guidegen.features import Pixels, Reader, judge_columns, read_rows_with
 from guidegen.metrics import MIN_IMAGES, Measured, Meter
 from guidegen.naming import describe
-from guidegen.plan import Plan, digest
+from guidegen.plan import Plan, digest, listed
 from guidegen.reference import Reference
 from guidegen.run import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
 
@@ -92,7 +92,7 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
 
 def _of_plans(folder: Path, rows: Sequence[Row], plans: Sequence[Plan], hashes: bool) -> tuple[list[Row], list[str]]:
     """The images of the plans that are there as they were drawn, and what of the plans is not."""
-    cells = list(dict.fromkeys(cell for plan in plans for cell in plan.cells()))
+    cells = listed(plans, str(folder))
     state = check(folder, cells, hashes)
     lacks = [
         f"{len(files)} of {len(cells)} images {what}, such as {files[0]}"

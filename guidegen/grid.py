@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from guidegen import limits
 from guidegen.errors import UsageError
 from guidegen.naming import MODE_NAMES, axis_name, named, value_name
 from guidegen.plan import batches
@@ -74,6 +75,15 @@ class Layout:
         return width, self.top + len(self.pages[page]) * (self.tile[1] + _GAP) + _MARGIN
 
 
+def check_count(cells: int) -> None:
+    """Raises UsageError for a sweep whose grid would be past `limits.GRID_CELLS`."""
+    if cells > limits.GRID_CELLS:
+        raise UsageError(
+            f"A sweep of {cells:,} images: its grid holds {limits.GRID_CELLS:,} at most. Draw fewer seeds, labels or "
+            "weights, or one weight at a time with `guidegen sample`, which makes no grid."
+        )
+
+
 def layout(
     cells: Sequence[Row],
     shape: Sequence[int],
@@ -106,6 +116,9 @@ def layout(
     height, width = shape
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
+    across = len({tuple(_value(cell, axis) for axis in column_axes) for cell in cells})
+    if across * tile[0] * tile[1] > MAX_PIXELS:  # said before a million columns get their names
+        raise _too_wide(across, tile)
     told = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
     order = [axis for axis in dict.fromkeys((*rows, *_DOWN, *axes)) if axis in axes]
     varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
@@ -114,7 +127,7 @@ def layout(
     if len(column_axes) > 1:
         column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
     unnamed = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
-    title = " · ".join((title, *(_axis_name(axis, cells[0]) for axis in unnamed)))
+    title = " · ".join((_one_line(title), *(_axis_name(axis, cells[0]) for axis in unnamed)))
     down_names, heads = _names(cells, row_axes), _captioned(_names(cells, column_axes, "\n"), cells, column_axes)
     left = _MARGIN * 2 + max(map(_text_width, down_names.values()))
     pitch = max(tile[0], *(_text_width(line) + _GAP for name in heads.values() for line in name.split("\n"))) + _GAP
@@ -122,11 +135,15 @@ def layout(
     top = _MARGIN + 2 * (_FONT + 8) + max(name.count("\n") for name in heads.values()) * (_FONT + 4)
     page_rows = (MAX_PIXELS // (left + len(heads) * pitch + _MARGIN) - top - _MARGIN) // (tile[1] + _GAP)
     if page_rows < 1:
-        raise UsageError(
-            f"A grid of {len(heads)} columns of {tile[0]}x{tile[1]} pixels is past {MAX_PIXELS // 10**6} megapixels: "
-            "draw fewer weights, or put another axis across with --columns."
-        )
+        raise _too_wide(len(heads), tile)
     return Layout(title, heads, column_axes, row_axes, tile, pitch, left, top, list(batches(list(down_names), page_rows)))
+
+
+def _too_wide(columns: int, tile: tuple[int, int]) -> UsageError:
+    return UsageError(
+        f"A grid of {columns:,} columns of {tile[0]}x{tile[1]} pixels is past {MAX_PIXELS // 10**6} megapixels: "
+        "draw fewer weights, or put another axis across with --columns."
+    )
 
 
 def axes_of(cells: Sequence[Row]) -> list[str]:
@@ -269,10 +286,20 @@ def _value(cell: Row, axis: str) -> Any:
 def _axis_name(axis: str, cell: Row) -> str:
     value = cell.get(axis)
     if axis == "prompt":
-        return "no prompt" if value is None else textwrap.shorten(value, _LONGEST_NAME, placeholder=" …")
+        return "no prompt" if value is None else _shortened(value)
     if axis == "label":
-        return (cell.get("label_name") or f"label {value}") if value is not None else "no label"
-    return named(axis, value)
+        return (_shortened(cell.get("label_name") or "") or f"label {value}") if value is not None else "no label"
+    return _one_line(named(axis, value))
+
+
+def _shortened(text: str) -> str:
+    """At most `_LONGEST_NAME` letters in one line, cut between words where there are any."""
+    short = textwrap.shorten(text, _LONGEST_NAME, placeholder=" …")
+    return f"{text.strip()[: _LONGEST_NAME - 1]}…" if short in ("…", " …") and len(text) > 1 else short
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _cell_name(axes: Sequence[str], cell: Row) -> str:
@@ -291,5 +318,9 @@ def _text_width(text: str) -> int:
 
 
 def _drawable(text: str) -> str:
-    """Without accents, which Pillow's own font does not have."""
-    return "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
+    """Without accents, which Pillow's own font does not have, and what is no letter at all."""
+    return "".join(
+        letter
+        for letter in unicodedata.normalize("NFD", text)
+        if letter == "\n" or not (unicodedata.combining(letter) or unicodedata.category(letter) in ("Cc", "Cf", "Cs"))
+    )

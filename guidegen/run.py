@@ -21,7 +21,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from guidegen.errors import UsageError
-from guidegen.plan import Cell, Plan, Settings, Shard, Variant, variant_folder
+from guidegen.plan import Cell, Plan, Settings, Shard, Variant, finder, variant_folder
 from guidegen.runs.files import (
     append,
     atomically,
@@ -119,23 +119,14 @@ class Run:
         """
         manifests = Manifests(self.folder, self._shard)
         places = manifests.places()
-        temporary = list(find_temporary(self.folder))
-        not_mine = {target for target, _ in temporary if self._shard} - {self._path.name}
-        kept: set[Cell] = set()
-        stale: set[int] = set()
-        for cell in cells:
-            file = cell.file
-            not_mine.discard(file)
-            if (place := places.get(file)) is not None:
-                if self._is_finished(cell, manifests.read(place)):
-                    kept.add(cell)
-                else:
-                    stale.add(place)
-        for target, part in temporary:
-            if target not in not_mine:
+        cell_of = finder(cells)
+        drawn = {file: cell for file in places if (cell := cell_of(file)) is not None}
+        kept = {file: cell for file, cell in drawn.items() if self._is_finished(cell, manifests.read(places[file]))}
+        for target, part in find_temporary(self.folder):
+            if self._shard is None or target == self._path.name or cell_of(target) is not None:
                 unlink_if_abandoned(part)
-        self._keep(manifests, set(places.values()) - stale)
-        return kept
+        self._keep(manifests, {place for file, place in places.items() if file not in drawn or file in kept})
+        return set(kept.values())
 
     def rows(self, cells: Iterable[Cell]) -> Rows:
         """The rows of these cells, which all have one, in this order."""

@@ -37,7 +37,7 @@ def test_resolved(words: list[str], ids: list[int]) -> None:
         ("1-4", "4 is not a label"),
         ("3-1", "ends before"),
         ("", "no label"),
-        ("@/nowhere/labels.txt", "cannot read"),
+        ("@/nowhere/labels.txt", "cannot be read"),
     ],
 )
 def test_refused_with_help(word: str, message: str) -> None:

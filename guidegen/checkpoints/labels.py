@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from guidegen.errors import UsageError
+from guidegen import limits
+from guidegen.errors import UsageError, quoted
+from guidegen.parse import whole, whole_range
 
-_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+_LONGEST_QUERY = 500  # letters; a longer one is no name, and comparing it takes long
 
 
 class Labels:
@@ -51,6 +52,8 @@ class Labels:
         wanted = query.strip().casefold()
         if not wanted:
             return list(self._names)
+        if len(wanted) > _LONGEST_QUERY:
+            return []
         found: dict[int, float] = {}
         for synonym, ids in self._ids.items():
             likeness = difflib.SequenceMatcher(None, wanted, synonym).ratio()
@@ -60,8 +63,8 @@ class Labels:
                 likeness += len(word) / max(len(wanted), len(synonym))
             for label in ids:
                 found[label] = max(found.get(label, 0.0), likeness)
-        if wanted.isdigit() and int(wanted) in self._names:
-            found[int(wanted)] = 3.0
+        if (given := whole(wanted)) is not None and given in self:
+            found[given] = 3.0
         return [i for i, likeness in sorted(found.items(), key=lambda item: (-item[1], item[0])) if likeness > 0.55]
 
     def knows(self, text: str) -> bool:
@@ -75,14 +78,14 @@ class Labels:
             UsageError: unknown or ambiguous; names the closest labels.
         """
         word = text.strip().strip('"').strip()
-        if word.isdecimal():
-            return [self._known(int(word))]
-        if match := _RANGE.fullmatch(word):
-            first, last = int(match[1]), int(match[2])
+        if (label := whole(word)) is not None:
+            return [self._known(label)]
+        if ends := whole_range(word):
+            first, last = ends
             if last < first:
-                raise UsageError(f"--label {word}: the range ends before it starts.")
-            if last - first > 1_000_000:
-                raise UsageError(f"--label {word}: the range is too long.")
+                raise UsageError(f"--label {quoted(word)}: the range ends before it starts.")
+            if last - first >= limits.LIST:
+                raise UsageError(f"--label {quoted(word)}: the range has more than {limits.LIST:,} labels.")
             return [self._known(i) for i in range(first, last + 1)]
         if word.casefold() == "all":
             return list(self._names)
@@ -91,9 +94,9 @@ class Labels:
             return ids
         if ids:
             raise UsageError(
-                f"--label {word!r} is ambiguous: {'; '.join(f'{i} {self._names[i]}' for i in ids)}. Give the id."
+                f"--label {quoted(word)} is ambiguous: {'; '.join(f'{i} {self._names[i]}' for i in ids)}. Give the id."
             )
-        raise UsageError(f"--label {word!r} is not a label of this checkpoint. {self._closest(word)}")
+        raise UsageError(f"--label {quoted(word)} is not a label of this checkpoint. {self._closest(word)}")
 
     def _known(self, label: int) -> int:
         if label not in self._names:
@@ -102,8 +105,8 @@ class Labels:
 
     def _closest(self, word: str) -> str:
         near = self.search(word)[:3]
-        if not near and word.isdecimal():
-            near = sorted(self._names, key=lambda i: abs(i - int(word)))[:3]
+        if not near and (label := whole(word)) is not None:
+            near = sorted(self._names, key=lambda i: abs(i - label))[:3]
         if near:
             return f"Closest: {self._listing(near)}. `guidegen labels` lists all {len(self)}."
         return f"It knows {len(self)}, such as {self._listing(list(self._names)[:3])}; see `guidegen labels`."

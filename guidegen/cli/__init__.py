@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +27,10 @@ _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
 class _Commands(TyperGroup):
-    """The commands. Refuses for all of them an empty word, such as a shell variable that is not set leaves."""
+    """The commands. Refuses for all of them an empty word, such as a shell variable that is not set leaves.
+
+    What the parser says of a wrong flag, in which that stands, is cleaned like all errors.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         flag = ""
@@ -39,6 +42,25 @@ class _Commands(TyperGroup):
                 raise UsageError(f"{flag or 'An argument'} is empty: give it a value, or leave it out.")
             flag = word if word.startswith("-") else ""
         return super().resolve_command(ctx, args)
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        console.check_text(args)
+        with _cleaned():
+            return super().make_context(info_name, args, *rest, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _cleaned():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _cleaned() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's, or the one that typer has of its own
+            error.__dict__["message"] = console.clean(str(getattr(error, "message", "")))
+        raise
 
 
 app = typer.Typer(
@@ -80,6 +102,7 @@ register_report(app)
 
 def main() -> None:
     """Runs the command line; turns errors into one or two lines and an exit code."""
+    console.guard()
     debug = "--debug" in sys.argv
     try:
         app(prog_name="guidegen")
@@ -103,7 +126,7 @@ def main() -> None:
 
 def _leave(code: int, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        console.show_traceback()
     with suppress(OSError):  # nobody reads standard output any more
         sys.stdout.flush()
     sys.stderr.flush()

@@ -7,13 +7,16 @@ of an axis too, and what a variant draws is what the plain command with these fl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from guidegen.errors import UsageError
+from guidegen import limits
+from guidegen.errors import UsageError, quoted
 from guidegen.naming import axis_name
-from guidegen.plan import NEUTRAL, VARIED, Settings, Variant, axis_value, parse_weight, parse_weights
+from guidegen.parse import parse_weight, parse_weights
+from guidegen.plan import NEUTRAL, VARIED, Settings, Variant, axis_value
 
 if TYPE_CHECKING:
     from guidegen.cli.job import Flags
@@ -75,22 +78,24 @@ def _axis(word: str) -> Axis:
     name = given.strip()
     name = name if "." in name else name.replace("-", "_")
     if name in _LISTS:
-        raise UsageError(f"--by {given}: that axis has a flag of its own, which takes a list: --{_LISTS[name]}.")
+        raise UsageError(f"--by {quoted(given)}: that axis has a flag of its own, which takes a list: --{_LISTS[name]}.")
     if name not in VARIED and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
         known = ", ".join(flag.replace("_", "-") for flag in VARIED)
-        raise UsageError(f"--by {given!r}: choose {known}, or an option of a method, such as apg.eta=0,0.5.")
+        raise UsageError(f"--by {quoted(given)}: choose {known}, or an option of a method, such as apg.eta=0,0.5.")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not (equals and parts):
-        raise UsageError(f"--by {word}: give the values after the axis, such as --by {given or 'steps'}=10,20.")
+        raise UsageError(f"--by {quoted(word)}: give the values after the axis, such as --by steps=10,20.")
     weighed = [part.rpartition("@") for part in parts if "@" in part]
     if not weighed:
         return Axis(name, list(dict.fromkeys(text for part in parts for text in _texts(name, part))))
     if len(weighed) < len(parts):
-        raise UsageError(f"--by {word}: give all of its values a weight of their own (VALUE@W), or none of them.")
-    texts = [text for text, _, _ in weighed]
+        raise UsageError(f"--by {quoted(word)}: give all of its values a weight of their own (VALUE@W), or none of them.")
+    texts = [value for text, _, _ in weighed for value in _texts(name, text)]
+    if len(texts) > len(parts):
+        raise UsageError(f"--by {quoted(word)}: a range has no weight of its own (VALUE@W); give its values one by one.")
     if len(set(texts)) < len(texts):
-        raise UsageError(f"--by {word}: one value stands there twice; with weights of their own each stands once.")
-    return Axis(name, [_texts(name, text)[0] for text in texts], [parse_weight(w, f"--by {name} @") for _, _, w in weighed])
+        raise UsageError(f"--by {quoted(word)}: one value stands there twice; with weights of their own each stands once.")
+    return Axis(name, texts, [parse_weight(w, f"--by {name} @") for _, _, w in weighed])
 
 
 def _texts(name: str, part: str) -> list[str]:
@@ -98,7 +103,7 @@ def _texts(name: str, part: str) -> list[str]:
     if name == "steps":
         counts = parse_weights(part, "--by steps=")
         if any(count != int(count) or count < 1 for count in counts):
-            raise UsageError(f"--by steps={part}: give whole numbers from 1.")
+            raise UsageError(f"--by steps={quoted(part)}: give whole numbers from 1.")
         return [str(int(count)) for count in counts]
     return [str(value) for value in parse_weights(part, "--by eta=")] if name == "eta" else [part]
 
@@ -144,6 +149,10 @@ def vary(
             raise UsageError(f"--by {axis.name} stands instead of --guidance-opt {axis.option[1]}: give one of them.")
         if axis.weights and flags.w is not None:
             raise UsageError(f"--by {axis_name(axis.name)} gives each value its own weight, and --w is given too: drop one.")
+    if (count := math.prod(len(axis.texts) for axis in axes)) > limits.COMBINATIONS:
+        raise UsageError(
+            f"--by has {count:,} combinations of values, and takes {limits.COMBINATIONS:,} at most: give fewer."
+        )
     looks: dict[Variant, tuple[Settings, Any]] = {}
     values: dict[str, list[Any]] = {axis.name: [] for axis in axes}
     for texts in itertools.product(*(axis.texts for axis in axes)):

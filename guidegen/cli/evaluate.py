@@ -242,12 +242,16 @@ def _check(flags: EvaluateFlags) -> None:
 
 
 def _ids(text: str) -> list[int]:
-    from guidegen.plan import parse_seeds
+    from guidegen import limits
+    from guidegen.parse import parse_seeds
 
     try:
-        return parse_seeds(text)  # the same numbers and ranges
+        ids = parse_seeds(text)  # the same numbers and ranges
     except UsageError:
-        raise UsageError(f"--reference-labels {text!r}: give run, all, or ids such as 1,5-9.") from None
+        ids = None
+    if ids is None or len(ids) > limits.LIST:
+        raise UsageError(f"--reference-labels {text!r}: give run, all, or ids such as 1,5-9.")
+    return list(ids)
 
 
 def _open_run(folder: Path, partial: bool) -> Drawn:
@@ -409,9 +413,9 @@ def _show(
 
     table_of: Any = Table(box=None, pad_edge=False, header_style="bold")
     for title in [*head, *titles]:
-        table_of.add_column(title, justify="right")
+        table_of.add_column(console.clean(title), justify="right")
     for line in lines:
-        table_of.add_row(*(text.replace("±", " ±") for text in line))
+        table_of.add_row(*(console.clean(text.replace("±", " ±")) for text in line))
     Console(highlight=False, markup=False).print(table_of)
 
 

@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from guidegen.cli import console, options
 from guidegen.cli.job import draw_grid, find_failures
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
-from guidegen.plan import Cell, Plan, variant_folder
+from guidegen.plan import Cell, Plan, listed, variant_folder
 from guidegen.run import (
     Row,
     Rows,
@@ -80,7 +79,7 @@ def _read(folder: Path) -> _Held:
     plans = read_plans(folder, about)
 
     def cells(only_grids: bool) -> list[Cell]:
-        return list(dict.fromkeys(chain.from_iterable(plan.cells() for plan in plans if plan.grid or not only_grids)))
+        return listed((plan for plan in plans if plan.grid or not only_grids), str(folder))
 
     return _Held(folder, about, plans, cells(False), cells(True))
 

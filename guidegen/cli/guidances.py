@@ -123,5 +123,5 @@ def _table(methods: list[Method]) -> None:
         table.add_column(title, overflow="fold", no_wrap=title == "formula")
     for method in methods:
         cells = (method.line, method.formula, method.source)
-        table.add_row(method.name, *(cells if wide else ["\n".join(cells)]))
+        table.add_row(*map(console.clean, (method.name, *(cells if wide else ["\n".join(cells)]))))
     screen.print(table)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidegen import __version__, grid
+from guidegen import __version__, grid, limits
 from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.checkpoints.classifiers import SEPARATOR, label_texts
 from guidegen.checkpoints.files import weights_sha256
@@ -30,9 +30,11 @@ from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.mixture import has_weights, label_parts, prompt_parts, single_labels
 from guidegen.naming import describe, named
 from guidegen.own import own_sha256, split_own
+from guidegen.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
 from guidegen.plan import (
     FILE_SHA256,
     Cell,
+    Cells,
     Plan,
     Settings,
     Shard,
@@ -40,10 +42,7 @@ from guidegen.plan import (
     digest,
     fingerprint,
     make_cells,
-    parse_seeds,
     parse_shard,
-    parse_weight,
-    parse_weights,
 )
 from guidegen.run import Row, Rows, Run, encode_row, png_text, remove, write_atomically
 
@@ -138,7 +137,7 @@ class Job:
     name_of: Callable[[Cell], str]
     plan: Plan
     shard: Shard | None
-    cells: list[Cell]
+    cells: Cells
     looks: dict[Variant, tuple[Settings, Any]]
     device: torch.device
     settings: Settings
@@ -150,11 +149,10 @@ class Job:
         """The line at the top of the grid."""
         return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
 
-    def by_variant(self, cells: Sequence[Cell]) -> Iterator[tuple[Settings, Any, list[Cell]]]:
+    def by_variant(self, cells: Cells) -> Iterator[tuple[Settings, Any, Cells]]:
         """The cells of each variant that has any, with its settings and its scheduler."""
-        for variant, (settings, scheduler) in self.looks.items():
-            if some := [cell for cell in cells if cell.variant == variant]:
-                yield settings, scheduler, some
+        for variant, some in cells.by_variant():
+            yield *self.looks[variant], some
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -214,10 +212,12 @@ def plan_job(flags: Flags) -> Job:
         labels, seeds, ws, tuple(wcs), prompts, flags.sweep, tuple(wgs), varied.by, varied.own_weights, columns, rows
     )
     shard = _shard(flags, output)
+    if flags.sweep:
+        grid.check_count(plan.samples * plan.each)
     cells = plan.cells(shard)
     if not flags.sweep and len(cells) > 1 and output.one_image:
         raise UsageError(
-            f"-o {flags.out} holds one image, and this is {len(cells)}: use a directory, .npz, or sweep for a grid."
+            f"-o {flags.out} holds one image, and this is {len(cells):,}: use a directory, .npz, or sweep for a grid."
         )
 
     def name_of(cell: Cell) -> str:
@@ -242,7 +242,7 @@ def _pages(job: Job) -> grid.Layout:
         UsageError: it does not fit.
     """
     whole = job.plan.cells() if job.shard else job.cells
-    facts = [{**asdict(cell), "label_name": job.name_of(cell), **dict(cell.variant)} for cell in whole]
+    facts = [{**cell.fields(), "label_name": job.name_of(cell), **dict(cell.variant)} for cell in whole]
     pages = grid.layout(facts, job.checkpoint.size, job.plan.columns, title=job.title, rows=job.plan.rows)
     if job.output.one_image:
         job.output.check_grid(len(pages.pages), pages.size(), len(job.cells))
@@ -340,7 +340,7 @@ def say_what_it_takes(job: Job) -> None:
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
     count = len(job.cells)
     costs = [
-        (some, engine.cost(some, settings, scheduler, job.checkpoint, job.judge))
+        (some, engine.cost(some.groups(), settings, scheduler, job.checkpoint, job.judge))
         for settings, scheduler, some in job.by_variant(job.cells)
     ]
     nfe = sum(cost for _, cost in costs)
@@ -455,9 +455,10 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
 
     flags = job.flags
     kept = run.finished(job.cells)
-    todo = [cell for cell in job.cells if cell not in kept]
+    places = sorted(place for cell in kept if (place := job.cells.find(cell.file)) is not None)
+    todo = job.cells.without(places)
     show_rows = flags.json_rows and not job.output.to_stdout
-    for row in run.rows([cell for cell in job.cells if cell in kept]) if show_rows else ():
+    for row in run.rows([job.cells[place] for place in places]) if show_rows else ():
         console.result(_line(row))
     if flags.verbose:
         console.note(
@@ -477,7 +478,7 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
         )
         parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
         if not flags.quiet:
-            _tell_cut_prompts(parts[0][0], todo)
+            _tell_cut_prompts(parts[0][0], job.plan.prompts or ())
             _tell_alike(job)
         tally = engine.Tally()
         steps = sum(len(some) * len(painter.scheduler.timesteps) for painter, some in parts)
@@ -487,7 +488,8 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
                 bar.step(cells)
                 signals.check(signal.SIGINT)
 
-            for painter, some in parts:
+            windows = ((painter, window) for painter, some in parts for window in some.windows(limits.WINDOW))
+            for painter, some in windows:
                 with closing(engine.draw(painter, some, run, job.name_of, size, on_step, signals.check, tally)) as drawn:
                     for _, row in drawn:
                         bar.image()
@@ -511,7 +513,7 @@ def _tell_alike(job: Job) -> None:
         console.note(f"note: at w = {', '.join(alike)} variants draw the same images, as guidance adds nothing there")
 
 
-def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
+def _tell_cost(job: Job, todo: Cells, made: int) -> None:
     """What a sweep spent, and what it saved against a loop that makes every call for every image."""
     from guidegen import engine
 
@@ -522,9 +524,9 @@ def _tell_cost(job: Job, todo: Sequence[Cell], made: int) -> None:
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
 
 
-def _tell_cut_prompts(painter: Painter, cells: Sequence[Cell]) -> None:
-    for prompt in dict.fromkeys(cell.prompt for cell in cells):
-        if prompt is not None and painter.is_cut and any(painter.is_cut(text) for text, _ in prompt_parts(prompt)):
+def _tell_cut_prompts(painter: Painter, prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        if painter.is_cut and any(painter.is_cut(text) for text, _ in prompt_parts(prompt)):
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
@@ -718,7 +720,7 @@ def _shard(flags: Flags, output: Output) -> Shard | None:
     return parse_shard(flags.shard, os.environ)
 
 
-def _seeds(flags: Flags) -> list[int]:
+def _seeds(flags: Flags) -> Seeds:
     if flags.seeds is not None:
         if flags.num is not None or flags.seed is not None:
             raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
@@ -726,9 +728,11 @@ def _seeds(flags: Flags) -> list[int]:
     num, first = 1 if flags.num is None else flags.num, flags.seed or 0
     if num < 1:
         raise UsageError(f"--num must be at least 1, found {num}.")
-    if not 0 <= first <= 2**63 - num:
+    if not 0 <= first <= LARGEST_SEED:
         raise UsageError(f"--seed must be from 0 to 2^63-1, found {first}.")
-    return list(range(first, first + num))
+    if first + num - 1 > LARGEST_SEED:
+        raise UsageError(f"--num {num} with --seed {first} goes past the largest seed, 2^63-1.")
+    return Seeds([range(first, first + num)])
 
 
 def _check_numbers(flags: Flags) -> None:

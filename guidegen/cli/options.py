@@ -12,15 +12,20 @@ from typing import Annotated
 
 import typer
 
+from guidegen import limits
 from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, open_checkpoint, open_classifier
 from guidegen.checkpoints.classifiers import open_classifiers
 from guidegen.checkpoints.files import DEFAULT_ACCESS
 from guidegen.checkpoints.labels import Labels
-from guidegen.errors import UsageError
-from guidegen.mixture import format_labels, split_weight
+from guidegen.cli import console
+from guidegen.errors import UsageError, quoted
+from guidegen.mixture import format_labels, prompt_parts, split_weight
+from guidegen.parse import whole
+from guidegen.schema import LARGEST_TEXT, read_bytes
 from guidegen.zoo import BUNDLED
 
-_SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
+_LINE_END = re.compile(r"\r\n|\n|\r")  # not str.splitlines, which ends lines at a dozen other letters
+_LONGEST_SIDE = 2**16
 _MODEL, _OUTPUT, _TALK = "Checkpoint", "Output", "Messages"
 
 Model = Annotated[
@@ -89,6 +94,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def model_ref(model: str | None) -> str:
     """The checkpoint asked for, or the bundled one."""
+    console.check_text([model or ""])  # it may come from the environment
     return model or str(BUNDLED)
 
 
@@ -139,21 +145,25 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    match = _SIZE.fullmatch(text.strip().lower())
-    if match is None:
-        raise UsageError(f"--size takes a number or WIDTHxHEIGHT, such as 512 or 768x512; found {text!r}.")
-    return int(match[2] or match[1]), int(match[1])
+    sides = [whole(side) or 0 for side in text.strip().lower().split("x", 1)]
+    if not all(0 < side <= _LONGEST_SIDE for side in sides):
+        raise UsageError(
+            f"--size takes a number or WIDTHxHEIGHT, such as 512 or 768x512, up to {_LONGEST_SIDE}; found {quoted(text)}."
+        )
+    return sides[-1], sides[0]
 
 
 def read_prompts(words: Iterable[str]) -> list[str]:
     """The texts that `--prompt` names: itself, the lines of @FILE, or those of standard input (-).
 
     Raises:
-        UsageError: none, or a file that cannot be read.
+        UsageError: none, more than `limits.LIST`, or a file that cannot be read.
     """
     prompts = [text for word in words for text in (_lines(word, "--prompt") if _names_lines(word) else [word])]
     if not prompts:
         raise UsageError('--prompt names no text. Give one, such as --prompt "a red fox".')
+    for prompt in prompts:
+        prompt_parts(prompt)
     return list(dict.fromkeys(prompts))
 
 
@@ -163,23 +173,34 @@ def resolve_labels(words: Iterable[str], labels: Labels) -> list[int | str]:
     A comma list in which a part has a weight (`207:3.0,281:-1.0`) is one mixture, as `format_labels` writes it.
 
     Raises:
-        UsageError: unknown, ambiguous, or a file that cannot be read.
+        UsageError: unknown, ambiguous, more than `limits.LIST`, or a file that cannot be read.
     """
-    ids: list[int | str] = []
-    for word in words:
-        for text in _lines(word, "--label") if _names_lines(word) else word.splitlines():
-            if labels.knows(text):
-                ids += labels.resolve(text)
-                continue
-            parts = [part for part in next(csv.reader([text], skipinitialspace=True)) if part.strip()]
-            weighted = [(part, None) if labels.knows(part) else split_weight(part) for part in parts]
-            if any(weight is not None for _, weight in weighted):
-                ids.append(_mixture(text, weighted, labels))
-            else:
-                ids += [label for part in parts for label in labels.resolve(part)]
+    texts = (text for word in words for text in (_lines(word, "--label") if _names_lines(word) else word.splitlines()))
+    ids: dict[int | str, None] = {}
+    count = 0
+    for text in dict.fromkeys(texts):
+        some = _labels_of(text, labels)
+        ids |= dict.fromkeys(some)
+        count += len(some)
+        if count > limits.LIST:
+            raise UsageError(f"--label names more than {limits.LIST:,} labels.")
     if not ids:
         raise UsageError('--label names no label. Give ids or names, such as --label 207 or --label "tabby,0-9".')
-    return list(dict.fromkeys(ids))
+    return list(ids)
+
+
+def _labels_of(text: str, labels: Labels) -> list[int | str]:
+    """The labels of one line: a name, a list, or a mixture."""
+    if labels.knows(text):
+        return [*labels.resolve(text)]
+    try:
+        parts = [part for part in next(csv.reader([text], skipinitialspace=True)) if part.strip()]
+    except csv.Error as error:
+        raise UsageError(f"--label {quoted(text)} is no list of labels: {error}.") from None
+    weighted = [(part, None) if labels.knows(part) else split_weight(part) for part in parts]
+    if any(weight is not None for _, weight in weighted):
+        return [_mixture(text, weighted, labels)]
+    return [label for part in dict.fromkeys(parts) for label in labels.resolve(part)]
 
 
 def _mixture(text: str, weighted: Iterable[tuple[str, float | None]], labels: Labels) -> str:
@@ -187,7 +208,7 @@ def _mixture(text: str, weighted: Iterable[tuple[str, float | None]], labels: La
     for word, weight in weighted:
         found = labels.resolve(word)
         if len(found) != 1 or found[0] in parts:
-            raise UsageError(f"--label {text}: a mixture takes single labels, each once; found {word!r}.")
+            raise UsageError(f"--label {quoted(text)}: a mixture takes single labels, each once; found {quoted(word)}.")
         parts[found[0]] = 1.0 if weight is None else weight
     return format_labels(list(parts.items()))
 
@@ -197,10 +218,43 @@ def _names_lines(word: str) -> bool:
 
 
 def _lines(word: str, flag: str) -> list[str]:
-    """The lines of a file (@FILE) or of standard input (-), without blanks and a label's `#` comments."""
+    """The lines of a file (@FILE) or of standard input (-) but blank ones.
+
+    Of `--label` without `#` comments, and of `ID<TAB>NAME`, as `guidegen labels` prints it, the id.
+
+    Raises:
+        UsageError: there is no such file, it is no text, or it is longer than a list can be.
+    """
+    where = f"{flag} {quoted(word)}"
+    data = _standard_input(where) if word == "-" else read_bytes(Path(word[1:]), UsageError)
+    if data.count(b"\n") > limits.LIST:
+        raise UsageError(f"{where} has more than {limits.LIST:,} lines.")
     try:
-        text = sys.stdin.read() if word == "-" else Path(word[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag} {word}: cannot read that file: {error}") from None
-    lines = (line.partition("#")[0] if flag == "--label" else line for line in text.splitlines())
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not text in UTF-8: {error}.") from None
+    if "\0" in text:
+        raise UsageError(f"{where} is not text: it holds null bytes.")
+    lines = map(_label_line, _LINE_END.split(text)) if flag == "--label" else _LINE_END.split(text)
     return [line.strip() for line in lines if line.strip()]
+
+
+def _label_line(line: str) -> str:
+    line = line.partition("#")[0].strip()
+    first, tab, _ = line.partition("\t")
+    return first if tab and whole(first.strip()) is not None else line
+
+
+def _standard_input(where: str) -> bytes:
+    """All of it: not a terminal's, which would look like a hang, and no more of it than of a file."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError(f"{where}: standard input is closed; pipe a list into it.")
+    if sys.stdin.isatty():
+        raise UsageError(f"{where}: standard input is a terminal; pipe a list into it.")
+    try:
+        data = sys.stdin.buffer.read(LARGEST_TEXT + 1)
+    except OSError as error:
+        raise UsageError(f"{where}: standard input cannot be read: {error.strerror or error}.") from None
+    if len(data) > LARGEST_TEXT:
+        raise UsageError(f"{where}: standard input has more than {LARGEST_TEXT:,} bytes, or no end.")
+    return data

@@ -18,8 +18,9 @@ from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.job import draw_grid
-from guidegen.errors import UsageError
-from guidegen.plan import Plan, differences, parse_seeds, run_names
+from guidegen.errors import UsageError, quoted
+from guidegen.parse import parse_seeds
+from guidegen.plan import Plan, differences, run_names
 from guidegen.run import Row, read_plans, read_rows, read_run, with_axes
 
 
@@ -83,7 +84,7 @@ def _inspect(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in shown.items():
-        table.add_row(*row)
+        table.add_row(*map(console.clean, row))
     Console(highlight=False, markup=False).print(table)
 
 
@@ -147,11 +148,15 @@ def _labels(
     found = labels.search(query)
     if not found:
         raise UsageError(
-            f"No label like {query!r} among the {len(labels)} of {checkpoint.ref}. `guidegen labels` lists all."
+            f"No label like {quoted(query)} among the {len(labels)} of {checkpoint.ref}. `guidegen labels` lists all."
         )
     for label in found:
         name = labels.names[label]
-        console.result(json.dumps({"label": label, "name": name}, ensure_ascii=False) if as_json else f"{label}\t{name}")
+        console.result(
+            json.dumps({"label": label, "name": name}, ensure_ascii=False)
+            if as_json
+            else f"{label}\t{console.clean(name, keep='')}"
+        )
 
 
 def _grid(
@@ -224,7 +229,7 @@ def _chosen(rows: Sequence[Row], labels: list[str] | None, seeds: str | None) ->
     """The rows of these labels and seeds; None for all."""
     known = Labels({row["label"]: row["label_name"] for row in rows if row["label"] is not None})
     wanted = set(options.resolve_labels(labels, known)) if labels else None
-    starts = set(parse_seeds(seeds)) if seeds else None
+    starts = parse_seeds(seeds) if seeds else None
     chosen = [
         row for row in rows if (wanted is None or row["label"] in wanted) and (starts is None or row["seed"] in starts)
     ]

@@ -92,7 +92,7 @@ def check_row(value: Any, where: object = "The row", error: type[GuidegenError] 
             raise error(f"{where} is not valid: {key!r} is no plain value.")
     try:
         label_parts(row.mixture) if row.mixture is not None else None
-    except ValueError:
+    except UsageError:
         raise error(f"{where} is not valid: mixture is no labels with weights.") from None
     checked: Row = value
     return checked
@@ -189,49 +189,6 @@ def _check_settings(settings: Settings, where: object) -> None:
 # --- plans
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What `Plan.as_json` writes."""
-
-    labels: Annotated[list[Count | str | None], Meta(min_length=1)]
-    seeds: str
-    weights: list[float]
-    classifier_weights: list[float | None] = field(default_factory=lambda: [None])
-    prompts: list[str] | None = None
-    grid: bool = False
-    guide_weights: list[float | None] = field(default_factory=lambda: [None])
-    by: list[tuple[str, list[Scalar]]] = field(default_factory=list)
-    own_weights: tuple[str, list[float]] | None = None
-    columns: list[str] = field(default_factory=list)
-    rows: list[str] = field(default_factory=list)
-
-
-def check_plan(data: Any, where: object) -> Plan:
-    """A plan as run.json holds it.
-
-    Raises:
-        UsageError: it is none.
-    """
-    plan = convert(data, _Plan, where, UsageError)
-    own = plan.own_weights[1] if plan.own_weights else []
-    problem = None
-    if not all(w is None or math.isfinite(w) for w in (*plan.weights, *plan.classifier_weights, *plan.guide_weights, *own)):
-        problem = "a weight is not finite"
-    elif plan.own_weights and len(own) != len(dict(plan.by).get(plan.own_weights[0], ())):
-        problem = "own_weights are not those of an axis of by"
-    try:
-        for label in plan.labels:
-            label_parts(label) if isinstance(label, str) else None
-        # whole numbers as the floats that name folders
-        weights = {name: getattr(plan, name) for name in data if name.endswith("weights") and hasattr(plan, name)}
-        made = read_plan({**data, **weights})
-    except (TypeError, ValueError, KeyError, UsageError) as error:
-        problem = problem or str(error)
-    if problem is not None:
-        raise UsageError(f"{where} is not valid: {problem}.")
-    return made
-
-
 def read_plans(folder: Path, about: Mapping[str, Any]) -> list[Plan]:
     """What the run is to hold, from its run.json.
 
@@ -242,15 +199,15 @@ def read_plans(folder: Path, about: Mapping[str, Any]) -> list[Plan]:
     if not about.get("plans"):
         raise UsageError(f"{folder}/run.json has no plan. {again}")
     try:
-        return [check_plan(plan, f"plans[{i}]") for i, plan in enumerate(about["plans"])]
+        return [read_plan(plan, f"plans[{i}]") for i, plan in enumerate(about["plans"])]
     except UsageError as error:
         raise UsageError(f"{folder}/run.json has no plan that can be read: {error} {again}") from None
 
 
 def is_plan(data: Any) -> bool:
-    """Whether `check_plan` takes it."""
+    """Whether `read_plan` takes it."""
     try:
-        check_plan(data, "plan")
+        read_plan(data)
     except UsageError:
         return False
     return True
