@@ -205,7 +205,7 @@ def measure_run(
         reference: what to measure against.
         meter: made of the reference.
         judge: None leaves out accuracy and confidence.
-        halves: random halves that each spread is taken over.
+        halves: random splits behind the standard errors of distances and recall; 0: no errors.
         batch: images read at once.
         on_image: told how many were read.
         on_group: called after each group.
@@ -243,7 +243,7 @@ def measure_run(
                 "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
                 "judge": judge and _about(judge.reader) | {"accuracy_on_reference": reference.accuracy},
                 "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
-                "spread": f"standard error over {halves} random halves" if halves > 1 else None,
+                "spread": "standard error over images, the reference held fixed" if halves else None,
                 "images_sha256": images_digest(rows),
             }
         )

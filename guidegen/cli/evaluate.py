@@ -116,7 +116,8 @@ def _command(
         typer.Option(
             "--halves",
             min=0,
-            help="Random halves of the images that the standard errors come from; 0: none.",
+            help="Random splits of the images, into halves and quarters, that the standard errors of distances and recall "
+            "come from; 0: no standard errors.",
             rich_help_panel=_HOW,
         ),
     ] = 20,
@@ -348,12 +349,14 @@ def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
 def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: EvaluateFlags) -> None:
     if flags.quiet:
         return
+    from guidegen.standard_errors import LEAST
+
     rows = [row for _, row in measured]
     width = rows[0]["features"]["width"]
     counts = [row["distinct"] for row in rows]
     real = rows[0]["reference"]["images"]
-    if min(max(counts), real) <= width:
-        what = f"{max(counts)} images at a weight" if max(counts) <= width else f"{real} reference images"
+    if min(*counts, real) <= width:
+        what = f"{min(counts)} images at a weight" if min(counts) <= width else f"{real} reference images"
         console.note(
             f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
             "be compared only between equal numbers of images. The kernel distance has no such bias."
@@ -366,6 +369,18 @@ def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: Evaluate
             )
     if len(set(counts)) > 1:
         console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
+    per_class = [figure["per_class"] for row in rows if (figure := row["metrics"]["vendi_score"])]
+    if len({n for some in per_class for n in some}) > 1:
+        low, high = min(low for low, _ in per_class), max(high for _, high in per_class)
+        console.note(
+            f"warning: the Vendi score is of {low} to {high} images a label, which is also the most that it can be: it grows "
+            "with their number, and may be compared between equal ones only"
+        )
+    if per_class and min(low for low, _ in per_class) < LEAST:
+        console.note(
+            f"note: Vendi score and pairwise distance have a standard error from {LEAST} images of each label on, and here "
+            f"some have {min(low for low, _ in per_class)}"
+        )
 
 
 def _show(
