@@ -411,8 +411,10 @@ class Meter:
         return {name: _figure(value, spread, count) for name, (value, spread) in found.items()}
 
 
-def _figure(value: float, spread: float | None, images: int) -> dict[str, Any]:
-    return {"value": value, "spread": spread, "images": images}
+def _figure(value: float | None, spread: float | None, images: int) -> dict[str, Any] | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return {"value": value, "spread": spread if spread is not None and math.isfinite(spread) else None, "images": images}
 
 
 def _of_labels(images: Measured) -> Figures:
@@ -436,5 +438,6 @@ def _within_classes(images: Measured, errors: bool) -> Figures:
     ):
         value = mean_over_classes(score, images.features, images.labels)
         error = standard_errors.of_classes(parts, score, scale)
-        found[name] = None if value is None else {**_figure(value, error, sum(sizes)), "per_class": [min(sizes), max(sizes)]}
+        figure = _figure(value, error, sum(sizes))
+        found[name] = figure and figure | {"per_class": [min(sizes), max(sizes)]}
     return found

@@ -94,16 +94,16 @@ CASES = [
     (Case(10, 8, 6, 300, apart=1.0), (*AGAINST, *MEANS)),
     (Case(1, 60, 48, 300, scale=1.1), AGAINST),
     (Case(20, 4, 16, 100, shift=0.8), WITHIN),
-    (Case(20, 16, 16, 100, shift=0.8), WITHIN),
+    (Case(10, 16, 16, 100, shift=0.8), WITHIN),
     (Case(20, 4, 64, 100, shift=0.3), WITHIN),
-    (Case(10, 24, 8, 100, shift=0.0), WITHIN),  # of no direction more than another
+    (Case(6, 24, 8, 100, shift=0.0), WITHIN),  # of no direction more than another
 ]
 
 
 @pytest.mark.parametrize(("case", "names"), CASES)
 def test_reported_standard_errors_are_the_true_ones(case: Case, names: Sequence[str]) -> None:
-    """Within 15 %; of that, the 400 and 15 samples know the two to 4 and about 6."""
-    found = ratios(case, names, 400, 15)
+    """Within 15 %; of that, the 400 and 10 samples know the two to 4 and about 7."""
+    found = ratios(case, names, 400, 10)
     wrong = {name: round(ratio, 2) for name, ratio in found.items() if abs(ratio - 1) > 0.15}
     assert not wrong, f"reported by true standard error: {wrong}"
 
