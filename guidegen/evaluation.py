@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from guidegen.checkpoints import ClassifierInfo
 from guidegen.errors import UsageError
 from guidegen.features import Pixels, Reader, judge_columns, read_rows_with
+from guidegen.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
 from guidegen.metrics import MIN_IMAGES, Measured, Meter
 from guidegen.naming import describe
 from guidegen.plan import Plan, digest, listed
 from guidegen.reference import Reference
 from guidegen.run import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
+from guidegen.runs.schema import dumps
+from guidegen.schema import convert, read_bytes
 
 METRICS_FILE = "metrics.jsonl"
 _NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "dtype", "w"}
@@ -35,6 +40,7 @@ class Drawn:
         rows: of the finished images that are there with their hash.
         axes: what varies from row to row besides label, prompt and seed; w is always the first.
         missing: what an interrupted or damaged run lacks of its plans, a clause each.
+        corrupt: what is wrong with images that were finished and are not there as they were drawn, a sentence each.
     """
 
     folder: Path
@@ -42,6 +48,7 @@ class Drawn:
     rows: list[Row]
     axes: tuple[str, ...]
     missing: list[str]
+    corrupt: list[str]
 
     @property
     def mode(self) -> str:
@@ -71,10 +78,11 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
 
     Args:
         folder: a run directory.
-        check_hashes: also read every image and compare its sha256.
+        check_hashes: also read every image and compare its sha256; else it is enough that it is there.
 
     Raises:
         UsageError: `folder` is no run directory, or holds no finished images.
+        CorruptImageError: none of those that it holds is there as it was drawn.
     """
     about, everything = read_run(folder), read_rows(folder)
     try:
@@ -84,10 +92,25 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
     rows, lacks = (
         _of_plans(folder, everything, plans, check_hashes) if plans else _without_plan(folder, everything, check_hashes)
     )
+    good = {row["file"] for row in rows if is_inside(folder, row["file"])}
+    rows = [row for row in rows if row["file"] in good]
+    planned = {cell.file for plan in plans for cell in plan.cells()} if plans else None
+    of_plan = [row for row in everything if row["status"] == "ok" and (planned is None or row["file"] in planned)]
+    corrupt = [*invalid_rows(folder), *(_wrong_with(folder, row) for row in of_plan if row["file"] not in good)]
+    if not rows and corrupt:
+        raise refusal(corrupt, len(everything), "nothing is left")
     if not rows:
         raise UsageError(f"{folder} holds no finished images.")
     axes = axes_of(rows)
-    return Drawn(folder, about, with_axes(rows, about["settings"], axes), axes, lacks)
+    return Drawn(folder, about, with_axes(rows, about["settings"], axes), axes, lacks, corrupt)
+
+
+def _wrong_with(folder: Path, row: Row) -> str:
+    try:
+        read_drawn_bytes(folder, row)
+    except CorruptImageError as error:
+        return str(error)
+    return f"{folder / row['file']} is not what its row says."
 
 
 def _of_plans(folder: Path, rows: Sequence[Row], plans: Sequence[Plan], hashes: bool) -> tuple[list[Row], list[str]]:
@@ -205,7 +228,7 @@ def measure_run(
         reference: what to measure against.
         meter: made of the reference.
         judge: None leaves out accuracy and confidence.
-        halves: random halves that each spread is taken over.
+        halves: random splits behind the standard errors of distances and recall; 0: no errors.
         batch: images read at once.
         on_image: told how many were read.
         on_group: called after each group.
@@ -243,7 +266,7 @@ def measure_run(
                 "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
                 "judge": judge and _about(judge.reader) | {"accuracy_on_reference": reference.accuracy},
                 "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
-                "spread": f"standard error over {halves} random halves" if halves > 1 else None,
+                "spread": "standard error over images, the reference held fixed" if halves else None,
                 "images_sha256": images_digest(rows),
             }
         )
@@ -253,26 +276,104 @@ def measure_run(
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The metrics of a run, in it; those of an earlier evaluation are replaced."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(dumps(finite(row)) + "\n" for row in rows)
     write_atomically(folder / METRICS_FILE, lines.encode())
 
 
+@dataclass(frozen=True)
+class _Figure:
+    """A metric's value, as `Meter` makes it."""
+
+    value: float | None
+    spread: float | None = None
+    images: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    per_class: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The network that made the features."""
+
+    name: str = "features"
+    sha256: str | None = None
+    width: int = 0
+    inception: bool = False
+
+
+@dataclass(frozen=True)
+class _JudgeAbout:
+    """The classifier that said what an image shows."""
+
+    name: str
+    sha256: str | None = None
+    accuracy_on_reference: float | None = None
+
+
+@dataclass(frozen=True)
+class _ReferenceAbout:
+    """What was measured against."""
+
+    source: str = "a reference"
+    images: int = 0
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _MetricsRow:
+    """A line of metrics.jsonl; the axes stand beside these under their own names."""
+
+    metrics: dict[str, _Figure | None]
+    images_sha256: str
+    images: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    distinct: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    spread: str | None = None
+    features: _Network = field(default_factory=_Network)
+    judge: _JudgeAbout | None = None
+    reference: _ReferenceAbout = field(default_factory=_ReferenceAbout)
+
+
 def read_metrics(drawn: Drawn) -> tuple[list[dict[str, Any]], int]:
-    """Metrics of the images that are there now, and how many rows were of others and are left out."""
-    try:
-        lines = (drawn.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    """Metrics of the images that are there now, and how many lines were of others, or no rows, and are left out.
+
+    A number that is not finite is None, as if it had not been measured.
+
+    Raises:
+        UsageError: metrics.jsonl is no regular file, or too large to be one.
+    """
+    path = drawn.folder / METRICS_FILE
+    if not path.exists():
         return [], 0
+    lines = read_bytes(path, UsageError).splitlines()
     now = {key: images_digest(rows) for key, rows in drawn.groups().items()}
     rows = []
     for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and now.get(key_of(row, drawn.axes)) == row.get("images_sha256"):
+        row = _metrics_row(line)
+        if row is not None and now.get(key_of(row, drawn.axes)) == row["images_sha256"]:
             rows.append(row)
     return rows, len(lines) - len(rows)
+
+
+def _metrics_row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics with all that it should say; None for what is none."""
+    try:
+        row = finite(json.loads(line))  # the standard library's, which also reads the NaN that it writes
+        known = asdict(convert(row, _MetricsRow, "", UsageError))
+    except (ValueError, RecursionError, UsageError):
+        return None
+    if not all(isinstance(value, str | int | float | bool | None) for key, value in row.items() if key not in known):
+        return None
+    figures = {name: figure for name, figure in row["metrics"].items() if figure is None or figure["value"] is not None}
+    unmeasured = dict.fromkeys(row["metrics"].keys() - figures.keys())
+    return {**known, **row, "metrics": {**row["metrics"], **figures, **unmeasured}}
+
+
+def finite(value: Any) -> Any:
+    """JSON's value with None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _about(reader: Reader) -> dict[str, Any]:

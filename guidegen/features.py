@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from guidegen import arrays
 from guidegen.checkpoints.classifiers import ClassifierInfo, open_backbone, open_classifier
 from guidegen.checkpoints.files import DEFAULT_ACCESS, Access, weights_sha256
 from guidegen.checkpoints.loading import load_backbone, load_classifier
 from guidegen.checkpoints.preprocessing import Preprocessing
-from guidegen.errors import CheckpointError, UsageError
+from guidegen.errors import CheckpointError, GuidegenError, UsageError
+from guidegen.images import LARGEST_FILE, decode, read_drawn
 from guidegen.metrics import require
 from guidegen.plan import batches, digest
 from guidegen.run import Row, write_atomically
+from guidegen.schema import read_bytes
 from guidegen.zoo import BUNDLED
 
 BUNDLED_CLASSIFIER = BUNDLED / "classifier"
@@ -136,6 +138,10 @@ def read_rows_with(
     Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so what was drawn since
     is all that is read next time. Memory holds one batch of images and the features. The hash of the
     pixels tells which images are the same, which their files, that name their label, do not.
+
+    Raises:
+        CorruptImageError: an image is not the one that was drawn.
+        UsageError: what the reader makes of one is not finite.
     """
     path = run / "features" / f"{reader.identity[:16]}.npz"
     kept = _read_cache(path, reader.identity)
@@ -143,8 +149,11 @@ def read_rows_with(
     todo = list({row["sha256"]: row for row in rows if row["sha256"] not in kept}.values())
     on_image(len(rows) - len(todo))
     for part in batches(todo, batch):
-        pixels = [read_image(run / row["file"]) for row in part]
-        made = zip(reader(np.stack(pixels)), map(_pixel_hash, pixels), strict=True)
+        pixels = [np.asarray(read_drawn(run, row).convert("RGB")) for row in part]
+        values = reader(np.stack(pixels))
+        if not np.isfinite(values).all():
+            raise UsageError(f"What {reader.name} makes of {run / part[0]['file']} or those after it is not finite.")
+        made = zip(values, map(_pixel_hash, pixels), strict=True)
         kept.update(zip((row["sha256"] for row in part), made, strict=True))
         on_image(len(part))
     if todo:
@@ -152,12 +161,13 @@ def read_rows_with(
     return {row["sha256"]: kept[row["sha256"]] for row in rows}
 
 
-def read_image(path: Path | io.BytesIO) -> Pixels:
-    """An image file as uint8 (H, W, 3)."""
-    from PIL import Image
+def read_image(path: Path) -> Pixels:
+    """An image file as uint8 (H, W, 3).
 
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    Raises:
+        UsageError: it is none.
+    """
+    return np.asarray(decode(read_bytes(path, UsageError, LARGEST_FILE), path, UsageError).convert("RGB"))
 
 
 def _pixel_hash(image: Pixels) -> str:
@@ -166,12 +176,14 @@ def _pixel_hash(image: Pixels) -> str:
 
 def _read_cache(path: Path, identity: str) -> dict[str, tuple[NDArray[np.float32], str]]:
     try:
-        with np.load(path, allow_pickle=False) as data:
-            if str(data["identity"]) != identity:
+        with arrays.opened(path, str(path), UsageError) as archive:
+            if str(arrays.read(archive, "identity")) != identity:
                 return {}
-            values = zip(data["features"], data["pixels"].tolist(), strict=True)
-            return dict(zip(data["sha256"].tolist(), values, strict=True))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # none yet, or damaged: made again
+            features, hashes, pixels = (arrays.read(archive, name) for name in ("features", "sha256", "pixels"))
+            if features.dtype != np.float32 or features.ndim != 2 or not np.isfinite(features).all():
+                return {}
+            return dict(zip(hashes.tolist(), zip(features, pixels.tolist(), strict=True), strict=True))
+    except GuidegenError:  # none yet, or damaged: made again
         return {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from guidegen import limits
 from guidegen.errors import UsageError
+from guidegen.images import CorruptImageError, read_drawn
 from guidegen.naming import MODE_NAMES, axis_name, named, value_name
 from guidegen.plan import batches
 
@@ -33,6 +34,7 @@ _FACTS = (
     "status",
     "dtype",
     "caption",
+    "folder",
 )
 _LONGEST_NAME = 48  # letters of a prompt
 _GAP = 4
@@ -211,13 +213,23 @@ def _captioned(
 
 
 def _order(axis: str, values: Sequence[Any]) -> dict[Any, Any]:
-    if axis != "label" and all(isinstance(value, int | float) for value in values):
-        return {value: value for value in values}
+    if axis != "label" and all(isinstance(value, int | float | None) for value in values):
+        return {value: (value is not None, value or 0) for value in values}
     return {value: place for place, value in enumerate(dict.fromkeys(values))}
 
 
-def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
-    """One page as a Pillow image; cells whose image is missing or failed stay crossed out."""
+def draw(
+    folder: Path, rows: Sequence[Row], plan: Layout, page: int, on_corrupt: Callable[[str], None] = lambda reason: None
+) -> Any:
+    """One page as a Pillow image; cells whose image is missing, corrupt or failed stay crossed out.
+
+    Args:
+        folder: the run directory; a row with a `folder` is of that run.
+        rows: of the images.
+        plan: where they go.
+        page: which part of it.
+        on_corrupt: told what is wrong with an image that is not the one that was drawn.
+    """
     from PIL import Image, ImageDraw
 
     sheet = Image.new("RGB", plan.size(page), _PAPER)
@@ -246,11 +258,11 @@ def draw(folder: Path, rows: Sequence[Row], plan: Layout, page: int) -> Any:
         if row["status"] != "ok":
             continue
         try:
-            with Image.open(folder / row["file"]) as image:
-                tile = image.convert("RGB").resize(plan.tile, Image.Resampling.NEAREST)
-        except OSError:  # gone or damaged: it stays crossed out
+            image = read_drawn(Path(row.get("folder") or folder), row)
+        except CorruptImageError as error:
+            on_corrupt(str(error))
             continue
-        sheet.paste(tile, corner)
+        sheet.paste(image.convert("RGB").resize(plan.tile, Image.Resampling.NEAREST), corner)
         empty.discard((x, y))
     for x, y in empty:
         box = (plan.left + x * step_x, plan.top + y * step_y)
@@ -279,8 +291,7 @@ def page_names(count: int) -> list[str]:
 
 
 def _value(cell: Row, axis: str) -> Any:
-    value = (axis == "label" and cell.get("mixture")) or cell.get(axis)
-    return -1 if value is None else value
+    return (axis == "label" and cell.get("mixture")) or cell.get(axis)
 
 
 def _axis_name(axis: str, cell: Row) -> str:

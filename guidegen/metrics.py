@@ -6,14 +6,17 @@ each with its source; the tests hold them to definitions written out separately.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from guidegen import standard_errors
 from guidegen.errors import UsageError
 
 PRECISION_NEIGHBOURS = 3
@@ -21,6 +24,7 @@ COVERAGE_NEIGHBOURS = 5
 MIN_IMAGES = COVERAGE_NEIGHBOURS + 1
 _KERNEL_SUBSET_SIZE = 1000
 _KERNEL_DRAWS = 20_000
+_NEAREST = 64  # that are kept of each image, to find its nearest ones in any half or quarter among
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,32 @@ class FrechetDistance:
 
         self._metric = FrechetInceptionDistance(_Given(reference.shape[1]), reset_real_features=False)
         self._metric.update(reference.double(), real=True)
+        values, vectors = torch.linalg.eigh(torch.cov(reference.double().T))
+        self._mean, self._root = reference.double().mean(0), vectors * values.clamp_min(0).sqrt() @ vectors.T
 
     def __call__(self, features: Tensor) -> float:
         """The distance of features (N, D), N at least 2; not negative but for rounding."""
         self._metric.reset()
         self._metric.update(features.double(), real=False)
         return float(self._metric.compute())
+
+    def of_subsamples(self, features: Tensor, subsamples: Sequence[Tensor]) -> list[float]:
+        """The distance of each subsample of features (N, D).
+
+        The trace of the root is the sum of the singular values of X₁Σ₂^½ over (n − 1)^½, X₁ centred: those of the smaller
+        side, where torchmetrics takes eigenvalues of a D x D matrix each time.
+        """
+        features = features.double()
+        rotated = features @ self._root
+        found = []
+        for index in subsamples:
+            x, y = features[index], rotated[index]
+            mean, count = x.mean(0), len(index) - 1
+            y = y - y.mean(0)
+            roots = torch.linalg.eigvalsh(y.T @ y if y.shape[1] < len(y) else y @ y.T).clamp_min(0).sqrt()
+            traces = ((x - mean).square().sum() - 2 * roots.sum() * count**0.5) / count + self._root.square().sum()
+            found.append(float((mean - self._mean).square().sum() + traces))
+        return found
 
 
 class KernelDistance:
@@ -102,6 +126,15 @@ class KernelDistance:
 
     def __call__(self, features: Tensor) -> float:
         """The distance of features (N, D), N at least 2."""
+        return self._over_subsets(features)[0]
+
+    def measure(self, features: Tensor, subsamples: Sequence[Tensor]) -> tuple[float, float | None]:
+        """The distance, and its standard error; with it that of the random subsets, where one is not all images."""
+        value, of_subsets = self._over_subsets(features)
+        error = standard_errors.of_subsamples(self._of_subsamples(features.double(), subsamples))
+        return value, None if error is None else (error**2 + of_subsets**2) ** 0.5
+
+    def _over_subsets(self, features: Tensor) -> tuple[float, float]:
         from torchmetrics.image.kid import KernelInceptionDistance
 
         size = min(_KERNEL_SUBSET_SIZE, len(features), len(self._reference))
@@ -114,7 +147,28 @@ class KernelDistance:
         # its subsets come from torch's generator, which is ours to leave alone
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return float(metric.compute()[0])
+            mean, deviation = metric.compute()
+        return float(mean), float(deviation) / subsets**0.5 if size < len(features) else 0.0
+
+    def _of_subsamples(self, features: Tensor, subsamples: Sequence[Tensor]) -> list[float]:
+        """The distance of each subsample to the whole reference, but for what is the same in all."""
+        if not subsamples:
+            return []
+        chosen = torch.zeros(len(features), len(subsamples), dtype=torch.float64)
+        for i, index in enumerate(subsamples):
+            chosen[index, i] = 1
+        within = torch.zeros(len(subsamples), dtype=torch.float64)
+        across = torch.zeros_like(within)
+        for part, mine in zip(_parts(features), _parts(chosen), strict=True):
+            diagonal = (part.square().sum(1) / part.shape[1] + 1) ** 3
+            within += (mine * (_kernel(part, features) @ chosen - mine * diagonal[:, None])).sum(0)
+            across += mine.T @ _kernel(part, self._reference).mean(1)
+        count = chosen.sum(0)
+        return (within / (count * (count - 1)) - 2 * across / count).tolist()  # type: ignore[no-any-return]
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 class _Given(torch.nn.Module):
@@ -145,22 +199,49 @@ class Neighbourhoods:
 
     def __call__(self, features: Tensor) -> dict[str, float]:
         """The four of features (N, D), N at least `MIN_IMAGES`; all but density are within [0, 1]."""
+        return {name: value for name, (value, _) in self.measure(features, [None] * len(features), ()).items()}
+
+    def measure(
+        self, features: Tensor, labels: Sequence[Any], subsamples: Sequence[Tensor]
+    ) -> dict[str, tuple[float, float | None]]:
+        """The four, each with its standard error.
+
+        Args:
+            features: (N, D), N at least `MIN_IMAGES`.
+            labels: of the images.
+            subsamples: what the error of recall comes from; without any it has none.
+        """
         own_radius = neighbour_distances(features, (PRECISION_NEIGHBOURS,))[:, 0]
-        precise = within = 0
-        recalled = torch.zeros(len(self._reference), dtype=torch.bool)
-        covered = torch.zeros(len(self._reference), dtype=torch.bool)
-        for part, radius in zip(_parts(features), _parts(own_radius), strict=True):
-            distance = _distances(self._reference, part)  # (M, b)
-            precise += int((distance <= self._precision_radius[:, None]).any(0).sum())
-            inside = distance <= self._coverage_radius[:, None]
-            within += int(inside.sum())
-            covered |= inside.any(1)
-            recalled |= (distance <= radius).any(1)
+        radii = _radii_of_subsamples(features, subsamples)
+        count, points = len(features), len(self._reference)
+        precise = torch.zeros(count, dtype=torch.bool)
+        inside_of, alone = torch.zeros(2, count, dtype=torch.int64)
+        names = torch.randint(-(2**62), 2**62, (count,), generator=torch.Generator().manual_seed(0))
+        covers, sets, recalled = [], [], torch.zeros(1 + len(subsamples), dtype=torch.int64)
+        for part, precision_radius, coverage_radius in zip(
+            *map(_parts, (self._reference, self._precision_radius, self._coverage_radius)), strict=True
+        ):
+            distance = _distances(part, features)  # (m, N)
+            precise |= (distance <= precision_radius[:, None]).any(0)
+            inside = distance <= coverage_radius[:, None]
+            inside_of += inside.sum(0)
+            covers.append(inside.sum(1))
+            alone += inside[covers[-1] == 1].sum(0)
+            sets.append(torch.where(inside, names, 0).sum(1))
+            recalled[0] += (distance <= own_radius).any(1).sum()
+            for i, (index, radius) in enumerate(zip(subsamples, radii, strict=True), 1):
+                recalled[i] += (distance[:, index] <= radius).any(1).sum()
+        covered = torch.cat(covers)
+        recall, *of_subsamples = (recalled.double() / points).tolist()
+        error = partial(standard_errors.of_mean, labels=labels, images=range(count))
         return {
-            "precision": precise / len(features),
-            "recall": float(recalled.double().mean()),
-            "density": within / (COVERAGE_NEIGHBOURS * len(features)),
-            "coverage": float(covered.double().mean()),
+            "precision": (float(precise.double().mean()), error(precise.double())),
+            "recall": (recall, standard_errors.of_subsamples(of_subsamples)),
+            "density": (int(inside_of.sum()) / (COVERAGE_NEIGHBOURS * count), error(inside_of / COVERAGE_NEIGHBOURS)),
+            "coverage": (
+                float((covered > 0).double().mean()),
+                standard_errors.of_union(covered, alone, torch.cat(sets), labels),
+            ),
         }
 
 
@@ -171,6 +252,29 @@ def neighbour_distances(features: Tensor, ranks: Sequence[int]) -> Tensor:
         nearest = _distances(part, features).topk(max(ranks) + 1, largest=False).values  # itself comes first, at 0
         found.append(nearest[:, list(ranks)])
     return torch.cat(found)
+
+
+def _radii_of_subsamples(features: Tensor, subsamples: Sequence[Tensor]) -> list[Tensor]:
+    """Distance of each image of each subsample to its third nearest other one there, (n,) a subsample.
+
+    Found among the nearest ones in the whole, and for the few that have too few of them there, anew.
+    """
+    if not subsamples:
+        return []
+    kept = min(_NEAREST, len(features))
+    found = [_distances(part, features).topk(kept, largest=False) for part in _parts(features)]
+    nearest, where = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    radii = []
+    for index in subsamples:
+        chosen = torch.zeros(len(features), dtype=torch.bool)
+        chosen[index] = True
+        rank = chosen[where[index]].cumsum(1)  # itself is the first
+        radius = nearest[index].gather(1, (rank <= PRECISION_NEIGHBOURS).sum(1, keepdim=True).clamp_max(kept - 1))[:, 0]
+        short = rank[:, -1] <= PRECISION_NEIGHBOURS
+        if short.any():
+            radius[short] = _distances(features[index[short]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
+        radii.append(radius)
+    return radii
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
@@ -184,11 +288,28 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 def vendi_score(features: Tensor) -> float:
     """exp of the entropy of the eigenvalues of K/N, K cosine similarity (Friedman & Dieng 2023, arXiv 2210.02410).
 
-    From 1 (all alike) to N (nothing in common) for features (N, D).
+    From 1 (all alike) to N (nothing in common) for features (N, D). It grows with N as long as new images bring
+    something new: compare scores of equal N only (section 4 there; the value at N is a biased
+    estimate of that of the distribution, and too small). Of uᵀu/N, whose eigenvalues other than 0 are the same, where D < N.
     """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
-    eigenvalues = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp_min(0)
+    small = unit.T @ unit if unit.shape[1] < len(unit) else unit @ unit.T
+    eigenvalues = torch.linalg.eigvalsh(small / len(unit)).clamp_min(0)
     return float(torch.special.entr(eigenvalues).sum().exp())
+
+
+def _vendi_scale(score: float, n: int, of: int) -> tuple[float, float, float]:
+    """ψ = (1/V − 1/n) / (1 − 1/n), or its logarithm, on which the score hardly depends on n, and dV/dψ or dV/d(ln ψ).
+
+    Of a few images with little in common V is n − Σ cos²/2 over ordered pairs, to second order, and ψ half the mean
+    squared cosine of a pair; of many it is 1/V. Of fewer than 6 images in all (`of`) ψ is itself: it comes too near to 0.
+    From 16 on the second order weighs 0.8, for what the third gives back: found by Monte Carlo over features
+    8 to 192 wide with and without a common direction, where the error is then within 15 % of the true one.
+    """
+    psi = (1 / score - 1 / n) / (1 - 1 / n)
+    if of < 6:
+        return psi, -(score**2) * (1 - 1 / n), 1.0
+    return math.log(max(psi, 1e-12)), -score * (1 - score / n), 1.0 if of < 16 else 0.8
 
 
 def pairwise_distance(features: Tensor) -> float:
@@ -210,21 +331,6 @@ def by_class(labels: Sequence[Any]) -> dict[Any, list[int]]:
     for i, label in enumerate(labels):
         found.setdefault(label, []).append(i)
     return found
-
-
-def half_samples(labels: Sequence[Any], count: int) -> Iterator[list[int]]:
-    """Random halves of the images, each with half of every class (one more or less), drawn from seed 0.
-
-    The standard deviation of a mean over halves drawn without replacement is the standard error of the
-    mean over all: ((1 − ½) · 2/N)^½ σ (Shao & Wu 1989, the delete-d jackknife at d = N/2). The usual
-    bootstrap draws with replacement, and a picture that is its own neighbour spoils recall and kernels.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for i in range(count):
-        shuffled = []
-        for index in by_class(labels).values():
-            shuffled += [index[j] for j in torch.randperm(len(index), generator=generator).tolist()]
-        yield shuffled[i % 2 :: 2]
 
 
 @dataclass(frozen=True)
@@ -276,51 +382,62 @@ class Meter:
         self._neighbourhoods = Neighbourhoods(reference)
 
     def measure(self, images: Measured, halves: int) -> Figures:
-        """Every metric's `value`, `spread` and number of `images`; None where there is nothing to measure it on.
+        """Every metric's `value`, standard error `spread` and number of `images`; None where there is nothing to measure.
 
-        Distances, precision to coverage: of the distinct images. The rest: of all that have a label.
+        Distances, precision to coverage: of the distinct images. The rest: of all that have a label; those
+        within classes also say `per_class`, the fewest and the most images of a class.
 
         Args:
             images: of one w.
-            halves: random halves that the spread is taken over; below 2 there is none.
+            halves: random splits into halves and quarters behind the errors of distances and recall; 0: no errors at all.
         """
-        distinct = images.distinct()
-        judged = images[images.probability.isfinite().nonzero()[:, 0].tolist()]
-        paired = images[[i for index in by_class(images.labels).values() if len(index) > 1 for i in index]]
-        return (
-            _figures(distinct, self._against_reference, halves)
-            | _figures(judged, _of_labels, halves)
-            | _figures(paired, _within_classes, halves)
-        )
+        found = self._against_reference(images.distinct(), halves) | _of_labels(images) | _within_classes(images, halves > 0)
+        if not halves:
+            found = {name: figure and {**figure, "spread": None} for name, figure in found.items()}
+        return found
 
-    def _against_reference(self, images: Measured) -> dict[str, float | None]:
-        if len(images.labels) < MIN_IMAGES:
+    def _against_reference(self, images: Measured, halves: int) -> Figures:
+        features, count = images.features, len(images.labels)
+        if count < MIN_IMAGES:
             return dict.fromkeys(("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"))
-        return {
-            "frechet_distance": self._frechet(images.features),
-            "kernel_distance": self._kernel(images.features),
-            **self._neighbourhoods(images.features),
+        enough = count >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)  # a quarter has neighbours
+        subsamples = standard_errors.subsamples(images.labels, halves) if enough else []
+        error = standard_errors.of_subsamples(self._frechet.of_subsamples(features, subsamples))
+        found = {
+            "frechet_distance": (self._frechet(features), error),
+            "kernel_distance": self._kernel.measure(features, subsamples),
+            **self._neighbourhoods.measure(features, images.labels, subsamples),
         }
+        return {name: _figure(value, spread, count) for name, (value, spread) in found.items()}
 
 
-def _of_labels(images: Measured) -> dict[str, float | None]:
-    if not images.labels:
-        return {"accuracy": None, "confidence": None}
-    return {"accuracy": float(images.correct.mean()), "confidence": float(images.probability.mean())}
+def _figure(value: float | None, spread: float | None, images: int) -> dict[str, Any] | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return {"value": value, "spread": spread if spread is not None and math.isfinite(spread) else None, "images": images}
 
 
-def _within_classes(images: Measured) -> dict[str, float | None]:
-    return {
-        "vendi_score": mean_over_classes(vendi_score, images.features, images.labels),
-        "pairwise_distance": mean_over_classes(pairwise_distance, images.features, images.labels),
-    }
+def _of_labels(images: Measured) -> Figures:
+    judged = images[images.probability.isfinite().nonzero()[:, 0].tolist()]
+    found: Figures = {"accuracy": None, "confidence": None}
+    if judged.labels:
+        for name, values in (("accuracy", judged.correct), ("confidence", judged.probability)):
+            error = standard_errors.of_mean(values, judged.labels, judged.hashes)
+            found[name] = _figure(float(values.mean()), error, len(values))
+    return found
 
 
-def _figures(images: Measured, values: Callable[[Measured], dict[str, float | None]], halves: int) -> Figures:
-    drawn = [values(images[index]) for index in half_samples(images.labels, halves)] if images.labels else []
+def _within_classes(images: Measured, errors: bool) -> Figures:
+    classes = [index for index in by_class(images.labels).values() if len(index) > 1]
+    sizes = [len(index) for index in classes]
+    parts = [(images.features[index], frozenset(images.hashes[i] for i in index)) for index in classes if errors]
     found: Figures = {}
-    for name, value in values(images).items():
-        some = [half for one in drawn if (half := one[name]) is not None]
-        spread = float(torch.tensor(some, dtype=torch.float64).std()) if len(some) > 1 else None
-        found[name] = None if value is None else {"value": value, "spread": spread, "images": len(images.labels)}
+    for name, score, scale in (
+        ("vendi_score", vendi_score, _vendi_scale),
+        ("pairwise_distance", pairwise_distance, standard_errors.as_it_is),
+    ):
+        value = mean_over_classes(score, images.features, images.labels)
+        error = standard_errors.of_classes(parts, score, scale)
+        figure = _figure(value, error, sum(sizes))
+        found[name] = figure and figure | {"per_class": [min(sizes), max(sizes)]}
     return found

@@ -8,21 +8,29 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from guidegen.errors import UsageError
+from guidegen import arrays
+from guidegen.errors import UsageError, first_line
 from guidegen.features import Pixels, Reader, iterate, read_image
+from guidegen.images import decode, read_drawn
 from guidegen.plan import digest
 from guidegen.run import read_rows, write_atomically
+from guidegen.schema import LARGEST_TEXT
+from guidegen.schema import decode as decode_json
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_DIGITS = 19  # of a label
 Labelled = Iterator[tuple[Pixels, Any]]
 
 
@@ -75,6 +83,8 @@ def open_source(path: Path, names: Mapping[str, int]) -> Source:
         raise UsageError(f"--reference {path}: no such file or folder.")
     if path.is_dir():
         return _run_source(path) if (path / "run.json").is_file() else _folder_source(path, names)
+    if not path.is_file():
+        raise UsageError(f"--reference {path} is not a regular file.")
     if path.suffix == ".npz":
         return _npz_source(path)
     if path.suffix == ".parquet":
@@ -113,6 +123,8 @@ def read_reference(
     for pixels, labels in iterate(images, batch):
         seen.update(pixels.tobytes())
         made.append(torch.from_numpy(reader(pixels)))
+        if not made[-1].isfinite().all():
+            raise UsageError(f"--reference {source.name}: what {reader.name} makes of its images is not finite.")
         if judge is not None and source.labelled:
             right += judge(pixels, labels)
         on_image(len(labels))
@@ -169,27 +181,44 @@ def save_reference(path: Path, reference: Reference, reader: Reader, size: tuple
     write_atomically(path, buffer.getvalue())
 
 
+@dataclass(frozen=True)
+class _About:
+    """What `save_reference` says of the features."""
+
+    reader: str
+    reader_name: str
+    source: str
+    identity: str
+    size: tuple[int, int]
+    labels: list[int | str] | None = None
+    accuracy: float | None = None
+
+
 def saved_reference(path: Path, reader: Reader, wanted: Collection[Any] | None, size: tuple[int, int]) -> Reference | None:
     """What `save_reference` wrote, or None if `path` is something else.
 
     Raises:
-        UsageError: it was saved with other features, for other labels or another size.
+        UsageError: it was saved with other features, for other labels or another size, or is damaged.
+        UnsafeError: it holds pickled objects.
     """
-    if path.suffix != ".npz" or not path.is_file() or not _is_saved(path):
+    if path.suffix != ".npz" or path.is_dir() or not _is_saved(path):
         return None
-    with np.load(path, allow_pickle=False) as data:
-        about, features = json.loads(str(data["guidegen"])), torch.from_numpy(data["features"])
-    if about["reader"] != reader.identity:
-        raise UsageError(f"{path} holds features of {about['reader_name']}, not these of {reader.name}: save it again.")
-    if tuple(about["size"]) != size:
-        high, wide = about["size"]
+    with _opened(path) as archive:
+        about = decode_json(str(arrays.read(archive, "guidegen", LARGEST_TEXT)).encode(), _About, path, UsageError)
+        features = arrays.read(archive, "features")
+    if about.reader != reader.identity:
+        raise UsageError(f"{path} holds features of {about.reader_name}, not these of {reader.name}: save it again.")
+    if about.size != size:
+        high, wide = about.size
         raise UsageError(f"{path} was saved for images of {wide}x{high}, and the run has {size[1]}x{size[0]}.")
-    if about["labels"] is not None and wanted is not None and set(about["labels"]) != set(wanted):
+    if about.labels is not None and wanted is not None and set(about.labels) != set(wanted):
         raise UsageError(
-            f"{path} was saved for {len(about['labels'])} labels, others than the run's {len(wanted)}: save it again, "
+            f"{path} was saved for {len(about.labels)} labels, others than the run's {len(wanted)}: save it again, "
             "or take it as it is with --reference-labels all."
         )
-    return Reference(about["source"], about["identity"], features, about["labels"], about["accuracy"])
+    if features.ndim != 2 or features.dtype != np.float32 or not np.isfinite(features).all():
+        raise UsageError(f"{path} holds no features (float32, two-dimensional and finite): save it again.")
+    return Reference(about.source, about.identity, torch.from_numpy(features), about.labels, about.accuracy)
 
 
 def first_image(path: Path) -> Pixels | None:
@@ -198,36 +227,37 @@ def first_image(path: Path) -> Pixels | None:
     Raises:
         UsageError: it is nothing that can be measured against.
     """
-    if path.suffix == ".npz" and path.is_file() and _is_saved(path):
+    if path.suffix == ".npz" and not path.is_dir() and _is_saved(path):
         return None
     for image, _ in open_source(path, {}).images(None):
         return image
     raise UsageError(f"--reference {path} holds no images.")
 
 
+def _opened(path: Path) -> AbstractContextManager[zipfile.ZipFile]:
+    return arrays.opened(path, f"--reference {path}", UsageError)
+
+
 def _is_saved(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return "features" in data and "guidegen" in data
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--reference {path} cannot be read as .npz: {error}") from error
+    with _opened(path) as archive:
+        return {"features", "guidegen"} <= {*arrays.names(archive)}
 
 
 def _folder_source(folder: Path, names: Mapping[str, int]) -> Source:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.is_dir())
     if not paths:
         raise UsageError(f"--reference {folder}: there are no images in that folder.")
 
     def label_of(path: Path) -> int | None:
         parent = path.parent.name if path.parent != folder else ""
-        return int(parent) if parent.isdecimal() else names.get(parent.casefold())
+        return int(parent) if parent.isdecimal() and len(parent) < _DIGITS else names.get(parent.casefold())
 
     labelled = any(label_of(path) is not None for path in paths)
 
     def images(wanted: Collection[Any] | None) -> Labelled:
         for path in paths:
             if wanted is None or label_of(path) in wanted:
-                yield _decoded(path, str(path)), label_of(path)
+                yield read_image(path), label_of(path)
 
     return Source(folder.name, labelled, images)
 
@@ -241,42 +271,54 @@ def _run_source(folder: Path) -> Source:
     def images(wanted: Collection[Any] | None) -> Labelled:
         for row in rows:
             if wanted is None or label_of(row) in wanted:
-                yield _decoded(folder / row["file"], row["file"]), label_of(row)
+                yield np.asarray(read_drawn(folder, row).convert("RGB")), label_of(row)
 
     return Source(folder.name, any(label_of(row) is not None for row in rows), images)
 
 
 def _npz_source(path: Path) -> Source:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            labels = data["arr_1"].tolist() if "arr_1" in data else None
-            if "arr_0" not in data:
-                raise UsageError(f"--reference {path} has no arr_0 (uint8 images), found {', '.join(data.files[:4])}.")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--reference {path} cannot be read as .npz: {error}") from error
+    with _opened(path) as archive:
+        found = arrays.names(archive)
+        if "arr_0" not in found:
+            raise UsageError(f"--reference {path} has no arr_0 (uint8 images), found {', '.join(found[:4])}.")
+        with arrays.member(archive, "arr_0") as (_, shape, kind, fortran):
+            if len(shape) != 4 or shape[3] not in (1, 3) or kind != np.uint8 or fortran or not 0 < prod(shape[1:]) < 1 << 28:
+                raise UsageError(f"--reference {path}: arr_0 should be uint8 (N, H, W, 3), found {kind} {shape}.")
+        labels = _labels(arrays.read(archive, "arr_1"), shape[0], path) if "arr_1" in found else None
 
     def images(wanted: Collection[Any] | None) -> Labelled:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:  # image by image: it may be large
-            count, shape = _npy_header(file, path)
-            size = int(np.prod(shape))
-            for i in range(count):
-                image = np.frombuffer(file.read(size), np.uint8).reshape(shape)
+        with _opened(path) as archive, arrays.member(archive, "arr_0") as (file, shape, *_):
+            for i in range(shape[0]):  # image by image: it may be large
+                image = np.frombuffer(file.read(prod(shape[1:])), np.uint8).reshape(shape[1:])
                 label = labels[i] if labels else None
                 if wanted is None or label in wanted:
-                    yield np.broadcast_to(image, (*shape[:2], 3)) if shape[2] == 1 else image, label
+                    yield np.broadcast_to(image, (*image.shape[:2], 3)), label
 
-    return Source(path.name, labels is not None, images)
+    return Source(path.name, labels is not None and any(label is not None for label in labels), images)
 
 
-def _npy_header(file: Any, path: Path) -> tuple[int, tuple[int, int, int]]:
-    from numpy.lib import format as npy
+def _labels(array: NDArray[Any], count: int, path: Path) -> list[Any]:
+    """A label for each image, None for -1: from numbers (N,), text (N,) or one-hot rows (N, K)."""
+    what = f"--reference {path}: arr_1 should be one label for each of the {count} images"
+    plain = array.reshape(count) if array.shape == (count, 1) else array
+    if plain.ndim == 2 and plain.dtype.kind in "biuf" and len(plain) == count:
+        if not (((plain == 0) | (plain == 1)).all() and (plain.sum(1) == 1).all()):
+            raise UsageError(f"{what}, found {array.dtype} {array.shape} that is not one-hot.")
+        plain = plain.argmax(1)
+    if plain.shape != (count,) or plain.dtype.kind not in "iufU":
+        raise UsageError(f"{what}, found {array.dtype} {array.shape}.")
+    return [_label(value, what) for value in plain.tolist()]
 
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, kind = read(file)
-    if len(shape) != 4 or shape[3] not in (1, 3) or kind != np.uint8 or fortran:
-        raise UsageError(f"--reference {path}: arr_0 should be uint8 (N, H, W, 3), found {kind} {shape}.")
-    return shape[0], (shape[1], shape[2], shape[3])
+
+def _label(value: Any, what: str) -> Any:
+    """An id, a text, or None for none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not -1 <= value < 2**63:
+        raise UsageError(f"{what}, found {value!r} among them.")
+    if value != int(value):
+        raise UsageError(f"{what}, found {value!r} among them.")
+    return None if value == -1 else int(value)
 
 
 def _parquet_source(path: Path) -> Source:
@@ -285,30 +327,36 @@ def _parquet_source(path: Path) -> Source:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError(f"--reference {path} needs pyarrow, which is not installed: pip install pyarrow") from error
-    try:
-        columns = pq.ParquetFile(path).schema_arrow.names
-    except pa.ArrowException as error:
-        raise UsageError(f"--reference {path} cannot be read as .parquet: {error}") from error
-    if "image" not in columns:
-        raise UsageError(f"--reference {path} has no column image, found {', '.join(columns[:6])}.")
-    labelled = "label" in columns
+
+    @contextmanager
+    def readable() -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, OverflowError) as error:
+            raise UsageError(f"--reference {path} cannot be read as .parquet: {first_line(error)}") from error
+
+    with readable():
+        schema = pq.ParquetFile(path).schema_arrow
+    if "image" not in schema.names:
+        raise UsageError(f"--reference {path} has no column image, found {', '.join(schema.names[:6])}.")
+    labelled = "label" in schema.names
+
+    def rows() -> Iterator[tuple[Any, Any]]:
+        with readable():
+            for part in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"] if labelled else ["image"]):
+                for row in part.to_pylist():
+                    yield row["image"], row.get("label")
 
     def images(wanted: Collection[Any] | None) -> Labelled:
-        for part in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"] if labelled else ["image"]):
-            for row in part.to_pylist():
-                label = row.get("label")
-                if wanted is None or label in wanted:
-                    raw = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-                    yield _decoded(io.BytesIO(raw), f"an image of {path.name}"), label
+        for i, (image, value) in enumerate(rows()):
+            label = _label(value, f"--reference {path}: label should be an id or a text")
+            if wanted is None or label in wanted:
+                raw = image.get("bytes") if isinstance(image, dict) else image
+                if not isinstance(raw, bytes):
+                    raise UsageError(f"--reference {path}: image {i} is not encoded bytes, found {type(raw).__name__}.")
+                yield np.asarray(decode(raw, f"--reference {path}: image {i}", UsageError).convert("RGB")), label
 
     return Source(path.name, labelled, images)
-
-
-def _decoded(file: Path | io.BytesIO, name: str) -> Pixels:
-    try:
-        return read_image(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--reference: {name} cannot be read as an image: {error}") from error
 
 
 def check_writable(path: Path) -> None:

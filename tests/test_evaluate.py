@@ -21,6 +21,7 @@ from guidegen.checkpoints import open_classifier
 from guidegen.cli.evaluate import EvaluateFlags, evaluate
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
 from guidegen.evaluation import METRICS_FILE, open_drawn, read_metrics
+from guidegen.images import CorruptImageError
 from guidegen.plan import Cell, Plan, Settings
 from guidegen.report.series import make_series
 from guidegen.run import Run
@@ -257,7 +258,7 @@ def drop_a_weight(run: Path) -> None:
 
 
 def lose_an_image(run: Path) -> None:
-    next((run / "images" / "w2.0").rglob("*.png")).unlink()
+    (run / "images/w2.0/label0000/000006.png").unlink()
 
 
 def add_an_image(run: Path) -> None:
@@ -272,7 +273,7 @@ def forget_the_plan(run: Path) -> None:
 
 
 def spoil_an_image(run: Path) -> None:
-    next((run / "images" / "w2.0").rglob("*.png")).write_bytes(png(np.zeros((SIZE, SIZE, 3), np.uint8)))
+    (run / "images/w2.0/label0000/000006.png").write_bytes(png(np.zeros((SIZE, SIZE, 3), np.uint8)))
 
 
 def fail_an_image(run: Path) -> None:
@@ -286,8 +287,8 @@ def fail_an_image(run: Path) -> None:
     [
         (drop_a_row, "1 of 72 images are missing, such as images/w4.0/label0002/000007.png"),
         (drop_a_weight, "24 of 72 images are missing, such as images/w4.0/"),
-        (lose_an_image, "1 of 72 images are missing, such as images/w2.0/"),
-        (spoil_an_image, "1 of 72 images have changed since they were drawn, such as images/w2.0/"),
+        (lose_an_image, "000006.png cannot be read: No such file"),
+        (spoil_an_image, "000006.png has changed since it was drawn"),
         (fail_an_image, "1 of 72 images came out non-finite, such as images/w2.0/label0000/000000.png"),
         (add_an_image, "1 images are not of its plan and are left out, such as images/w4.0/label0002/000099.png"),
         (forget_the_plan, "run.json has no plan to compare it with"),
@@ -297,10 +298,11 @@ def fail_an_image(run: Path) -> None:
 )
 def test_an_incomplete_run(harm: Callable[[Path], Any], word: str, run: Path, npz: Path, network: Path) -> None:
     harm(run)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(CorruptImageError if harm in (lose_an_image, spoil_an_image) else UsageError) as refused:
         measure(run, npz, network)
     assert word in str(refused.value)
     assert "--partial" in str(refused.value)
+    assert not (run / METRICS_FILE).exists()
     rows = measure(run, npz, network, partial=True)
     assert [row["images"] for row in rows][:2] in ([24, 24], [24, 23])
     assert [row["images"] for row in rows][2:] == {drop_a_row: [23], drop_a_weight: []}.get(harm, [24])

@@ -16,6 +16,7 @@ from guidegen.checkpoints import Access
 from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.cli import console, options
 from guidegen.errors import UsageError
+from guidegen.images import refusal
 from guidegen.naming import describe, value_name
 
 if TYPE_CHECKING:
@@ -116,12 +117,18 @@ def _command(
         typer.Option(
             "--halves",
             min=0,
-            help="Random halves of the images that the standard errors come from; 0: none.",
+            help="Random splits of the images, into halves and quarters, that the standard errors of distances and recall "
+            "come from; 0: no standard errors.",
             rich_help_panel=_HOW,
         ),
     ] = 20,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Measure a run that is not complete.", rich_help_panel=_HOW)
+        bool,
+        typer.Option(
+            "--partial",
+            help="Measure what is there of a run that is not complete or has corrupt images; otherwise it is refused.",
+            rich_help_panel=_HOW,
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images read at once.", rich_help_panel=_HOW)] = 64,
     device: Annotated[
@@ -258,6 +265,14 @@ def _open_run(folder: Path, partial: bool) -> Drawn:
     from guidegen.evaluation import open_drawn
 
     drawn = open_drawn(folder)
+    if drawn.corrupt and not partial:
+        raise refusal(
+            drawn.corrupt,
+            len(drawn.rows) + len(drawn.corrupt),
+            f"{folder} was not measured. Draw them again with the command that began it, or leave them out with --partial.",
+        )
+    for reason in drawn.corrupt:
+        console.note(f"note: left out: {reason}")
     if drawn.missing and not partial:
         raise UsageError(
             f"{folder} is not complete: {'; '.join(drawn.missing)}.\n"
@@ -352,12 +367,14 @@ def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
 def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: EvaluateFlags) -> None:
     if flags.quiet:
         return
+    from guidegen.standard_errors import LEAST
+
     rows = [row for _, row in measured]
     width = rows[0]["features"]["width"]
     counts = [row["distinct"] for row in rows]
     real = rows[0]["reference"]["images"]
-    if min(max(counts), real) <= width:
-        what = f"{max(counts)} images at a weight" if max(counts) <= width else f"{real} reference images"
+    if min(*counts, real) <= width:
+        what = f"{min(counts)} images at a weight" if min(counts) <= width else f"{real} reference images"
         console.note(
             f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
             "be compared only between equal numbers of images. The kernel distance has no such bias."
@@ -370,6 +387,18 @@ def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: Evaluate
             )
     if len(set(counts)) > 1:
         console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
+    per_class = [figure["per_class"] for row in rows if (figure := row["metrics"]["vendi_score"])]
+    if len({n for some in per_class for n in some}) > 1:
+        low, high = min(low for low, _ in per_class), max(high for _, high in per_class)
+        console.note(
+            f"warning: the Vendi score is of {low} to {high} images a label, which is the most that it can be: it grows "
+            "with their number, and may be compared between equal ones only"
+        )
+    if per_class and min(low for low, _ in per_class) < LEAST:
+        console.note(
+            f"note: Vendi score and pairwise distance have a standard error from {LEAST} images of each label on, and here "
+            f"some have {min(low for low, _ in per_class)}"
+        )
 
 
 def _show(
@@ -399,6 +428,10 @@ def _show(
     about = f"{reader.name} features, {len(reference.features):,} reference images of {reference.source}"
     if reference.accuracy is not None:
         about += f", {reference.accuracy:.1%} of which the judge names right"
+    vendi = [figure for rows in measured for row in rows if (figure := row["metrics"]["vendi_score"])]
+    if sizes := sorted({n for figure in vendi for n in figure["per_class"]}):
+        many = " to ".join(map(str, sorted({sizes[0], sizes[-1]})))
+        about += f"; Vendi score of {many} images a label, the most that it can be"
     if not flags.quiet:
         console.note(about)
     if not sys.stdout.isatty():

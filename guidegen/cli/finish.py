@@ -6,7 +6,7 @@ import io
 import json
 import shlex
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -19,6 +19,7 @@ from guidegen.cli import console, options
 from guidegen.cli.job import draw_grid, find_failures
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
+from guidegen.images import is_inside, read_drawn_bytes, refusal
 from guidegen.plan import Cell, Plan, listed, variant_folder
 from guidegen.run import (
     Row,
@@ -90,7 +91,7 @@ def _verify(
     debug: options.Debug = False,
 ) -> None:
     held = _read(run)
-    state = check(run, held.cells)
+    state = _check(held)
     if as_json:
         facts = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
         console.result(json.dumps(facts, ensure_ascii=False))
@@ -149,8 +150,9 @@ def _merge(
         _check_all_there(held)
         clear_leftovers(run)
         made = [_merge_manifests(held)]
+        corrupt: list[str] = []
         if draw_the_grid and held.in_grid:
-            made += _draw_grid(held)
+            made += _draw_grid(held, corrupt.append)
         if npz:
             made += _write_npz(held)
         if tar:
@@ -159,12 +161,22 @@ def _merge(
         console.result(json.dumps({"images": len(held.cells), "files": [str(path) for path in made]}, ensure_ascii=False))
     else:
         console.result("\n".join(map(str, made)))
+    if corrupt:
+        raise refusal(corrupt, len(held.cells), "their cells are crossed out")
     if failures := find_failures(held.rows(held.cells)):
         raise failures
 
 
-def _check_all_there(held: _Held) -> None:
+def _check(held: _Held) -> State:
+    """What it lacks; an image that a link takes from elsewhere is not its own."""
     state = check(held.folder, held.cells)
+    known = {*state.missing, *state.corrupt, *state.nonfinite}
+    outside = [cell.file for cell in held.cells if cell.file not in known and not is_inside(held.folder, cell.file)]
+    return state._replace(corrupt=[*state.corrupt, *outside])
+
+
+def _check_all_there(held: _Held) -> None:
+    state = _check(held)
     lacking = len(state.missing) + len(state.corrupt)
     if lacking:
         first = (state.missing + state.corrupt)[0]
@@ -182,7 +194,7 @@ def _merge_manifests(held: _Held) -> Path:
     return path
 
 
-def _draw_grid(held: _Held) -> list[Path]:
+def _draw_grid(held: _Held, on_corrupt: Callable[[str], None]) -> list[Path]:
     rows = held.rows(held.in_grid)
     shape = next((row["shape"] for row in rows if row["shape"]), None)
     if shape is None:
@@ -190,7 +202,7 @@ def _draw_grid(held: _Held) -> list[Path]:
     plan = [plan for plan in held.plans if plan.grid][-1]
     title = grid.title_of(held.about["settings"], [axis for axis, _ in plan.by])
     pages = grid.layout(list(rows), shape[:2], plan.columns, title=title, rows=plan.rows)
-    return draw_grid(held.folder, rows, pages, held.facts)
+    return draw_grid(held.folder, rows, pages, held.facts, on_corrupt=on_corrupt)
 
 
 def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
@@ -240,7 +252,7 @@ def _write_tars(held: _Held, limit: int) -> list[Path]:
 
 
 def _members(folder: Path, key: int, row: Row) -> list[tuple[tarfile.TarInfo, bytes]]:
-    files = {"png": (folder / row["file"]).read_bytes(), "json": encode_row(row).rstrip()}
+    files = {"png": read_drawn_bytes(folder, row), "json": encode_row(row).rstrip()}
     if row["label"] is not None:
         files["cls"] = str(row["label"]).encode()
     if row["prompt"] is not None:

@@ -547,13 +547,18 @@ def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
 
 
 def draw_grid(
-    folder: Path, rows: Sequence[Row], pages: grid.Layout, plan: dict[str, Any], out: Path | None = None
+    folder: Path,
+    rows: Sequence[Row],
+    pages: grid.Layout,
+    plan: dict[str, Any],
+    out: Path | None = None,
+    on_corrupt: Callable[[str], None] = lambda reason: None,
 ) -> list[Path]:
     """Writes the pages of the grid into `folder`, or a single one to `out`; returns their paths."""
     paths = [out] if out else [folder / name for name in grid.page_names(len(pages.pages))]
     for page, path in enumerate(paths):
         buffer = io.BytesIO()
-        grid.draw(folder, rows, pages, page).save(buffer, "PNG", pnginfo=png_text(plan))
+        grid.draw(folder, rows, pages, page, on_corrupt).save(buffer, "PNG", pnginfo=png_text(plan))
         write_atomically(path, buffer.getvalue())
     return paths
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
 from guidegen.errors import UsageError
+from guidegen.images import read_drawn
 from guidegen.run import atomically, encode_row, parameters_line, png_text
 from guidegen.runs.schema import check_row, loads
 from guidegen.schema import LARGEST_TEXT
@@ -159,7 +160,6 @@ def write_npz(path: Path, folder: Path, rows: Sequence[Row], plan: dict[str, Any
     """
     import numpy as np
     from numpy.lib import format as npy
-    from PIL import Image
 
     def good() -> Iterator[Row]:
         return (row for row in rows if row["status"] == "ok")
@@ -172,8 +172,7 @@ def write_npz(path: Path, folder: Path, rows: Sequence[Row], plan: dict[str, Any
         with _member(archive, "arr_0") as file:
             npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for row in good():
-                with Image.open(folder / row["file"]) as image:
-                    file.write(np.asarray(image).reshape(shape[1:]).tobytes())
+                file.write(np.asarray(read_drawn(folder, row)).reshape(shape[1:]).tobytes())
         text = np.array(json.dumps(plan, sort_keys=True))
         others = {"arr_1": labels, "guidegen": text, "guidegen_rows": np.frombuffer(packed, np.uint8)}
         for name, array in others.items():

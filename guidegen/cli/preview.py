@@ -11,6 +11,7 @@ from typing import Any
 from guidegen import grid
 from guidegen.cli import console
 from guidegen.errors import UsageError
+from guidegen.images import CorruptImageError, read_drawn
 from guidegen.run import Row
 
 _ROWS = 24  # of the terminal, for a single image
@@ -32,7 +33,11 @@ def preview(folder: Path, rows: Sequence[Row], title: str) -> None:
     if not (err.is_terminal and sys.stdout.isatty() and good):
         return
     logging.getLogger("textual_image").setLevel(logging.ERROR)
-    picture = _picture(folder, good, title)
+    try:
+        picture = _picture(folder, good, title)
+    except CorruptImageError as error:
+        console.note(f"note: no preview: {error}")
+        return
     height = min(_ROWS, max(4, err.height - 4)) if len(good) == 1 else "auto"
     try:
         from textual_image.renderable import Image  # asks the terminal what it can show
@@ -47,7 +52,6 @@ def _picture(folder: Path, rows: Sequence[Row], title: str) -> Any:
 
     if len(rows) > 1:
         return grid.draw(folder, rows, grid.layout(rows, rows[0]["shape"][:2], title=title), 0)
-    with Image.open(folder / rows[0]["file"]) as image:
-        picture = image.convert("RGB")
+    picture = read_drawn(folder, rows[0]).convert("RGB")
     times = max(1, _ENLARGE_TO // max(picture.size))
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guidegen.cli import console, options
 from guidegen.errors import UsageError
+from guidegen.images import refusal
+
+if TYPE_CHECKING:
+    from guidegen.evaluation import Drawn
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("report", help="Make one HTML file of runs: drag w and watch each sample change.")(_command)
+    app.command(
+        "report",
+        help="Make one HTML file of runs: drag w and watch each sample change. An image that is missing or corrupt is left "
+        "out, and the exit code is 3.",
+    )(_command)
 
 
 def _command(
@@ -53,6 +61,7 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
 
     Raises:
         UsageError: no run, or a file of another kind.
+        CorruptImageError: images are missing or corrupt; the page of the others is written.
     """
     from guidegen.evaluation import open_drawn, read_metrics
     from guidegen.report import build_page
@@ -70,14 +79,22 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
         warnings += [f"{run.folder} is not complete: {lack}" for lack in run.missing]
         if stale:
             warnings.append(f"{run.folder}: {stale} rows of metrics are of other images and are left out; evaluate it again")
-    page, inside = build_page(pairs, out, int(max_size * 1e6), thumbnail, warnings)
+    corrupt = [reason for run in drawn for reason in run.corrupt]
+    page, inside, unread = build_page(pairs, out, int(max_size * 1e6), thumbnail, warnings)
+    corrupt += unread
     data = page.encode()
     write_atomically(out, data)
     console.result(str(out))
-    if quiet:
-        return
+    if not quiet:
+        _tell(drawn, warnings, len(data), inside, max_size)
+    if corrupt:
+        images = sum(len(run.rows) for run in drawn)
+        raise refusal(corrupt, images, f"{out} shows the others")
+
+
+def _tell(drawn: Sequence[Drawn], warnings: Sequence[str], size: int, inside: bool, max_size: float) -> None:
     for warning in warnings:
         console.note(f"warning: {warning}")
     count = sum(len(run.rows) for run in drawn)
     where = "inside it" if inside else f"linked from where they are, as they are past --max-size {max_size:g}"
-    console.note(f"{len(data) / 1e6:.1f} MB, {count:,} images {where}")
+    console.note(f"{size / 1e6:.1f} MB, {count:,} images {where}")

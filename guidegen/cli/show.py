@@ -19,6 +19,7 @@ from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.job import draw_grid
 from guidegen.errors import UsageError, quoted
+from guidegen.images import invalid_rows, refusal
 from guidegen.parse import parse_seeds
 from guidegen.plan import Plan, differences, run_names
 from guidegen.run import Row, read_plans, read_rows, read_run, with_axes
@@ -28,7 +29,11 @@ def register(app: typer.Typer) -> None:
     """Adds the three commands."""
     app.command("inspect", help="Say what a checkpoint is and which modes it can serve.")(_inspect)
     app.command("labels", help="List the labels of a checkpoint, or search them.")(_labels)
-    app.command("grid", help="Draw the grid of a run again from its files, with other axes or another size.")(_grid)
+    app.command(
+        "grid",
+        help="Draw the grid of a run again from its files, with other axes or another size. An image that is missing or "
+        "corrupt leaves a crossed-out cell, and the exit code is 3.",
+    )(_grid)
 
 
 def _inspect(
@@ -212,8 +217,11 @@ def _grid(
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
     facts = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
-    for path in draw_grid(runs[0], cells, pages, facts, out):
+    problems = [line for run in runs for line in invalid_rows(run)]
+    for path in draw_grid(runs[0], cells, pages, facts, out, problems.append):
         console.result(str(path))
+    if problems:
+        raise refusal(problems, len(cells), "their cells are crossed out")
 
 
 def _plan_with_grid(run: Path, about: Mapping[str, Any]) -> Plan | None:
@@ -268,5 +276,5 @@ def _side_by_side(
     cells: list[Row] = []
     for run, some, rows, name in zip(runs, settings, rows_of, names, strict=True):
         whose = {"run": name} if len(runs) > 1 else {}
-        cells += [row | whose | {"file": str(run.resolve() / row["file"])} for row in with_axes(rows, some, swept)]
+        cells += [row | whose | {"folder": str(run.resolve())} for row in with_axes(rows, some, swept)]
     return cells, [*swept, *differences(settings)]

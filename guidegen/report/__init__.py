@@ -13,17 +13,21 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from guidegen import __version__
-from guidegen.evaluation import Drawn, key_of, sortable, subject_of
+from guidegen.evaluation import Drawn, finite, key_of, sortable, subject_of
 from guidegen.grid import axes_of
+from guidegen.images import CorruptImageError, read_drawn, read_drawn_bytes
 from guidegen.metrics import title_of
 from guidegen.naming import axis_name, value_name
 from guidegen.plan import NEUTRAL
 from guidegen.report.series import Series, about_series, make_series, names_of, shown
 from guidegen.run import Row, read_rows, with_axes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
 _PER_RUN = {"-w", "--w", "--w-classifier", "--label", "-l", "--num", "-n", "--seed", "--seeds", "--out", "-o", "--by"}
@@ -41,8 +45,8 @@ def build_page(
     max_bytes: int,
     thumbnail: int = 256,
     warnings: Sequence[str] = (),
-) -> tuple[str, bool]:
-    """The page as text, and whether its images are inside it (else they are linked from beside it).
+) -> tuple[str, bool, list[str]]:
+    """The page as text, whether its images are inside it (else they are linked), and what is wrong with those left out.
 
     Args:
         runs: each with its rows of metrics, which may be none.
@@ -58,7 +62,7 @@ def build_page(
         images = _Links(out.resolve().parent)
         data = _data(runs, images, warnings)
     title = f"guidegen: {', '.join(dict.fromkeys(drawn.about['settings']['model'] for drawn, _ in runs))}"
-    return fill_template(title, data, linked=isinstance(images, _Links)), not isinstance(images, _Links)
+    return fill_template(title, data, linked=isinstance(images, _Links)), not isinstance(images, _Links), images.corrupt
 
 
 def fill_template(title: str, data: Mapping[str, Any], linked: bool) -> str:
@@ -84,8 +88,8 @@ def fill_template(title: str, data: Mapping[str, Any], linked: bool) -> str:
 
 
 def safe_json(data: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever its text says."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON that cannot end the script element it stands in, whatever its text says; null for what is not finite."""
+    text = json.dumps(finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     return re.sub("[<>&\u2028\u2029]", lambda match: escapes[match[0]], text)
 
@@ -96,15 +100,23 @@ class _Images:
     def __init__(self, max_bytes: int, thumbnail: int):
         self._left, self._thumbnail = max_bytes, thumbnail
         self.sources: list[str] = []
+        self.corrupt: list[str] = []
         self._index: dict[str, int] = {}
 
-    def add(self, folder: Path, row: Row) -> int:
-        """Index of the image among `sources`.
+    def add(self, folder: Path, row: Row) -> int | None:
+        """Index of the image among `sources`; None where it is not the one that was drawn.
 
         Raises:
             TooLargeError: it does not fit any more.
         """
-        source = self._source(folder / row["file"])
+        try:
+            return self._add(folder, row)
+        except CorruptImageError as error:
+            self.corrupt.append(str(error))
+            return None
+
+    def _add(self, folder: Path, row: Row) -> int:
+        source = self._source(read_drawn(folder, row))
         if source not in self._index:
             self._left -= len(source)
             if self._left < 0:
@@ -113,21 +125,20 @@ class _Images:
             self.sources.append(source)
         return self._index[source]
 
-    def _source(self, path: Path) -> str:
+    def _source(self, image: Image) -> str:
         from PIL import Image
 
-        with Image.open(path) as image:
-            buffer = io.BytesIO()
-            if max(image.size) <= _SMALL:
-                clean = Image.new(image.mode, image.size)  # without the text chunks, which are larger than the pixels
-                clean.paste(image)
-                clean.save(buffer, "PNG", optimize=True)
-                kind = "png"
-            else:
-                small = image.convert("RGB")
-                small.thumbnail((self._thumbnail, self._thumbnail), Image.Resampling.LANCZOS)
-                small.save(buffer, "WEBP", quality=85)
-                kind = "webp"
+        buffer = io.BytesIO()
+        if max(image.size) <= _SMALL:
+            clean = Image.new(image.mode, image.size)  # without the text chunks, which are larger than the pixels
+            clean.paste(image)
+            clean.save(buffer, "PNG", optimize=True)
+            kind = "png"
+        else:
+            small = image.convert("RGB")
+            small.thumbnail((self._thumbnail, self._thumbnail), Image.Resampling.LANCZOS)
+            small.save(buffer, "WEBP", quality=85)
+            kind = "webp"
         return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -138,7 +149,8 @@ class _Links(_Images):
         super().__init__(0, 0)
         self._start = start
 
-    def add(self, folder: Path, row: Row) -> int:
+    def _add(self, folder: Path, row: Row) -> int:
+        read_drawn_bytes(folder, row)
         path = os.path.relpath((folder / row["file"]).resolve(), self._start)
         self.sources.append(quote(Path(path).as_posix()))
         return len(self.sources) - 1
@@ -170,7 +182,7 @@ def _data(
         "start": series[0].x[measured] if measured is not None else middle,
         "runs": described,
         "images": images.sources,
-        "curves": _curves(series) if series else None,
+        "curves": _curves(series) if shown(series) else None,
         "unmeasured": f"Not measured yet: guidegen evaluate {folders} --reference PATH",
     }
 

@@ -11,6 +11,8 @@ from guidegen.metrics import METRICS, Metric
 from guidegen.naming import describe
 from guidegen.plan import run_names
 
+_VENDI = next(metric for metric in METRICS if metric.name == "vendi_score")
+
 
 @dataclass(frozen=True)
 class Series:
@@ -45,9 +47,18 @@ class Series:
         return [((row["metrics"].get(metric.name) or {}).get("images")) or 0 for row in self.rows]
 
     def thin(self, metric: Metric) -> list[bool]:
-        """Where it was measured on fewer than half as many images as elsewhere: not to be compared with the others."""
+        """Where it is not to be compared with the others: of fewer than half as many images, or of fewer a class (Vendi)."""
         counts = self.counts(metric)
-        return [2 * count < max(counts) for count in counts]
+        return [
+            2 * count < max(counts) or some < max(self.per_class(metric))
+            for count, some in zip(counts, self.per_class(metric), strict=True)
+        ]
+
+    def per_class(self, metric: Metric) -> list[int]:
+        """The fewest images of a class behind a score that grows with them; 0 for all others."""
+        if metric.name != "vendi_score":
+            return [0] * len(self.rows)
+        return [((row["metrics"].get(metric.name) or {}).get("per_class") or [0])[0] for row in self.rows]
 
     def best(self, metric: Metric) -> int | None:
         """Index of its best value among those that can be compared."""
@@ -113,6 +124,8 @@ def about_series(series: Sequence[Series]) -> str:
         known = f", right on {right:.1%} of the reference images" if right is not None else ""
         lines.append(f"judge of the labels: {judge['name']}{known}")
     notes = [f"shaded: {row['spread']}"] if row["spread"] else []
+    if of := {n for line in series for n in line.per_class(_VENDI) if n}:
+        notes.append(f"Vendi score of {_range(of)} images a label")
     pairs = [(line, metric) for line in series for metric in METRICS if any(line.values(metric))]
     few = [n for line, metric in pairs for n, thin in zip(line.counts(metric), line.thin(metric), strict=True) if n and thin]
     if few:

@@ -174,19 +174,13 @@ def test_pairwise_distance_by_its_definition() -> None:
     assert metrics.mean_over_classes(metrics.pairwise_distance, x[8:], classes[8:]) is None
 
 
-def test_halves_give_the_standard_error_of_a_mean() -> None:
-    """The spread over halves drawn without replacement is sigma/sqrt(N); 2,000 halves know it to 2 %."""
-    values = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    means = torch.stack([values[half].mean() for half in metrics.half_samples(["all"] * 100, 2000)])
-    assert float(means.std()) == pytest.approx(float(values.std()) / 10, rel=0.06)
-
-
-def test_halves_keep_the_balance_of_the_classes() -> None:
-    labels = ["a", "b", "c", "d"] * 5
-    for half in metrics.half_samples(labels, 6):
-        assert len(set(half)) == len(half) == 10
-        assert {labels[i] for i in half} == set("abcd")
-        assert all(2 <= sum(labels[i] == one for i in half) <= 3 for one in "abcd")
+@pytest.mark.parametrize(("count", "width"), [(40, 8), (40, 64)])
+def test_vendi_score_by_either_matrix(count: int, width: int) -> None:
+    """The definition with the N x N kernel matrix, whichever side is smaller; rounding alone between them."""
+    x = cloud(3, count, width, shift=0.4).double()
+    unit = x / x.norm(dim=1, keepdim=True)
+    eigenvalues = torch.linalg.eigvalsh(unit @ unit.T / count).clamp_min(1e-300)
+    assert metrics.vendi_score(x) == pytest.approx(math.exp(-float((eigenvalues * eigenvalues.log()).sum())), rel=1e-9)
 
 
 def test_one_image_drawn_for_several_labels_counts_once() -> None:

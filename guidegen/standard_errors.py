@@ -1,0 +1,179 @@
+"""Standard errors of metrics over the images of a run, each from the images alone and the reference held fixed.
+
+Images are taken as independent draws within their label. That images of one seed share their noise
+across labels is not accounted for; one image that stands for several labels counts as one.
+
+The bootstrap is of no use here: an image drawn twice is its own neighbour. Half-samples and the plain
+delete-one jackknife count the part of a statistic that comes from c images at once 2^c − 1 and c times
+(Efron & Stein 1981, doi 10.1214/aos/1176345462), so they are too wide for all but means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+LEAST = 4
+"""Images of a class or parts of a sample that a variance is taken of."""
+_UNITS = 16
+_PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
+_SMOOTHING = 4
+
+
+def strata(labels: Sequence[Hashable], least: int = LEAST) -> list[Tensor]:
+    """Indices of each label's images. Labels of fewer than `least` are pooled, which makes an error wider, not smaller."""
+    found: dict[Hashable, list[int]] = {}
+    for i, label in enumerate(labels):
+        found.setdefault(label, []).append(i)
+    large = sorted((index for index in found.values() if len(index) >= least), key=len)
+    if pooled := [i for index in found.values() if len(index) < least for i in index]:
+        if len(pooled) < least and large:
+            pooled += large.pop(0)
+        large.append(pooled)
+    return [torch.tensor(index) for index in large]
+
+
+def of_mean(values: Tensor, labels: Sequence[Hashable], images: Sequence[Hashable]) -> float | None:
+    """Of the mean of `values` (N,), stratified by label; rows of one image are one draw.
+
+    Args:
+        values: of each row.
+        labels: of each row.
+        images: what tells the rows' images apart.
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for i, image in enumerate(images):
+        rows.setdefault(image, []).append(i)
+    if len(rows) < 2:
+        return None
+    sums = torch.stack([(values[index] - values.mean()).sum() for index in rows.values()]).double()
+    of_units = [tuple(sorted(str(labels[i]) for i in index)) for index in rows.values()]
+    variance = sum(len(one) * float(sums[one].var()) for one in strata(of_units, 2))
+    return math.sqrt(variance) / len(values)
+
+
+def of_union(covers: Tensor, only: Tensor, sets: Tensor, labels: Sequence[Hashable]) -> float | None:
+    """Of the share of M points that N sets cover: by inclusion and exclusion over how many sets a point needs.
+
+    For a Poisson number of sets the variance is Σ_S (−1)^(|S|+1) g_S² / M² without bias, g_S the points that
+    just the sets S cover, all of them together. The alternating sum is Good & Toulmin's (1956), and
+    is smoothed as Efron & Thisted's (1976): the term of |S| is weighed by P(Binomial(4, ½) ≥ |S|).
+    The terms of single sets, which alone are the plain jackknife, are taken about their mean in each stratum, as N is
+    fixed; a fifth of them is the least that it comes to.
+
+    Args:
+        covers: (M,) in how many of the sets each point is.
+        only: (N,) how many points each set covers alone.
+        sets: (M,) a number that tells which sets a point is in.
+        labels: of the sets.
+    """
+    if len(only) < LEAST:
+        return None
+    variance = 0.0
+    for one in strata(labels, 2):
+        alone = only[one].double()
+        variance += len(alone) * float(alone.var())
+    least = variance / 5
+    several = covers >= 2
+    _, inverse, counts = torch.unique(sets[several], return_inverse=True, return_counts=True)
+    size = torch.zeros_like(counts)
+    size[inverse] = covers[several]
+    tail = [sum(math.comb(_SMOOTHING, k) for k in range(n, _SMOOTHING + 1)) / 2**_SMOOTHING for n in range(_SMOOTHING + 2)]
+    weight = torch.tensor(tail, dtype=torch.float64)[size.clamp_max(_SMOOTHING + 1)]
+    sign = 1 - 2 * (1 - size % 2)
+    variance += float((sign * weight * counts.double().square()).sum())
+    return math.sqrt(max(least, variance)) / len(covers)
+
+
+def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:
+    """Indices of halves and quarters of the images: for each random split 3 times 2 halves, then its 4 quarters.
+
+    Each has its share of every label, one image more or less; drawn from seed 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = strata(labels)
+    found = []
+    for _ in range(splits):
+        order = torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])
+        quarters = [order[i::4] for i in range(4)]
+        found += [torch.cat([quarters[i] for i in half]) for pairing in _PAIRINGS for half in pairing]
+        found += quarters
+    return found
+
+
+def of_subsamples(values: Sequence[float]) -> float | None:
+    """Of a statistic of all images, from its values on `subsamples`.
+
+    Two halves are independent, as quarters are, so (θ_A − θ_B)²/2 is the variance at N/2 without bias, and
+    so at N/4. From there to N it goes on by the power of N that the two have between them: 1/N for a
+    smooth statistic, 1/N² for a degenerate one such as the kernel distance of samples from the
+    reference's own distribution, less for recall, whose balls shrink as images are added. The halves
+    of a split are the three contrasts of its quarters, so that for a mean the power is 1/N exactly.
+    """
+    if not values:
+        return None
+    found = torch.tensor(values, dtype=torch.float64).view(-1, 10)
+    halves = float((found[:, 0:6:2] - found[:, 1:6:2]).square().mean()) / 2
+    quarters = float(found[:, 6:].var(1).mean())
+    return math.sqrt(halves * min(1.0, max(0.25, halves / quarters))) if quarters else math.sqrt(halves / 2)
+
+
+Scale = Callable[[float, int, int], tuple[float, float, float]]
+
+
+def as_it_is(score: float, n: int, of: int) -> tuple[float, float, float]:
+    """The scale of what does not depend on n."""
+    return score, 1.0, 1.0
+
+
+def of_classes(
+    classes: Sequence[tuple[Tensor, Hashable]], score: Callable[[Tensor], float], scale: Scale = as_it_is
+) -> float | None:
+    """Of the mean over classes of a score: the jackknife of each class, corrected for what comes from two images at once.
+
+    With S₁ and S₂ the variances among the values with one and with two of G units left out, the variance is
+    (G − 2)·((G − 1)·S₁ − (G − 3)/2·S₂), without bias for U-statistics of order two, where
+    the plain jackknife, (G − 1)·S₁, counts the second order twice (Efron & Stein 1981). It is kept between that
+    and (G − 2)/2·S₁, which it is where all is of second order. A unit is an image, or a sixteenth of
+    them where there are more than 16. Classes that have the very same images count as one of their joint weight.
+
+    Args:
+        classes: features (n, D) of each class, and what is the same for classes of the same images.
+        score: of features.
+        scale: takes a score, its n and that of the whole class to a scale on which it does not depend on n; with it
+            the derivative of the score by that scale, and how much the correction weighs.
+
+    Returns:
+        None where a class has fewer than 4 images.
+    """
+    distinct = {key: features for features, key in classes}
+    if not distinct or min(map(len, distinct.values())) < LEAST:
+        return None
+    weights = Counter(key for _, key in classes)
+    variance = least = most = 0.0
+    for key, features in distinct.items():
+        units = min(len(features), _UNITS)
+        first, second = (_left_out(features, units, some, score, scale) for some in (1, 2))
+        _, slope, weight = scale(score(features), len(features), len(features))
+        factor = (slope * weights[key] / len(classes)) ** 2
+        plain = (units - 1) * first
+        corrected = (units - 2) * (plain - (units - 3) / 2 * second)
+        variance += factor * (weight * corrected + (1 - weight) * plain)
+        least += factor * (units - 2) / 2 * first
+        most += factor * plain
+    return math.sqrt(min(most, max(least, variance)))
+
+
+def _left_out(features: Tensor, units: int, some: int, score: Callable[[Tensor], float], scale: Scale) -> float:
+    """Variance among the scores with `some` of the units left out."""
+    unit = torch.arange(len(features)) * units // len(features)
+    values = []
+    for left_out in combinations(range(units), some):
+        kept = features[~torch.isin(unit, torch.tensor(left_out))]
+        values.append(scale(score(kept), len(kept), len(features))[0])
+    return float(torch.tensor(values, dtype=torch.float64).var(correction=0))
