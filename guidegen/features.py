@@ -89,10 +89,9 @@ def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCES
         classifier = load_classifier(info, device, access)
         tap = _Penultimate(classifier, len(info.labels))
         return Reader(name, identity, _on_device(tap, device, config), _own_size(config), weights)
-    network = load_backbone(folder, config, device, access)
-    return Reader(
-        name, identity, _on_device(_Pooled(network, _preprocessing(folder, preprocessor)), device, config), None, weights
-    )
+    assert preprocessor is not None
+    network = _Pooled(load_backbone(folder, config, device, access), preprocessor)
+    return Reader(name, identity, _on_device(network, device, config), None, weights)
 
 
 def open_judge(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) -> tuple[Reader, ClassifierInfo]:
@@ -264,13 +263,6 @@ class _Pooled(nn.Module):
             return out.pooler_output.flatten(1)  # type: ignore[no-any-return]
         last: Tensor = out.last_hidden_state
         return last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))
-
-
-def _preprocessing(folder: Path, preprocessor: Mapping[str, Any]) -> Preprocessing:
-    try:
-        return Preprocessing.from_config(preprocessor)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}/preprocessor_config.json: {error}.") from error
 
 
 def _inception(device: torch.device) -> Reader:

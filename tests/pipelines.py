@@ -172,7 +172,7 @@ def stable_diffusion_xl(folder: Path) -> Path:
 
 def clip(folder: Path) -> Path:
     """A CLIPModel folder: tokenizer, image processor, weights; images of 16 pixels."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig
 
     torch.manual_seed(3)
     vision = CLIPVisionConfig(
@@ -182,7 +182,7 @@ def clip(folder: Path) -> Path:
     CLIPModel(config).save_pretrained(folder)
     clip_tokenizer(folder).save_pretrained(folder)
     sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    CLIPImageProcessor(**sizes).save_pretrained(folder)
     return folder
 
 
@@ -191,7 +191,7 @@ def siglip(folder: Path) -> Path:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
-    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
 
     torch.manual_seed(4)
     letters = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1} | {c: i + 2 for i, c in enumerate(LETTERS)}, "<unk>"))
@@ -201,5 +201,5 @@ def siglip(folder: Path) -> Path:
     vision = {"image_size": 16, "patch_size": 4}
     SiglipModel(SiglipConfig(text_config=text | shared, vision_config=vision | shared)).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder

@@ -77,7 +77,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     transformers.ResNetForImageClassification(config).eval().save_pretrained(folder)
     size = {"height": SIZE, "width": SIZE}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size, "resample": 2}))
+    preprocessing = {"image_processor_type": "ViTImageProcessor", "size": size, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     return folder
 
 
@@ -382,7 +383,13 @@ def test_features_of_a_model_without_a_head(network: Path, tmp_path: Path) -> No
     )
     model = transformers.Dinov2Model(config).eval()
     model.save_pretrained(tmp_path / "dino")
-    preprocessing = {"size": {"height": SIZE, "width": SIZE}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    preprocessing = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": SIZE, "width": SIZE},
+        "resample": 3,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     images = np.stack([picture(1, seed, 2.0) for seed in range(3)])
     found = features.open_features(str(tmp_path / "dino"), torch.device("cpu"))(images)

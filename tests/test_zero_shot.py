@@ -32,8 +32,8 @@ def images(count: int = 3, edge: int = 8) -> Tensor:
 
 
 def test_logits_are_the_models_own(folder: Path) -> None:
-    """Against the whole forward pass of transformers, on the same pixels; a bias that all texts share aside."""
-    from transformers import AutoModel, AutoTokenizer
+    """Against the whole of transformers, its processor included; a bias that all texts share aside."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     ours: Any = load_classifier(open_classifier(folder), "cpu", texts=TEXTS)
     model = AutoModel.from_pretrained(folder).eval()
@@ -42,9 +42,11 @@ def test_logits_are_the_models_own(folder: Path) -> None:
     tokens = AutoTokenizer.from_pretrained(folder)(
         TEXTS, padding=padding, truncation=True, max_length=length, return_tensors="pt"
     )
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = AutoImageProcessor.from_pretrained(folder)(images=list(pixels.numpy()), return_tensors="pt")
     with torch.no_grad():
-        theirs = model(pixel_values=ours.preprocessing(images()), **tokens).logits_per_image
-        mine = ours(images())
+        theirs = model(**seen, **tokens).logits_per_image
+        mine = ours(pixels.float() / 127.5 - 1)
     torch.testing.assert_close(mine.log_softmax(-1), theirs.log_softmax(-1), rtol=1e-5, atol=1e-5)
     assert (mine[:, 0] - mine[:, 1]).abs().max() > 1e-3  # the texts are told apart
 

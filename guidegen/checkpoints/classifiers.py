@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guidegen.arguments import one_of
 from guidegen.checkpoints.configs import read_config, read_json
@@ -15,6 +15,9 @@ from guidegen.checkpoints.labels import Labels
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.model import ClassifierModel, label_names
 from guidegen.own import own_sha256, read_own, split_own
+
+if TYPE_CHECKING:
+    from guidegen.checkpoints.preprocessing import Preprocessing
 
 ZERO_SHOT = ("CLIPModel", "SiglipModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 """transformers models that tell apart images by texts, each with get_text_features and get_image_features."""
@@ -35,7 +38,7 @@ class ClassifierInfo:
         config: its config.json.
         labels: what it tells apart, in the order of its columns; empty for a zero-shot one.
         input: noisy (a `NoisyClassifier`, reads x_t and t) or denoised (reads clean images).
-        preprocessor: preprocessor_config.json of a transformers classifier; None for a `NoisyClassifier`.
+        preprocessor: what a transformers classifier does to an image first; None for a `NoisyClassifier`.
         zero_shot: whether it tells apart whatever texts it is given.
         own: a classifier of the person's own, which has no files but its own.
     """
@@ -46,7 +49,7 @@ class ClassifierInfo:
     config: Mapping[str, Any]
     labels: Labels
     input: str
-    preprocessor: Mapping[str, Any] | None
+    preprocessor: Preprocessing | None
     zero_shot: bool = False
     own: ClassifierModel | None = None
 
@@ -140,7 +143,7 @@ class Classifiers:
         return [part.config for part, _ in self.parts]
 
     @property
-    def preprocessor(self) -> list[Mapping[str, Any] | None]:
+    def preprocessor(self) -> list[Preprocessing | None]:
         """The preprocessing of each."""
         return [part.preprocessor for part, _ in self.parts]
 
@@ -194,8 +197,8 @@ def open_classifier(
         )
     if input == "noisy" and not noise_aware:
         raise UsageError(f"--classifier-input noisy: {architectures} takes no timestep, so it reads denoised images only.")
+    preprocessor = None if noise_aware else _preprocessor(folder, config)
     labels = Labels({}) if zero_shot else _labels(config, folder)
-    preprocessor = None if noise_aware else _preprocessor(folder)
     if weights:
         download_weights(ref, revision, [folder], access)
     reads = input or ("noisy" if noise_aware else "denoised")
@@ -238,7 +241,7 @@ def _identity(classifier: ClassifierInfo) -> Any:
 
 def open_backbone(
     ref: str | Path, weights: bool = False, access: Access = DEFAULT_ACCESS
-) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+) -> tuple[Path, dict[str, Any], Preprocessing | None]:
     """Folder, config and preprocessing of any image model: a `NoisyClassifier` has no preprocessing of its own.
 
     Args:
@@ -257,27 +260,15 @@ def open_backbone(
     if weights:
         download_weights(str(ref), revision, [folder], access)
     if config.get("_class_name") == "NoisyClassifier":
-        return folder, config, {}
+        return folder, config, None
     if "pretrained_cfg" in config:
-        return folder, config, _timm_preprocessor(config["pretrained_cfg"])
+        from guidegen.checkpoints.preprocessing import Preprocessing
+
+        return folder, config, Preprocessing.from_timm(config["pretrained_cfg"], folder / "config.json")
     if "model_type" not in config:
         found = config.get("_class_name") or "no model_type"
         raise CheckpointError(f"{folder} is not an image model of transformers or timm: config.json says {found}.")
-    return folder, config, _preprocessor(folder)
-
-
-def _timm_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's words for a preprocessing, in transformers' words: resize the shorter edge, then crop the centre."""
-    _, height, width = config["input_size"]
-    filters = {"nearest": 0, "bilinear": 2, "bicubic": 3}
-    return {
-        "size": {"shortest_edge": int(min(height, width) / config.get("crop_pct", 0.875))},
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "resample": filters.get(config.get("interpolation", "bilinear"), 3),
-        "image_mean": config["mean"],
-        "image_std": config["std"],
-    }
+    return folder, config, _preprocessor(folder, config)
 
 
 def _labels(config: Mapping[str, Any], folder: Path) -> Labels:
@@ -287,11 +278,18 @@ def _labels(config: Mapping[str, Any], folder: Path) -> Labels:
     return Labels(names)
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    path, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
-    if path.is_file():
-        return read_json(path)
-    inner = read_json(whole).get("image_processor") if whole.is_file() else None  # as transformers 5 saves CLIP's
-    if not isinstance(inner, dict):
-        raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
-    return inner
+def _preprocessor(folder: Path, config: Mapping[str, Any]) -> Preprocessing:
+    """Of a transformers model; where there are two files, transformers reads the newer kind."""
+    from guidegen.checkpoints.preprocessing import Preprocessing
+
+    if "pretrained_cfg" in config:
+        raise CheckpointError(
+            f"{folder} has timm's preprocessing (TimmWrapperImageProcessor), which guidegen does not follow for classifiers."
+        )
+    whole, path = folder / "processor_config.json", folder / "preprocessor_config.json"
+    stated = read_json(whole).get("image_processor") if whole.is_file() else None
+    if stated is None:
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
+        whole, stated = path, read_json(path)
+    return Preprocessing.from_config(stated, config.get("model_type"), whole)

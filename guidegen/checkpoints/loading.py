@@ -167,7 +167,7 @@ def load_classifier(
         texts: what a zero-shot classifier tells apart, one column each.
         autocast: a `NoisyClassifier` keeps its weights for calls under autocast to that dtype, see `cast_weights`.
     """
-    from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier, Preprocessing
+    from guidegen.checkpoints.preprocessing import CleanClassifier, ImageClassifier
 
     instance("classifier", classifier, ClassifierInfo, "what open_classifier returns")
     one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
@@ -182,16 +182,13 @@ def load_classifier(
         return network if classifier.input == "noisy" else CleanClassifier(network)
     from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
 
-    try:
-        preprocessing = Preprocessing.from_config(classifier.preprocessor)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{classifier.folder}/preprocessor_config.json: {error}.") from error
     if classifier.zero_shot:
         from guidegen.checkpoints.zero_shot import ZeroShotClassifier
 
         network = _load(AutoModelForZeroShotImageClassification, classifier.folder, device, access)
-        return ZeroShotClassifier(network, preprocessing, _tokenizer(classifier.folder), texts)
-    return ImageClassifier(_load(AutoModelForImageClassification, classifier.folder, device, access), preprocessing)
+        return ZeroShotClassifier(network, classifier.preprocessor, _tokenizer(classifier.folder), texts)
+    network = _load(AutoModelForImageClassification, classifier.folder, device, access)
+    return ImageClassifier(network, classifier.preprocessor)
 
 
 def load_backbone(folder: Path, config: Mapping[str, Any], device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:

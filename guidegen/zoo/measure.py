@@ -24,7 +24,13 @@ from guidegen.zoo import BUNDLED
 from guidegen.zoo.train import CLASSES, load_images, random_flip, random_shift
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
-_PREPROCESSOR = {"size": {"height": 128, "width": 128}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "size": {"height": 128, "width": 128},
+    "resample": 2,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
 
 
 def make_judge() -> ImageClassifier:
