@@ -21,7 +21,7 @@ LARGEST_EDGE = 1 << 14
 """Pixels of the longest edge of an image."""
 MOST_LABELS = 1_000_000
 _LONGEST_NAME = 4096
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_HALF = re.compile(r"[\ud800-\udfff]")  # of a surrogate pair: no file can hold it
 _LABEL = re.compile(r"0|[1-9][0-9]{0,8}")
 Edge = Annotated[int, Meta(ge=1, le=LARGEST_EDGE)]
 Channels = Annotated[int, Meta(ge=1, le=1 << 16)]
@@ -112,7 +112,7 @@ def label_names(value: Any, where: object, error: type[GuidegenError]) -> dict[i
         error: raised for anything else.
 
     Raises:
-        error: no such mapping, too long, or names that are long or cannot be printed.
+        error: no such mapping, too long, or names that are long or no valid Unicode.
     """
     if not isinstance(value, Mapping):
         raise error(f"{where} should map ids to names, found {type(value).__name__}.")
@@ -127,8 +127,8 @@ def label_names(value: Any, where: object, error: type[GuidegenError]) -> dict[i
             raise error(f"{where} has the id {number} twice.")
         if not isinstance(name, str):
             raise error(f"{where} should map ids to names; that of {number} is {type(name).__name__}, no text.")
-        if len(name) > _LONGEST_NAME or _CONTROL.search(name):
-            what = "too long" if len(name) > _LONGEST_NAME else "not printable"
+        if len(name) > _LONGEST_NAME or _HALF.search(name):
+            what = "too long" if len(name) > _LONGEST_NAME else "not valid Unicode"
             raise error(f"{where}: the name of label {number} is {what}.")
         names[number] = name
     return names

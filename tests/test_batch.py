@@ -68,7 +68,7 @@ def drawn(samples: Sequence[int], mode: str, method: Method, w_schedule: str | N
         weak=Network(0.5) if top else None,
         w_guide=[1.0 + i % 3 for i in samples] if top else None,
         method=method,
-        pace=make_pace(LEVELS, interval, w_schedule, method).weights,
+        pace=make_pace(LEVELS, interval, w_schedule, method, [*LEVELS[1:], Level(1.0, 0.0)]).weights,
         steps=STEPS,
     )
     x = noise([i % 2 for i in samples])
@@ -97,14 +97,13 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_another_order(name: str, m
 
 OWN = '''
 def Mixing(unconditional, conditional, w, step):
-    """Reads the whole batch, writes into what it is given, and remembers."""
+    """Reads the whole batch, and remembers."""
     before = step.memory.get("mean", conditional)
     step.memory["mean"] = 0.5 * before + 0.5 * conditional
     step.memory["steps"] = step.memory.get("steps", 0) + 1
     difference = conditional - unconditional
-    difference /= difference.norm().clamp(min=1e-6)
-    conditional *= 1 + 0.1 * step.memory["steps"]
-    step.x_t.zero_()
+    difference = difference / difference.norm().clamp(min=1e-6)
+    conditional = conditional * (1 + 0.1 * step.memory["steps"])
     return conditional + (w - 1) * difference + 0.1 * step.memory["mean"].mean()
 '''
 

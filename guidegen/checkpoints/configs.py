@@ -5,6 +5,7 @@ Keys that are not named here belong to diffusers and transformers, and pass as t
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: anything else.
     """
     data = read_bytes(path, CheckpointError, _LARGEST)
+    if data.startswith(codecs.BOM_UTF8):
+        raise CheckpointError(f"{path} begins with a byte order mark: save it as UTF-8 without one.")
     try:
         found = json.loads(data.decode("utf-8"))
         json.dumps(found, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be printed

@@ -137,10 +137,10 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         """Sets the scales of the logits, here and in the config.
 
         Raises:
-            ValueError: fewer than two, or one that is no positive number.
+            ValueError: fewer than two, or one that is no number from 0.
         """
-        if len(scales) < 2 or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
-            raise ValueError("NoisyClassifier: logit_scales should be two positive numbers or more")
+        if len(scales) < 2 or not all(isinstance(scale, int | float) and 0 <= scale < math.inf for scale in scales):
+            raise ValueError("NoisyClassifier: logit_scales should be two numbers or more, none below 0")
         self.register_to_config(logit_scales=list(scales))
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
 
