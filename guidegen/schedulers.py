@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from guidegen.arguments import instance
 from guidegen.checkpoints import is_flow
 from guidegen.errors import CheckpointError, UsageError, first_line
 from guidegen.scores.diffusion import Level
@@ -182,9 +183,12 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
         name: a short name of `SCHEDULERS` or a diffusers class name; None takes the checkpoint's own.
 
     Raises:
+        TypeError: `config` is no mapping, or `name` no text.
         UsageError: no such scheduler, or one that does not fit this checkpoint.
         CheckpointError: the checkpoint names a scheduler that diffusers does not have, or settings that it refuses.
     """
+    instance("config", config, Mapping, "the config of a scheduler as a mapping")
+    instance("name", name, str | None, "the name of a scheduler")
     own_class, flow = _own_class(config), is_flow(config)
     asked = own_class if name is None else scheduler_class(name, flow)
     told = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"

@@ -107,6 +107,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "eta of euler": (lambda: drawn(eta=0.5, scheduler=g.make_scheduler(CONFIG, "euler")), "^eta is for ddim; EulerDiscrete"),
     "guide": (lambda: drawn(guide=None), "^guide takes"),
     "scheduler": (lambda: drawn(scheduler="ddim"), "^scheduler takes"),
+    "config": (lambda: g.make_scheduler("ddim"), "^config takes the config of a scheduler"),  # type: ignore[arg-type]
+    "name": (lambda: g.make_scheduler(CONFIG, 3), "^name takes the name of a scheduler"),  # type: ignore[arg-type]
     "no columns": (lambda: judge({}), "^columns is empty"),
     "columns are a list": (lambda: judge([0, 1]), "^columns takes a mapping"),
     "negative column": (lambda: judge({0: -1}), "^columns takes whole numbers from 0"),
