@@ -277,7 +277,7 @@ def _own_scheduler(config: Mapping[str, Any], own_class: str) -> Any:
         raise CheckpointError(f"The checkpoint's scheduler config: {own_class} refuses it: {first_line(error)}") from error
     kept = getattr(own, "alphas_cumprod", None)
     if kept is not None and not (
-        0 < len(kept) == own.config.num_train_timesteps and bool((kept >= 0).all()) and bool((kept <= 1).all())
+        kept.numel() and kept.shape == (own.config.num_train_timesteps,) and bool(((kept >= 0) & (kept <= 1)).all())
     ):
         raise CheckpointError(
             f"The checkpoint's scheduler config: its betas are none of {own.config.num_train_timesteps} steps from 0 to 1."

@@ -389,6 +389,7 @@ def test_steps_that_do_not_fit_are_refused(config: dict[str, Any], name: str, st
         {**VP, "trained_betas": [0.1, math.nan, 0.2], "num_train_timesteps": 3},
         {**VP, "num_train_timesteps": 0},
         {**VP, "trained_betas": [0.1, 0.2]},
+        {**VP, "trained_betas": 0.5},
     ],
 )
 def test_configs_that_make_no_schedule_are_the_checkpoints_fault(config: dict[str, Any]) -> None:
