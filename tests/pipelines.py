@@ -200,6 +200,7 @@ def siglip(folder: Path) -> Path:
     shared = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {"image_size": 16, "patch_size": 4}
     SiglipModel(SiglipConfig(text_config=text | shared, vision_config=vision | shared)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    reads = {"model_input_names": ["input_ids"]}  # as SigLIP's own
+    PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", unk_token="<unk>", **reads).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder

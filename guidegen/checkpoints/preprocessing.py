@@ -261,7 +261,7 @@ def _processor_name(stated: _Named, model_type: str | None, where: object) -> st
         raise CheckpointError(
             f"{where} names no image_processor_type, and transformers none for the model type {model_type}."
         ) from None
-    classes = list(found.values()) if isinstance(found, dict) else [found]
+    classes = list(found.values()) if isinstance(found, dict) else list(found)  # a pair before transformers 5
     name: str = next(kind.__name__ for kind in classes if kind)
     return name.removesuffix("Pil").removesuffix("Fast")
 
