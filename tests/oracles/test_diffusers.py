@@ -119,7 +119,8 @@ def test_classifier_free_equals_diffusers_guider() -> None:
     for w in (1.5, 3.0, 7.5):
         guider = ClassifierFreeGuidance(guidance_scale=w)
         guider.set_state(step=0, num_inference_steps=10, timestep=torch.tensor(500))
-        theirs = guider.forward(conditional, unconditional).pred
+        found = guider.forward(conditional, unconditional)
+        theirs = getattr(found, "pred", found[0])  # a pair before diffusers 0.36
         mine = classifier_free(unconditional, conditional, torch.full((2, 1, 1, 1), w))
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
