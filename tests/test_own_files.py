@@ -117,7 +117,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"load": None}, "load"),
     *(({"shape": shape}, "shape") for shape in ((3, 8), (3, 8, 0), (3, 8, 1e9), "388", None, (3, 8, True), (3, 8, 10**9))),
     *(({"scheduler": value}, "scheduler") for value in (None, [], "DDIM", {1: 2})),
-    *(({"labels": value}, "labels") for value in (["cat"], {"x": "cat"}, {0: 1}, {-1: "cat"}, {True: "cat"}, {0: "a\x1bb"})),
+    *(({"labels": value}, "labels") for value in (["cat"], {"x": "cat"}, {0: 1}, {-1: "cat"}, {True: "cat"})),
     *(({"steps": value}, "steps") for value in (0, -1, True, "50", 1.5, None)),
     *(({"image_size": value}, "image_size") for value in ((8,), 8, (0, 8), ("a", "b"))),
     *(({"version": value}, "version") for value in (None, 3, b"x")),
