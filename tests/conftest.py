@@ -42,7 +42,7 @@ def tiny_unet(seed: int = 0, **config: Any) -> Any:
 
 def tiny_classifier(seed: int = 0, names: dict[str, str] | None = None) -> Any:
     """A NoisyClassifier of a few thousand parameters."""
-    from guidegen.checkpoints.noisy_classifier import NoisyClassifier
+    from guidegen.models.classifiers.noisy import NoisyClassifier
 
     torch.manual_seed(seed)
     return NoisyClassifier(
@@ -57,7 +57,7 @@ def tiny_classifier(seed: int = 0, names: dict[str, str] | None = None) -> Any:
 
 def settings_of(mode: str = "cfg", steps: int = 10, **others: Any) -> Any:
     """Settings as a run has them, of what a painter reads."""
-    from guidegen.plan import Settings
+    from guidegen.spec.settings import Settings
 
     given = {"model": "", "model_sha256": "", "scheduler": "", "eta": None, "dtype": "fp32", "null_label": None}
     return Settings(mode=mode, steps=steps, **(given | others))

@@ -32,7 +32,7 @@ def import_everything() -> None:
     import transformers  # noqa: F401
 
     import guidegen.cli
-    import guidegen.engine  # noqa: F401
+    import guidegen.sampling.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
 

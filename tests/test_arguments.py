@@ -12,7 +12,7 @@ from conftest import NAMES, tiny_classifier, tiny_unet
 
 import guidegen as g
 from guidegen.errors import GuidegenError
-from guidegen.scores.diffusion import Level
+from guidegen.scores.noise import Level
 
 CONFIG = {"_class_name": "DDIMScheduler", "clip_sample": False}
 NAN = math.nan
@@ -171,7 +171,7 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
 def test_dit_and_text_denoisers_know_their_labels() -> None:
     import pipelines
 
-    from guidegen.scores.denoiser import Texts
+    from guidegen.models.denoisers import Texts
 
     x = torch.zeros(1, 4, 8, 8)
     dit = g.DiTDenoiser(pipelines.tiny_transformer(num_embeds_ada_norm=5), "epsilon", 5)

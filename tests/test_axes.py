@@ -13,10 +13,13 @@ import pytest
 from conftest import call
 from PIL import Image
 
-from guidegen import grid
-from guidegen.checkpoints import loading
-from guidegen.naming import describe
-from guidegen.plan import Cell, Plan, Shard, axis_value, differences, read_plan
+from guidegen.models import loading
+from guidegen.report import grid
+from guidegen.spec.cell import Cell
+from guidegen.spec.names import describe
+from guidegen.spec.plan import Plan, read_plan
+from guidegen.spec.settings import axis_value, differences
+from guidegen.spec.shard import Shard
 
 ARGS = ("--label", "0-1", "--num", "2", "--w", "1,3", "--batch-size", "3")
 BY = ("--by", "scheduler=ddim,euler", "--by", "steps=2,3")

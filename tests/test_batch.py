@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from guidegen import NULL, Guide
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import Cost, Weights
+from guidegen.scores.interfaces import Cost, Weights
 from guidegen.scores.methods import METHODS, Method, Step, find_method
+from guidegen.scores.noise import Level
 from guidegen.scores.schedule import make_pace
 
 STEPS = 5

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import tiny_unet
 
-from guidegen.checkpoints import Access, open_checkpoint, open_classifier
-from guidegen.checkpoints.files import find_weights, weights_sha256
-from guidegen.checkpoints.loading import load_network
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
+from guidegen.models.checkpoint import Access, open_checkpoint, open_classifier
+from guidegen.models.loading import load_network
+from guidegen.models.weight_files import find_weights, weights_sha256
 
 
 def edit(folder: Path, name: str, **changes: Any) -> Path:

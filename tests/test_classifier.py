@@ -9,8 +9,8 @@ import torch
 from conftest import NAMES, SIZE, tiny_classifier
 from torch import Tensor
 
-from guidegen.scores.classifier import NoisyScore, gradient_of_log_probability
-from guidegen.scores.denoiser import autocast
+from guidegen.scores.gradient import NoisyScore, gradient_of_log_probability
+from guidegen.scores.interfaces import autocast
 
 COLUMNS = {int(label): column for column, label in enumerate(NAMES)}
 
@@ -154,8 +154,8 @@ def test_columns_map_label_ids_to_logits() -> None:
 
 
 def test_saved_and_opened_again(tmp_path: Path) -> None:
-    from guidegen.checkpoints import open_classifier
-    from guidegen.checkpoints.loading import load_classifier
+    from guidegen.models.checkpoint import open_classifier
+    from guidegen.models.loading import load_classifier
 
     network, x, t = tiny_classifier(), images(2), torch.tensor([3, 900])
     network.save_pretrained(tmp_path / "judge")

@@ -15,11 +15,11 @@ import torch
 from adm_reference import Classifier, Options, UNet, randomise
 from typer.testing import CliRunner
 
-from guidegen.checkpoints import adm
-from guidegen.checkpoints.adm_layout import Choices, recognise
 from guidegen.cli import app
 from guidegen.cli.convert import _stoppable, _write
 from guidegen.errors import CheckpointError, GuidegenError, StoppedError, UnsafeError, UsageError
+from guidegen.models.convert import adm
+from guidegen.models.convert.adm_layout import Choices, recognise
 
 Result = subprocess.CompletedProcess[str]
 TINY = Options(mult=(1, 1), head_channels=16)
@@ -108,7 +108,7 @@ def test_names_reach_the_folder(tmp_path: Path) -> None:
 def test_scheduler_is_the_published_schedule(schedule: str, named: str, tmp_path: Path, unet_file: Path) -> None:
     from adm_reference import cumulative_alphas
 
-    from guidegen.sampling import make_scheduler
+    from guidegen.sampling.loop import make_scheduler
 
     convert(unet_file, tmp_path / "made", *SAID[:-1], schedule)
     config = json.loads((tmp_path / "made" / "scheduler" / "scheduler_config.json").read_text())

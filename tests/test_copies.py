@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from guidegen.sampling import SCHEDULERS, make_scheduler, sample
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import Cost, Guide
+from guidegen.sampling.loop import SCHEDULERS, make_scheduler, sample
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import Cost
+from guidegen.scores.noise import Level
 
 META = torch.device("meta")
 CONFIG = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "prediction_type": "epsilon"}

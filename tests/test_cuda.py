@@ -22,11 +22,14 @@ from test_memory import small_device
 from torch import Tensor
 
 from guidegen import BUNDLED, open_checkpoint, open_classifier, to_uint8
-from guidegen.engine import DTYPES, Painter, draw, open_painter, pick_dtype, plan_scheduler
-from guidegen.plan import Cell
-from guidegen.run import Run
-from guidegen.sampling import SCHEDULERS
-from guidegen.scores.diffusion import Level
+from guidegen.runs.directory import Run
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.device import DTYPES, pick_dtype
+from guidegen.sampling.loop import SCHEDULERS
+from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.scores.noise import Level
+from guidegen.spec.cell import Cell
 
 pytestmark = pytest.mark.cuda
 

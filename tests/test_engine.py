@@ -19,15 +19,20 @@ from conftest import settings_of, tiny_unet
 from PIL import Image
 from torch import Tensor
 
-from guidegen.checkpoints import open_checkpoint, open_classifier
-from guidegen.engine import Painter, Tally, draw, open_painter, pick_device, plain_cost, plan_scheduler
 from guidegen.errors import GuidegenError
-from guidegen.plan import Cell, make_cells
-from guidegen.run import Run, read_rows
-from guidegen.scores.denoiser import UNetDenoiser
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import NULL, Cost, Guide
-from guidegen.scores.rows import FixedClassifier, FixedDenoiser
+from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.models.denoisers import UNetDenoiser
+from guidegen.runs.directory import Run, read_rows
+from guidegen.sampling.cost import plain_cost, plan_scheduler
+from guidegen.sampling.device import pick_device
+from guidegen.sampling.pipeline import Painter, Tally, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.scores.fixed_rows import FixedClassifier, FixedDenoiser
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import NULL, Cost
+from guidegen.scores.noise import Level
+from guidegen.spec.cell import Cell
+from guidegen.spec.plan import make_cells
 
 
 def painter_of(folder: Path, mode: str, steps: int, dtype: str = "fp32", fixed_rows: int | None = None) -> Painter:

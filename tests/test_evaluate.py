@@ -16,15 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from guidegen import features, metrics
-from guidegen.checkpoints import open_classifier
 from guidegen.cli.evaluate import EvaluateFlags, evaluate
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
-from guidegen.evaluation import METRICS_FILE, open_drawn, read_metrics
-from guidegen.images import CorruptImageError
-from guidegen.plan import Cell, Plan, Settings
+from guidegen.evaluate import features, metrics
+from guidegen.evaluate.measure import METRICS_FILE, open_drawn, read_metrics
+from guidegen.models.checkpoint import open_classifier
 from guidegen.report.series import make_series
-from guidegen.run import Run
+from guidegen.runs.directory import Run
+from guidegen.runs.images import CorruptImageError
+from guidegen.spec.cell import Cell
+from guidegen.spec.plan import Plan
+from guidegen.spec.settings import Settings
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SIZE = 16
@@ -399,7 +401,7 @@ def test_features_of_a_model_without_a_head(network: Path, tmp_path: Path) -> No
 
 
 def test_the_bundled_features_are_what_its_head_reads() -> None:
-    from guidegen.checkpoints.loading import load_classifier
+    from guidegen.models.loading import load_classifier
 
     reader = features.open_features("bundled", torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)

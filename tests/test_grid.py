@@ -9,12 +9,12 @@ from conftest import settings_of
 from PIL import Image
 from typer.testing import CliRunner
 
-from guidegen import grid
 from guidegen.cli import app
 from guidegen.errors import UsageError
-from guidegen.evaluation import images_digest, open_drawn, write_metrics
-from guidegen.plan import Plan
-from guidegen.run import Run
+from guidegen.evaluate.measure import images_digest, open_drawn, write_metrics
+from guidegen.report import grid
+from guidegen.runs.directory import Run
+from guidegen.spec.plan import Plan
 
 COLOURS = {(207, 0.0): (200, 0, 0), (207, 3.0): (0, 200, 0), (281, 0.0): (0, 0, 200), (281, 3.0): (90, 90, 0)}
 

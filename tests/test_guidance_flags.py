@@ -15,12 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from guidegen import BUNDLED
-from guidegen.checkpoints import open_checkpoint, open_classifier
 from guidegen.cli import app
-from guidegen.engine import open_painters, plan_scheduler
 from guidegen.errors import UsageError
-from guidegen.plan import Cell
+from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.pipeline import open_painters
 from guidegen.scores.methods import METHODS
+from guidegen.spec.cell import Cell
 
 Command = Callable[..., Any]
 OWN = '''

@@ -17,19 +17,25 @@ from conftest import NAMES, save_pipeline, settings_of, tiny_unet
 from PIL import Image
 from torch import Tensor, nn
 
-from guidegen import grid
-from guidegen.checkpoints import Checkpoint, open_checkpoint, open_classifier
-from guidegen.checkpoints.guides import open_guide
-from guidegen.checkpoints.weaken import pick_layers, weakened
-from guidegen.cli.job import Flags, carry_out, plan_job, say_what_it_takes
-from guidegen.engine import Painter, Tally, draw, open_painter, plan_scheduler
+from guidegen.cli.drawing import carry_out
+from guidegen.cli.flags import Flags
+from guidegen.cli.resolve import plan_job, say_what_it_takes
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.evaluation import open_drawn
-from guidegen.plan import Cell, make_cells
-from guidegen.run import Run
-from guidegen.sampling import to_uint8
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import NULL, Guide
+from guidegen.evaluate.measure import open_drawn
+from guidegen.models.checkpoint import Checkpoint, open_checkpoint, open_classifier
+from guidegen.models.weaken import pick_layers, weakened
+from guidegen.report import grid
+from guidegen.runs.directory import Run
+from guidegen.sampling.autoguidance import open_guide
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.loop import to_uint8
+from guidegen.sampling.pipeline import Painter, Tally, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import NULL
+from guidegen.scores.noise import Level
+from guidegen.spec.cell import Cell
+from guidegen.spec.plan import make_cells
 
 T = torch.tensor(500)
 LEVEL = Level(0.6, 0.8)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from guidegen.checkpoints import hashes
-from guidegen.checkpoints.files import weights_sha256
+from guidegen.models import hashes
+from guidegen.models.weight_files import weights_sha256
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from conftest import tiny_unet
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from guidegen.checkpoints import Access, open_checkpoint, open_classifier
-from guidegen.checkpoints.loading import check_configs, load_classifier, load_network
 from guidegen.cli import app
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
+from guidegen.models.checkpoint import Access, open_checkpoint, open_classifier
+from guidegen.models.loading import check_configs, load_classifier, load_network
 
 INDEX, UNET, SCHEDULER, JUDGE = (
     "model_index.json",

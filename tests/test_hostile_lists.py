@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from guidegen import grid
 from guidegen.cli import console
 from guidegen.errors import UsageError
+from guidegen.report import grid
 
 Command = Callable[..., Any]
 DRAW = """

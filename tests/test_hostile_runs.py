@@ -26,9 +26,9 @@ from numpy.lib import format as npy
 from PIL import Image
 from test_evaluate import SIZE, drawn, network, npz, png, real  # noqa: F401
 
-from guidegen import grid
-from guidegen.evaluation import METRICS_FILE
-from guidegen.report import safe_json
+from guidegen.evaluate.measure import METRICS_FILE
+from guidegen.report import grid
+from guidegen.report.page import safe_json
 
 FILE = "images/w2.0/label0001/000003.png"
 Harm = Callable[[Path], Any]

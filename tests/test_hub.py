@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from conftest import tiny_unet
 
-from guidegen.checkpoints import Access, open_checkpoint
 from guidegen.errors import CheckpointError, GuidegenError
+from guidegen.models.checkpoint import Access, open_checkpoint
 
 Command = Callable[..., Any]
 COMMITS = {"a" * 40: 0, "b" * 40: 1}

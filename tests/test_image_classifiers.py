@@ -12,13 +12,13 @@ import torch
 from conftest import NAMES
 from torch import Tensor
 
-from guidegen.checkpoints import open_classifier
-from guidegen.checkpoints.loading import load_classifier
-from guidegen.checkpoints.preprocessing import ImageClassifier, Preprocessing
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
-from guidegen.scores.classifier import DenoisedScore, NoisyScore
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import NULL
+from guidegen.models.checkpoint import open_classifier
+from guidegen.models.classifiers.preprocessing import ImageClassifier, Preprocessing
+from guidegen.models.loading import load_classifier
+from guidegen.scores.gradient import DenoisedScore, NoisyScore
+from guidegen.scores.interfaces import NULL
+from guidegen.scores.noise import Level
 
 NAMES_ELSEWHERE = {0: "lion", 1: "tabby, tabby cat", 2: "goldfish, Carassius auratus"}
 VIT = {
@@ -112,7 +112,7 @@ def test_gradient_through_the_denoiser_in_closed_form() -> None:
 
 
 def test_it_opens_and_its_labels_match_by_name(vit_folder: Path, with_null: Path) -> None:
-    from guidegen.checkpoints import open_checkpoint
+    from guidegen.models.checkpoint import open_checkpoint
 
     info = open_classifier(vit_folder)
     assert info.input == "denoised"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from guidegen import Guide
-from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, score_shift
-from guidegen.scores.formulas import jointly
-from guidegen.scores.guidance import Cost
+from guidegen.scores.guidance import jointly
+from guidegen.scores.interfaces import Cost
 from guidegen.scores.methods import METHODS, Step
+from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, score_shift
 
 LEVEL, T = Level(0.6, 0.8), torch.tensor(1.0)
 NOT_LINEAR = [name for name, method in METHODS.items() if not method.linear]

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from guidegen.checkpoints.labels import Labels
 from guidegen.cli.options import resolve_labels
 from guidegen.errors import UsageError
+from guidegen.models.labels import Labels
 
 LABELS = Labels({1: "goldfish", 207: "golden retriever", 281: "tabby, tabby cat", 134: "crane", 517: "crane", 2: "", 3: ""})
 

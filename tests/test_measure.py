@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from guidegen.checkpoints import open_checkpoint, open_classifier
-from guidegen.checkpoints.loading import load_classifier
-from guidegen.plan import Cell, Settings
-from guidegen.run import Run
+from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.models.loading import load_classifier
+from guidegen.runs.directory import Run
+from guidegen.spec.cell import Cell
+from guidegen.spec.settings import Settings
 from guidegen.zoo import BUNDLED, measure
 
 

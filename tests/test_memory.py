@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import settings_of
 
-from guidegen import engine
-from guidegen.checkpoints import open_checkpoint
 from guidegen.errors import GuidegenError
-from guidegen.plan import Cell
-from guidegen.run import Run
-from guidegen.scores.denoiser import latent_decoder
+from guidegen.models.checkpoint import open_checkpoint
+from guidegen.models.denoisers import latent_decoder
+from guidegen.runs.directory import Run
+from guidegen.sampling import cost, pipeline, worker
+from guidegen.sampling.device import pick_batch_size
+from guidegen.spec.cell import Cell
 
 CELLS = [Cell(i % 5, i, 2.0) for i in range(11)]
 ERRORS: list[Callable[[], RuntimeError]] = [
@@ -29,10 +30,10 @@ ERRORS: list[Callable[[], RuntimeError]] = [
 ]
 
 
-def small_device(painter: engine.Painter, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
+def small_device(painter: pipeline.Painter, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
     """The painter on a device with room for `fits` images."""
 
-    class Small(engine.Painter):
+    class Small(pipeline.Painter):
         def paint(self, cells: Any, *others: Any, **named: Any) -> Any:
             sizes.append(len(cells))
             if len(cells) > fits:
@@ -43,19 +44,19 @@ def small_device(painter: engine.Painter, fits: int, error: Callable[[], Runtime
 
 
 @pytest.fixture
-def painter(with_null: Path) -> engine.Painter:
+def painter(with_null: Path) -> pipeline.Painter:
     checkpoint = open_checkpoint(with_null)
-    walker = engine.plan_scheduler(checkpoint, None, 2, None)
-    return engine.open_painter(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
+    walker = cost.plan_scheduler(checkpoint, None, 2, None)
+    return pipeline.open_painter(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_batch_that_does_not_fit_is_halved(
-    painter: engine.Painter, error: Callable[[], RuntimeError], tmp_path: Path
+    painter: pipeline.Painter, error: Callable[[], RuntimeError], tmp_path: Path
 ) -> None:
     sizes: list[int] = []
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
-        drawn = list(engine.draw(small_device(painter, 3, error, sizes), CELLS, run, str, 8))
+        drawn = list(worker.draw(small_device(painter, 3, error, sizes), CELLS, run, str, 8))
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [cell for cell, _ in drawn] == CELLS
     assert {row["status"] for _, row in drawn} == {"ok"}
@@ -63,12 +64,12 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 @pytest.mark.parametrize("error", [*ERRORS, lambda: RuntimeError("CUDA error: out of memory"), MemoryError])
 def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
-    painter: engine.Painter, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    painter: pipeline.Painter, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
     alive: list[list[bool]] = []
 
-    class Hungry(engine.Painter):
+    class Hungry(pipeline.Painter):
         def paint(self, cells: Any, *others: Any, **named: Any) -> Any:
             if len(cells) < 4:
                 return super().paint(cells, *others, **named)
@@ -86,26 +87,26 @@ def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
         gc.disable()
         try:
-            free = engine._free_memory
-            monkeypatch.setattr(engine, "_free_memory", lambda _: free(torch.device("cuda")))
-            drawn = list(engine.draw(Hungry(**fields_of), CELLS, run, str, 8))
+            free = worker._free_memory
+            monkeypatch.setattr(worker, "_free_memory", lambda _: free(torch.device("cuda")))
+            drawn = list(worker.draw(Hungry(**fields_of), CELLS, run, str, 8))
         finally:
             gc.enable()
     assert alive == [[False], [False, False]]
     assert [cell for cell, _ in drawn] == CELLS
 
 
-def test_one_image_that_does_not_fit_is_told(painter: engine.Painter, tmp_path: Path) -> None:
+def test_one_image_that_does_not_fit_is_told(painter: pipeline.Painter, tmp_path: Path) -> None:
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(GuidegenError, match="Not even one image"):
-        list(engine.draw(small_device(painter, 0, ERRORS[0], []), CELLS, run, str, 8))
+        list(worker.draw(small_device(painter, 0, ERRORS[0], []), CELLS, run, str, 8))
 
 
-def test_other_errors_are_not_taken_for_it(painter: engine.Painter, tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_it(painter: pipeline.Painter, tmp_path: Path) -> None:
     def broken() -> RuntimeError:
         return RuntimeError("shapes do not fit")
 
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(RuntimeError, match="shapes do not fit"):
-        list(engine.draw(small_device(painter, 0, broken, []), CELLS, run, str, 8))
+        list(worker.draw(small_device(painter, 0, broken, []), CELLS, run, str, 8))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_other_errors_are_not_taken_for_it(painter: engine.Painter, tmp_path: Pa
     [("cuda", (3, 64, 64), 64), ("cuda", (3, 512, 512), 1), ("cpu", (3, 32, 32), 16), ("cpu", (3, 128, 128), 4)],
 )
 def test_automatic_batches_shrink_with_the_image(device: str, shape: tuple[int, int, int], size: int) -> None:
-    assert engine.pick_batch_size("auto", torch.device(device), shape) == size
-    assert engine.pick_batch_size("7", torch.device(device), shape) == 7
+    assert pick_batch_size("auto", torch.device(device), shape) == size
+    assert pick_batch_size("7", torch.device(device), shape) == 7
 
 
 def test_latents_are_decoded_one_at_a_time() -> None:

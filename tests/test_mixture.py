@@ -14,13 +14,15 @@ import torch
 from conftest import settings_of
 from PIL import Image
 
-from guidegen.checkpoints import open_checkpoint
-from guidegen.checkpoints.labels import Labels
 from guidegen.cli.options import resolve_labels
-from guidegen.engine import open_painter, plan_scheduler
 from guidegen.errors import UsageError
-from guidegen.mixture import has_weights, label_parts, main_label, prompt_parts, split_weight
-from guidegen.plan import Cell, Plan, read_plan
+from guidegen.models.checkpoint import open_checkpoint
+from guidegen.models.labels import Labels
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.pipeline import open_painter
+from guidegen.spec.cell import Cell
+from guidegen.spec.composition import has_weights, label_parts, main_label, prompt_parts, split_weight
+from guidegen.spec.plan import Plan, read_plan
 
 Command = Callable[..., Any]
 LABELS = Labels({1: "goldfish", 207: "golden retriever", 281: "tabby, tabby cat", 5: "ratio 3:4"})

@@ -12,8 +12,8 @@ import pytest
 from conftest import call
 
 from guidegen.errors import GuidegenError, UsageError
-from guidegen.model import ClassifierModel, Model
-from guidegen.own import read_own
+from guidegen.models.python_ref import ClassifierModel, Model
+from guidegen.python_file import read_own
 
 Command = Callable[..., Any]
 PLAIN = """

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guidegen import limits
-from guidegen.checkpoints.labels import Labels
 from guidegen.cli.axes import parse_axes, parse_by
 from guidegen.cli.options import parse_size, read_prompts, resolve_labels
 from guidegen.errors import UsageError
-from guidegen.mixture import format_labels, label_parts, main_label, prompt_parts, split_weight
-from guidegen.parse import LARGEST_SEED, Seeds, format_seeds, parse_seeds, parse_weight, parse_weights, whole
-from guidegen.plan import parse_shard
+from guidegen.models.labels import Labels
+from guidegen.spec import limits
+from guidegen.spec.composition import format_labels, label_parts, main_label, prompt_parts, split_weight
+from guidegen.spec.parse import LARGEST_SEED, Seeds, format_seeds, parse_seeds, parse_weight, parse_weights, whole
+from guidegen.spec.shard import parse_shard
 
 LABELS = Labels(
     {0: "goldfish, Carassius auratus", 1: "tabby, tabby cat", 2: "crane", 3: "crane, hoist", 4: "ratio 3:4", 5: ""}

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from guidegen.checkpoints import Access, open_checkpoint
-from guidegen.checkpoints.files import find_weights
-from guidegen.checkpoints.loading import load_part
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
+from guidegen.models.checkpoint import Access, open_checkpoint
+from guidegen.models.loading import load_part
+from guidegen.models.weight_files import find_weights
 
 Command = Callable[..., Any]
 KINDS = ["dit", "stable_diffusion", "stable_diffusion_xl"]

@@ -5,18 +5,10 @@ import json
 import pytest
 
 from guidegen.errors import UsageError
-from guidegen.parse import format_seeds, parse_seeds, parse_weight, parse_weights
-from guidegen.plan import (
-    Cell,
-    Plan,
-    Shard,
-    batches,
-    fingerprint,
-    make_cells,
-    mode_weights,
-    parse_shard,
-    read_plan,
-)
+from guidegen.spec.cell import Cell, fingerprint, mode_weights
+from guidegen.spec.parse import format_seeds, parse_seeds, parse_weight, parse_weights
+from guidegen.spec.plan import Plan, batches, make_cells, read_plan
+from guidegen.spec.shard import Shard, parse_shard
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidegen import limits
 from guidegen.errors import UsageError
-from guidegen.mixture import main_label
-from guidegen.plan import Cell, Cells, Plan, Shard, listed, make_cells, read_plan
+from guidegen.spec import limits
+from guidegen.spec.cell import Cell
+from guidegen.spec.composition import main_label
+from guidegen.spec.plan import Cells, Plan, listed, make_cells, read_plan
+from guidegen.spec.shard import Shard
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 1.0, 3.0, -0.5, 1e-7]), min_size=1, max_size=3, unique=True)
 OTHERS = st.one_of(st.just([None]), WEIGHTS)

@@ -24,10 +24,11 @@ from guidegen import (
     open_classifier,
     to_uint8,
 )
-from guidegen.checkpoints.loading import cast_weights
-from guidegen.engine import open_painter, plan_scheduler
-from guidegen.plan import Cell
-from guidegen.scores.denoiser import Texts
+from guidegen.models.denoisers import Texts
+from guidegen.models.loading import cast_weights
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.pipeline import open_painter
+from guidegen.spec.cell import Cell
 
 CELLS = [Cell(207, 0, 3.0), Cell(779, 1, 1.0), Cell(950, 2, 8.0), Cell(1, 3, 0.0)]
 STEPS = 8

@@ -118,7 +118,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -> None:
-    from guidegen.checkpoints import open_checkpoint, open_classifier
+    from guidegen.models.checkpoint import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
     recipe.main(data, out, classes="1,207,281", size=8, images=8, weak_images=8, classifier_images=8, batch=4)
@@ -152,8 +152,8 @@ def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
 def test_the_weak_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Path) -> None:
     from diffusers import DDIMPipeline
 
-    from guidegen.checkpoints import open_checkpoint
-    from guidegen.checkpoints.files import weights_sha256
+    from guidegen.models.checkpoint import open_checkpoint
+    from guidegen.models.weight_files import weights_sha256
 
     recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images=8, batch=4)
     alone = open_checkpoint(tmp_path)

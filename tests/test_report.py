@@ -19,11 +19,13 @@ from PIL import Image
 
 from guidegen.cli.report import write_report
 from guidegen.errors import UsageError
-from guidegen.evaluation import images_digest, open_drawn, write_metrics
-from guidegen.metrics import METRICS
-from guidegen.plan import Cell, Plan, Settings
-from guidegen.report import safe_json
-from guidegen.run import Run, read_rows
+from guidegen.evaluate.measure import images_digest, open_drawn, write_metrics
+from guidegen.evaluate.metrics import METRICS
+from guidegen.report.page import safe_json
+from guidegen.runs.directory import Run, read_rows
+from guidegen.spec.cell import Cell
+from guidegen.spec.plan import Plan
+from guidegen.spec.settings import Settings
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 WEIGHTS = (0.0, 1.5, 4.0)

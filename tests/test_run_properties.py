@@ -17,9 +17,9 @@ from conftest import settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guidegen.plan import Cell
-from guidegen.run import Manifests, Run, check, encode_row, read_rows
+from guidegen.runs.directory import Manifests, Run, check, encode_row, read_rows
 from guidegen.runs.schema import parse_row
+from guidegen.spec.cell import Cell
 
 FILES = [f"images/w1.0/nolabel/{seed:06d}.png" for seed in range(4)]
 FEW = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -21,11 +21,13 @@ from conftest import call, settings_of
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import guidegen.run as runs
+import guidegen.runs.directory as runs
 from guidegen.cli import output
 from guidegen.errors import UsageError
-from guidegen.plan import Cell, Plan, Shard
-from guidegen.run import Run, atomically, check, clear_leftovers, read_plans, read_rows, read_run
+from guidegen.runs.directory import Run, atomically, check, clear_leftovers, read_plans, read_rows, read_run
+from guidegen.spec.cell import Cell
+from guidegen.spec.plan import Plan
+from guidegen.spec.shard import Shard
 
 ARGS = ("--label", "0-1", "--num", 2, "--w", "0,3", "--steps", 1, "-o", "run")
 CELLS = [Cell(0, seed, 1.0) for seed in range(3)]

@@ -14,18 +14,22 @@ import torch
 from conftest import NAMES, settings_of, tiny_classifier
 from torch import Tensor
 
-from guidegen.checkpoints import ClassifierInfo, open_checkpoint
-from guidegen.checkpoints.classifiers import AnyClassifier, open_classifiers
-from guidegen.checkpoints.loading import load_classifier, load_network
-from guidegen.cli.job import Flags, Job, carry_out, plan_job, say_what_it_takes
+from guidegen.cli.drawing import carry_out
+from guidegen.cli.flags import Flags
 from guidegen.cli.options import find_classifier
+from guidegen.cli.resolve import Job, plan_job, say_what_it_takes
 from guidegen.cli.show import _judge
-from guidegen.engine import Painter, Tally, open_painter, plain_cost, plan_scheduler
 from guidegen.errors import UsageError
-from guidegen.plan import Cell
-from guidegen.scores.classifier import SummedScore
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import Cost, Guide
+from guidegen.models.checkpoint import ClassifierInfo, open_checkpoint
+from guidegen.models.classifiers.info import AnyClassifier, open_classifiers
+from guidegen.models.loading import load_classifier, load_network
+from guidegen.sampling.cost import plain_cost, plan_scheduler
+from guidegen.sampling.pipeline import Painter, Tally, open_painter
+from guidegen.scores.gradient import SummedScore
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import Cost
+from guidegen.scores.noise import Level
+from guidegen.spec.cell import Cell
 
 Command = Callable[..., Any]
 SHUFFLED = {"0": "lion", "1": "crane", "2": "goldfish, Carassius auratus"}

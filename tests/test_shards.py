@@ -23,8 +23,9 @@ from PIL import Image
 
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
-from guidegen.plan import Plan, Shard
-from guidegen.run import Manifests, Run
+from guidegen.runs.directory import Manifests, Run
+from guidegen.spec.plan import Plan
+from guidegen.spec.shard import Shard
 
 ARGS = ("--label", "0-2", "--num", "2", "--w", "0,1,3", "--steps", "2", "--deterministic", "--batch-size", "4")
 
@@ -429,7 +430,7 @@ def test_full_file_system_keeps_what_was_finished_and_goes_on_with_more_room(
 WORKER = """
 import os, signal
 from guidegen.cli import main
-from guidegen.run import Run
+from guidegen.runs.directory import Run
 write, images = Run.write, []
 
 def fragile(*args, **kwargs):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidegen.checkpoints import open_checkpoint, open_classifier
-from guidegen.checkpoints.classifiers import label_texts
-from guidegen.checkpoints.loading import load_classifier
-from guidegen.scores.classifier import gradient_of_log_probability
-from guidegen.scores.diffusion import Level
+from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.models.classifiers.info import label_texts
+from guidegen.models.loading import load_classifier
+from guidegen.scores.gradient import gradient_of_log_probability
+from guidegen.scores.noise import Level
 
 TEXTS = ["a red fox", "snow", ""]
 
@@ -117,7 +117,7 @@ def test_an_unconditional_model_needs_a_prompt(folder: Path, unconditional: Path
 
 def test_cheap_gradient_is_that_of_the_estimate_over_alpha(folder: Path) -> None:
     """d x0 / d x_t = 1 / alpha with the noise held fixed; one call of the classifier, none of the denoiser."""
-    from guidegen.scores.classifier import CheapScore
+    from guidegen.scores.gradient import CheapScore
 
     network: Any = load_classifier(open_classifier(folder), "cpu", texts=TEXTS).double()
     level, columns = Level(0.6, 0.8), torch.tensor([0, 1])

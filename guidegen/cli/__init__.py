@@ -21,7 +21,7 @@ from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError, UsageError
-from guidegen.own import blame
+from guidegen.python_file import blame
 
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from guidegen import limits
 from guidegen.errors import UsageError, quoted
-from guidegen.naming import axis_name
-from guidegen.parse import parse_weight, parse_weights
-from guidegen.plan import NEUTRAL, VARIED, Settings, Variant, axis_value
+from guidegen.spec import limits
+from guidegen.spec.cell import Variant
+from guidegen.spec.names import axis_name
+from guidegen.spec.parse import parse_weight, parse_weights
+from guidegen.spec.settings import NEUTRAL, VARIED, Settings, axis_value
 
 if TYPE_CHECKING:
-    from guidegen.cli.job import Flags
+    from guidegen.cli.flags import Flags
 
 _LISTS = {"w": "w", "w_classifier": "w-classifier", "w_guide": "w-guide", "label": "label", "prompt": "prompt"}
 _LISTS |= {"seed": "seeds", "seeds": "seeds", "num": "num"}

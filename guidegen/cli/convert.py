@@ -16,11 +16,11 @@ import typer
 
 from guidegen.cli import console, options
 from guidegen.errors import CheckpointError, OutputError, StoppedError, UsageError
-from guidegen.model import label_names
+from guidegen.models.python_ref import label_names
 from guidegen.schema import decode, read_bytes
 
 if TYPE_CHECKING:
-    from guidegen.checkpoints.adm import Conversion
+    from guidegen.models.convert.adm import Conversion
 
 _WHAT = "What its weights do not show"
 _WRITTEN = {"unet", "scheduler", "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"}
@@ -131,8 +131,8 @@ def _convert(
     if not source.is_file():  # before the seconds that torch takes to load
         what = "is a folder" if source.is_dir() else "is not there"
         raise CheckpointError(f"{source} {what}. Name a .pt file of guided-diffusion.")
-    from guidegen.checkpoints.adm import convert
-    from guidegen.checkpoints.adm_layout import Choices
+    from guidegen.models.convert.adm import convert
+    from guidegen.models.convert.adm_layout import Choices
 
     asked = Choices(size, heads, head_channels, attention_order and attention_order.value, schedule and schedule.value)
     with _stoppable():

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from guidegen.cli import afterwards, options
-from guidegen.cli.job import Flags, carry_out, plan_job, say_what_it_takes
+from guidegen.cli.drawing import carry_out
+from guidegen.cli.flags import Flags
+from guidegen.cli.resolve import plan_job, say_what_it_takes
 
 _WHAT, _HOW = "What to draw", "How to draw it"
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guidegen.checkpoints import Access
-from guidegen.checkpoints.classifiers import SEPARATOR
 from guidegen.cli import console, options
 from guidegen.errors import UsageError
-from guidegen.images import refusal
-from guidegen.naming import describe, value_name
+from guidegen.models.checkpoint import Access
+from guidegen.models.classifiers.info import SEPARATOR
+from guidegen.runs.images import refusal
+from guidegen.spec.names import describe, value_name
 
 if TYPE_CHECKING:
     import torch
 
-    from guidegen.evaluation import Drawn, Judge
-    from guidegen.features import Reader
-    from guidegen.reference import Reference
+    from guidegen.evaluate.features import Reader
+    from guidegen.evaluate.measure import Drawn, Judge
+    from guidegen.evaluate.reference import Reference
 
 _AGAINST, _HOW = "What to measure against", "How to measure"
 
@@ -158,18 +158,19 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
         UsageError: a run that is incomplete, or images of another size or too few.
         CheckpointError: a network that cannot be opened.
     """
-    from guidegen import evaluation
+    from guidegen.evaluate import measure as evaluation
 
     _check(flags)
     drawn = [_open_run(run, flags.partial) for run in runs]
     _check_alike(drawn)
-    from guidegen import engine, metrics
-    from guidegen.features import BUNDLED_CLASSIFIER, open_features, open_judge
+    from guidegen.evaluate import metrics
+    from guidegen.evaluate.features import BUNDLED_CLASSIFIER, open_features, open_judge
+    from guidegen.sampling.device import pick_device
 
     metrics.require("torchmetrics", "guidegen evaluate")
     if flags.curves:
         metrics.require("matplotlib", "Drawing curves (--no-curves leaves them out)")
-    device = engine.pick_device(flags.device)
+    device = pick_device(flags.device)
     reader = open_features(flags.features or "bundled", device, Access(flags.offline, flags.allow_pickle))
     if reader.size is not None and reader.size != drawn[0].size:
         high, wide = drawn[0].size
@@ -192,7 +193,7 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
                 f"{metrics.MIN_IMAGES} at least."
             )
         if flags.save_reference:
-            from guidegen.reference import save_reference
+            from guidegen.evaluate.reference import save_reference
 
             save_reference(flags.save_reference, reference, reader, drawn[0].size)
         meter = metrics.Meter(reference.features)
@@ -222,8 +223,8 @@ def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
     Raises:
         UsageError: a flag, a package that is missing, or a reference of another size.
     """
-    from guidegen import metrics
-    from guidegen.reference import first_image, fit
+    from guidegen.evaluate import metrics
+    from guidegen.evaluate.reference import first_image, fit
 
     _check(flags)
     metrics.require("torchmetrics", "--evaluate")
@@ -234,7 +235,7 @@ def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
 
 
 def _check(flags: EvaluateFlags) -> None:
-    from guidegen.reference import FILTERS, check_writable
+    from guidegen.evaluate.reference import FILTERS, check_writable
 
     if flags.resize is not None and flags.resize not in FILTERS:
         raise UsageError(f"--resize {flags.resize}: choose {', '.join(FILTERS)}.")
@@ -249,8 +250,8 @@ def _check(flags: EvaluateFlags) -> None:
 
 
 def _ids(text: str) -> list[int]:
-    from guidegen import limits
-    from guidegen.parse import parse_seeds
+    from guidegen.spec import limits
+    from guidegen.spec.parse import parse_seeds
 
     try:
         ids = parse_seeds(text)  # the same numbers and ranges
@@ -262,7 +263,7 @@ def _ids(text: str) -> list[int]:
 
 
 def _open_run(folder: Path, partial: bool) -> Drawn:
-    from guidegen.evaluation import open_drawn
+    from guidegen.evaluate.measure import open_drawn
 
     drawn = open_drawn(folder)
     if drawn.corrupt and not partial:
@@ -325,7 +326,7 @@ def _reference(
     flags: EvaluateFlags,
     on_image: Callable[[int], None],
 ) -> Reference:
-    from guidegen.reference import open_source, read_reference, saved_reference
+    from guidegen.evaluate.reference import open_source, read_reference, saved_reference
 
     wanted = _wanted(drawn, flags.reference_labels)
     saved = saved_reference(flags.reference, reader, wanted, drawn[0].size)
@@ -340,7 +341,7 @@ def _reference(
 
 def _wanted(drawn: Sequence[Drawn], text: str) -> set[Any] | None:
     """Labels or prompts of the reference to keep; None for all."""
-    from guidegen.evaluation import subject_of
+    from guidegen.evaluate.measure import subject_of
 
     if text == "all":
         return None
@@ -367,7 +368,7 @@ def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
 def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: EvaluateFlags) -> None:
     if flags.quiet:
         return
-    from guidegen.standard_errors import LEAST
+    from guidegen.evaluate.standard_errors import LEAST
 
     rows = [row for _, row in measured]
     width = rows[0]["features"]["width"]
@@ -408,7 +409,7 @@ def _show(
     reference: Reference,
     flags: EvaluateFlags,
 ) -> None:
-    from guidegen.metrics import METRICS, title_of
+    from guidegen.evaluate.metrics import METRICS, title_of
 
     if flags.json_rows:
         for run, rows in zip(drawn, measured, strict=True):

@@ -14,14 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
-from guidegen import grid
 from guidegen.cli import console, options
-from guidegen.cli.job import draw_grid, find_failures
+from guidegen.cli.drawing import draw_grid, find_failures
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
-from guidegen.images import is_inside, read_drawn_bytes, refusal
-from guidegen.plan import Cell, Plan, listed, variant_folder
-from guidegen.run import (
+from guidegen.report import grid
+from guidegen.runs.directory import (
     Row,
     Rows,
     State,
@@ -35,6 +33,9 @@ from guidegen.run import (
     read_run,
     write_atomically,
 )
+from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
+from guidegen.spec.cell import Cell, variant_folder
+from guidegen.spec.plan import Plan, listed
 
 _LISTED = 20
 _BLOCK = 512  # of a tar file

@@ -12,16 +12,16 @@ from typing import Annotated
 
 import typer
 
-from guidegen import limits
-from guidegen.checkpoints import Access, AnyClassifier, Checkpoint, open_checkpoint, open_classifier
-from guidegen.checkpoints.classifiers import open_classifiers
-from guidegen.checkpoints.files import DEFAULT_ACCESS
-from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console
 from guidegen.errors import UsageError, quoted
-from guidegen.mixture import format_labels, prompt_parts, split_weight
-from guidegen.parse import whole
+from guidegen.models.checkpoint import Access, AnyClassifier, Checkpoint, open_checkpoint, open_classifier
+from guidegen.models.classifiers.info import open_classifiers
+from guidegen.models.labels import Labels
+from guidegen.models.weight_files import DEFAULT_ACCESS
 from guidegen.schema import LARGEST_TEXT, read_bytes
+from guidegen.spec import limits
+from guidegen.spec.composition import format_labels, prompt_parts, split_weight
+from guidegen.spec.parse import whole
 from guidegen.zoo import BUNDLED
 
 _LINE_END = re.compile(r"\r\n|\n|\r")  # not str.splitlines, which ends lines at a dozen other letters

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
 from guidegen.errors import UsageError
-from guidegen.images import read_drawn
-from guidegen.run import atomically, encode_row, parameters_line, png_text
+from guidegen.runs.directory import atomically, encode_row, parameters_line, png_text
+from guidegen.runs.images import read_drawn
 from guidegen.runs.schema import check_row, loads
 from guidegen.schema import LARGEST_TEXT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from guidegen.run import Row
+    from guidegen.runs.directory import Row
 
 _IMAGES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guidegen import grid
 from guidegen.cli import console
 from guidegen.errors import UsageError
-from guidegen.images import CorruptImageError, read_drawn
-from guidegen.run import Row
+from guidegen.report import grid
+from guidegen.runs.directory import Row
+from guidegen.runs.images import CorruptImageError, read_drawn
 
 _ROWS = 24  # of the terminal, for a single image
 _ENLARGE_TO = 512

@@ -10,10 +10,10 @@ import typer
 
 from guidegen.cli import console, options
 from guidegen.errors import UsageError
-from guidegen.images import refusal
+from guidegen.runs.images import refusal
 
 if TYPE_CHECKING:
-    from guidegen.evaluation import Drawn
+    from guidegen.evaluate.measure import Drawn
 
 
 def register(app: typer.Typer) -> None:
@@ -63,9 +63,9 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
         UsageError: no run, or a file of another kind.
         CorruptImageError: images are missing or corrupt; the page of the others is written.
     """
-    from guidegen.evaluation import open_drawn, read_metrics
-    from guidegen.report import build_page
-    from guidegen.run import write_atomically
+    from guidegen.evaluate.measure import open_drawn, read_metrics
+    from guidegen.report.page import build_page
+    from guidegen.runs.directory import write_atomically
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {out}: a report is written as .html.")

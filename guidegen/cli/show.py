@@ -10,19 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from guidegen import grid
-from guidegen.checkpoints import MODES, Access, Checkpoint, ClassifierInfo
-from guidegen.checkpoints.classifiers import SEPARATOR
-from guidegen.checkpoints.files import find_weights
-from guidegen.checkpoints.labels import Labels
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
-from guidegen.cli.job import draw_grid
+from guidegen.cli.drawing import draw_grid
 from guidegen.errors import UsageError, quoted
-from guidegen.images import invalid_rows, refusal
-from guidegen.parse import parse_seeds
-from guidegen.plan import Plan, differences, run_names
-from guidegen.run import Row, read_plans, read_rows, read_run, with_axes
+from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
+from guidegen.models.classifiers.info import SEPARATOR
+from guidegen.models.labels import Labels
+from guidegen.models.weight_files import find_weights
+from guidegen.report import grid
+from guidegen.runs.directory import Row, read_plans, read_rows, read_run, with_axes
+from guidegen.runs.images import invalid_rows, refusal
+from guidegen.spec.parse import parse_seeds
+from guidegen.spec.plan import Plan
+from guidegen.spec.settings import differences, run_names
 
 
 def register(app: typer.Typer) -> None:
@@ -248,8 +249,8 @@ def _chosen(rows: Sequence[Row], labels: list[str] | None, seeds: str | None) ->
 
 def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
     """The rows, each with what was measured of its group as its caption."""
-    from guidegen.evaluation import key_of, open_drawn, read_metrics
-    from guidegen.metrics import METRICS
+    from guidegen.evaluate.measure import key_of, open_drawn, read_metrics
+    from guidegen.evaluate.metrics import METRICS
 
     titles = {metric.name: metric.title for metric in METRICS}
     if unknown := [name for name in metrics if name not in titles]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guidegen.evaluation import Drawn, key_of, sortable
-from guidegen.metrics import METRICS, Metric
-from guidegen.naming import describe
-from guidegen.plan import run_names
+from guidegen.evaluate.measure import Drawn, key_of, sortable
+from guidegen.evaluate.metrics import METRICS, Metric
+from guidegen.spec.names import describe
+from guidegen.spec.settings import run_names
 
 _VENDI = next(metric for metric in METRICS if metric.name == "vendi_score")
 

@@ -1,1 +1,1 @@
-"""What `guidegen.run` is made of: files, locks, manifests, what may stand in them, and the text in images."""
+"""What `guidegen.runs.directory` is made of: files, locks, manifests, what may stand in them, and the text in images."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guidegen.errors import OutputError, UsageError
-from guidegen.plan import Shard
+from guidegen.spec.shard import Shard
 
 _SECONDS_FOR_RUN_JSON = 60
 

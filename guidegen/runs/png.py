@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from guidegen.plan import Cell, Settings
 from guidegen.runs.schema import dumps
+from guidegen.spec.cell import Cell
+from guidegen.spec.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, NoReturn
 from msgspec import Meta
 
 from guidegen.errors import GuidegenError, OutputError, UsageError
-from guidegen.mixture import label_parts
-from guidegen.naming import MODE_NAMES
-from guidegen.plan import Plan, Settings, read_plan
 from guidegen.schema import convert, read_bytes
+from guidegen.spec.composition import label_parts
+from guidegen.spec.names import MODE_NAMES
+from guidegen.spec.plan import Plan, read_plan
+from guidegen.spec.settings import Settings
 
 Row = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]

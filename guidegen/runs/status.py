@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from guidegen.plan import Cell
 from guidegen.runs.files import file_sha256
 from guidegen.runs.manifest import Manifests
 from guidegen.runs.schema import Row
+from guidegen.spec.cell import Cell
 
 
 class State(NamedTuple):

@@ -8,55 +8,20 @@ is said a formula holds in the prediction type of the network, as in diffusers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from guidegen.scores.diffusion import Level, PredictionType, from_x0, to_x0
+from guidegen.scores.guidance import classifier_free
+from guidegen.scores.interfaces import Step
+from guidegen.scores.noise import Level
 
 Space = Literal["x0", "native"]
 _ALL = (1, 2, 3)
 _TINY = 1e-12
 """Below any norm that means something; keeps quotients of zero difference finite."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a method may read besides the two predictions.
-
-    Attributes:
-        x_t: the networks' input (B, C, H, W) fp32.
-        level: alpha_t and sigma_t.
-        kind: the prediction type of all predictions.
-        index: of this evaluation, from 0.
-        count: evaluations from noise to image.
-        memory: what the method keeps from step to step. Guidance calls a method with one sample at a time, each of
-            which has its own memory: empty at first, and untouched at steps where the sample has nothing to
-            combine (a weight of 0 or 1, an interval that is off).
-    """
-
-    x_t: Tensor
-    level: Level
-    kind: PredictionType
-    index: int = 0
-    count: int = 1
-    memory: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def has_x0(self) -> bool:
-        """Whether predictions and denoised estimates are one to one: not at pure noise or none."""
-        return self.level.sigma != 0 and (self.level.alpha != 0 or self.kind != "epsilon")
-
-    def to_x0(self, prediction: Tensor) -> Tensor:
-        """The denoised estimate that a prediction means."""
-        return to_x0(prediction, self.x_t, self.level, self.kind)
-
-    def from_x0(self, x0: Tensor) -> Tensor:
-        """The prediction that means a denoised estimate."""
-        return from_x0(x0, self.x_t, self.level, self.kind)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -68,42 +33,6 @@ def norm(x: Tensor) -> Tensor:
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product of each sample (B, 1, 1, 1)."""
     return (x * y).sum(_ALL, keepdim=True)
-
-
-def classifier_free(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step | None = None) -> Tensor:
-    """Moves along the difference of the two predictions: u + w (c - u).
-
-    Ho & Salimans 2022 (arXiv 2207.12598, eq. 6), their w being ours minus one. The weights of u and
-    c sum to one, so it holds in every prediction type. Equals the `guidance_scale` of diffusers'
-    pipelines.
-    """
-    return unconditional + w * (conditional - unconditional)
-
-
-def jointly(
-    unconditional: Tensor, conditional: Tensor, shift: Tensor, w: Tensor, w_classifier: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Both kinds of guidance as one (u, c, w) for a method: u + w (c - u) is the plain sum of both.
-
-    With d = c - u of the network and s = `shift` of the classifier, the sum is u + w d + w_classifier s. Of one sign,
-    the weights make a conditional prediction between those of the network and of the classifier, u + d and u + s, at
-    a weight of w + w_classifier. Of opposite signs they would divide by a sum near zero: there what cancels, their
-    harmonic mean h, is plain guidance from one conditional prediction to the other, h (d - s), that moves u and c
-    alike, and the method has the rest. Finite and continuous in both weights but where both are zero.
-
-    Args:
-        unconditional: u (B, C, H, W).
-        conditional: c (B, C, H, W); any where w is 0.
-        shift: what the classifier's gradient at weight one adds to a prediction (B, C, H, W).
-        w: of the label's own score (B, 1, 1, 1).
-        w_classifier: of the classifier's gradient (B, 1, 1, 1), not 0 where w is.
-    """
-    size = (w.abs() + w_classifier.abs()).clamp(min=torch.finfo(w.dtype).tiny)
-    label, classifier = w.abs() / size, w_classifier.abs() / size
-    joint = classifier_free(unconditional, conditional, label) + classifier * shift
-    opposed = w.sign() * w_classifier.sign() < 0
-    aside = torch.where(opposed, 2 * w * classifier * (conditional - unconditional - shift), 0)
-    return unconditional + aside, joint + aside, w + w_classifier
 
 
 def rescale(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, phi: float = 0.7) -> Tensor:

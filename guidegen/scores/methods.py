@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from guidegen.errors import UsageError, first_line
-from guidegen.own import blamed, read_own, refuse_own, split_own
+from guidegen.python_file import blamed, read_own, refuse_own, split_own
 from guidegen.scores import formulas
-from guidegen.scores.diffusion import Level
-from guidegen.scores.formulas import Step as Step
-from guidegen.scores.formulas import classifier_free as classifier_free
+from guidegen.scores.guidance import classifier_free
+from guidegen.scores.interfaces import Step as Step
+from guidegen.scores.noise import Level
 
 Combine = Callable[..., Tensor]
 """(unconditional, conditional, w, step, **options) -> guided; (B, C, H, W) fp32, w (B, 1, 1, 1)."""
@@ -91,7 +91,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             "cfg",
-            formulas.classifier_free,
+            classifier_free,
             "the plain one: along the difference of the two predictions",
             "u + w (c - u)",
             "Ho & Salimans 2022, arXiv 2207.12598, eq. 6; Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2",
@@ -99,7 +99,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "cfg++",
-            formulas.classifier_free,
+            classifier_free,
             "guided image, unguided noise; w from 0 to 1; for ddim and euler",
             "u + w r / (r - r') d",
             "Chung et al. 2024, arXiv 2406.08070, algorithm 2",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from guidegen.errors import UsageError
-from guidegen.scores.diffusion import Level
-from guidegen.scores.guidance import Weights
+from guidegen.scores.interfaces import Weights
 from guidegen.scores.methods import Method
+from guidegen.scores.noise import Level
 
 Shape = Callable[[float], float]
 """From progress, 0 at noise and 1 at the image, to a weight of any size."""

@@ -20,8 +20,8 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from guidegen.features import open_features, read_image
-from guidegen.run import Row, read_rows
+from guidegen.evaluate.features import open_features, read_image
+from guidegen.runs.directory import Row, read_rows
 from guidegen.zoo.train import CLASSES, load_images
 
 TILE = 64

@@ -323,7 +323,7 @@ def main(
         raise typer.BadParameter(f"--part {part}: classifier, unet, weak or all.")
     from diffusers import UNet2DModel
 
-    from guidegen.checkpoints.noisy_classifier import NoisyClassifier
+    from guidegen.models.classifiers.noisy import NoisyClassifier
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known = json.loads((data / "labels.json").read_text())

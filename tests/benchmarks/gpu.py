@@ -47,13 +47,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidegen import BUNDLED, NoisyClassifier, __version__, open_checkpoint, open_classifier, to_uint8
-from guidegen.engine import DTYPES, Painter, draw, is_out_of_memory, open_painter, plan_scheduler
-from guidegen.plan import Cell, Settings
-from guidegen.run import Run
-from guidegen.sampling import SCHEDULERS, noise_levels
-from guidegen.scores.classifier import gradient_of_log_probability
-from guidegen.scores.denoiser import autocast
-from guidegen.scores.diffusion import Level, score_shift
+from guidegen.runs.directory import Run
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.device import DTYPES
+from guidegen.sampling.loop import SCHEDULERS, noise_levels
+from guidegen.sampling.pipeline import Painter, is_out_of_memory, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.scores.gradient import gradient_of_log_probability
+from guidegen.scores.interfaces import autocast
+from guidegen.scores.noise import Level, score_shift
+from guidegen.spec.cell import Cell
+from guidegen.spec.settings import Settings
 
 SECTIONS = ("speed", "overhead", "precision", "limit", "memory")
 TIMESTEPS = (0, 1, 5, 20, 50, 100, 200, 350, 500, 650, 800, 900, 950, 999)

@@ -18,11 +18,15 @@ from typing import Any
 import torch
 
 from guidegen import open_checkpoint
-from guidegen.checkpoints import open_classifier
-from guidegen.engine import DTYPES, Painter, draw, open_painter, plan_scheduler
-from guidegen.plan import Cell, Settings
-from guidegen.run import Run
-from guidegen.scores.denoiser import autocast
+from guidegen.models.checkpoint import open_classifier
+from guidegen.runs.directory import Run
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.device import DTYPES
+from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.scores.interfaces import autocast
+from guidegen.spec.cell import Cell
+from guidegen.spec.settings import Settings
 from guidegen.zoo import BUNDLED
 
 

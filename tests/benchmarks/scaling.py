@@ -16,9 +16,13 @@ from pathlib import Path
 import torch
 
 from guidegen import open_checkpoint
-from guidegen.engine import Tally, draw, open_painter, pick_batch_size, plan_scheduler
-from guidegen.plan import Settings, make_cells
-from guidegen.run import Run
+from guidegen.runs.directory import Run
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.device import pick_batch_size
+from guidegen.sampling.pipeline import Tally, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.spec.plan import make_cells
+from guidegen.spec.settings import Settings
 from guidegen.zoo import BUNDLED
 
 WEIGHTS = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]

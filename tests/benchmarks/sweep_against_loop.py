@@ -25,9 +25,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from guidegen import Checkpoint, open_checkpoint
-from guidegen.engine import Tally, draw, open_painter, pick_batch_size, plan_scheduler
-from guidegen.plan import Cell, Settings, make_cells
-from guidegen.run import Run
+from guidegen.runs.directory import Run
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.device import pick_batch_size
+from guidegen.sampling.pipeline import Tally, open_painter
+from guidegen.sampling.worker import draw
+from guidegen.spec.cell import Cell
+from guidegen.spec.plan import make_cells
+from guidegen.spec.settings import Settings
 from guidegen.zoo import BUNDLED
 
 WEIGHTS = [float(w) for w in range(9)]

@@ -18,12 +18,13 @@ from adm_reference import Classifier, Options, UNet, ddim_times, guided_ddim, ra
 from conftest import settings_of
 from torch import Tensor
 
-from guidegen.checkpoints import adm, open_checkpoint, open_classifier
-from guidegen.checkpoints.adm_layout import Choices
-from guidegen.checkpoints.loading import load_classifier, load_network
-from guidegen.engine import open_painter
-from guidegen.plan import Cell
-from guidegen.sampling import initial_noise, make_scheduler
+from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.models.convert import adm
+from guidegen.models.convert.adm_layout import Choices
+from guidegen.models.loading import load_classifier, load_network
+from guidegen.sampling.loop import initial_noise, make_scheduler
+from guidegen.sampling.pipeline import open_painter
+from guidegen.spec.cell import Cell
 
 TOLERANCE, TOLERANCE_FP64 = 1e-4, 1e-10
 DEEP = {"mult": (1, 2, 3), "size": 8}
@@ -82,7 +83,7 @@ def choices_of(o: Options) -> Choices:
 
 
 def converted(network: Any, folder: Path, choices: Choices, layers: int | None = None) -> Path:
-    """The network's state dict as a `.pt`, read back by `guidegen.checkpoints.adm` and written as a folder."""
+    """The network's state dict as a `.pt`, read back by `guidegen.models.convert.adm` and written as a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), folder / "model.pt")
     adm.convert(folder / "model.pt", choices, layers=layers).save(folder / "made")

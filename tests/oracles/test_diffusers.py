@@ -10,14 +10,16 @@ import torch
 from conftest import SIZE, settings_of, tiny_classifier, tiny_unet
 from torch import Tensor
 
-from guidegen.checkpoints import open_checkpoint
-from guidegen.engine import Painter, open_painter
-from guidegen.plan import Cell
-from guidegen.sampling import SCHEDULERS, make_scheduler, sample, to_uint8
-from guidegen.scores.classifier import NoisyScore
-from guidegen.scores.denoiser import UNetDenoiser
-from guidegen.scores.diffusion import PREDICTION_TYPES
-from guidegen.scores.guidance import NULL, Guide, classifier_free
+from guidegen.models.checkpoint import open_checkpoint
+from guidegen.models.denoisers import UNetDenoiser
+from guidegen.sampling.loop import SCHEDULERS, make_scheduler, sample, to_uint8
+from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.scores.gradient import NoisyScore
+from guidegen.scores.guidance import classifier_free
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import NULL
+from guidegen.scores.noise import PREDICTION_TYPES
+from guidegen.spec.cell import Cell
 
 SHAPE = (3, SIZE, SIZE)
 NULL_LABEL = 5
@@ -128,8 +130,8 @@ def test_classifier_free_equals_diffusers_guider() -> None:
 @pytest.mark.parametrize("name", [None, "ddpm", "dpm++"])
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
 def test_a_cell_does_not_depend_on_its_batch(with_null: Path, name: str | None, mode: str) -> None:
-    from guidegen.checkpoints import open_classifier
-    from guidegen.engine import plan_scheduler
+    from guidegen.models.checkpoint import open_classifier
+    from guidegen.sampling.cost import plan_scheduler
 
     checkpoint = open_checkpoint(str(with_null))
     judge = open_classifier(str(with_null / "classifier"))

@@ -13,10 +13,11 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from guidegen.sampling import make_scheduler, noise_levels, sample
-from guidegen.scores.classifier import DenoisedScore, SummedScore
-from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, from_x0, score_shift, to_score, to_x0
-from guidegen.scores.guidance import NULL, Cost, Guide
+from guidegen.sampling.loop import make_scheduler, noise_levels, sample
+from guidegen.scores.gradient import DenoisedScore, SummedScore
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import NULL, Cost
+from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, from_x0, score_shift, to_score, to_x0
 
 MEANS = torch.tensor([[-0.6, 0.2], [0.5, 0.5], [0.3, -0.7]]).double()
 PRIOR = torch.tensor([0.5, 0.2, 0.3]).double()

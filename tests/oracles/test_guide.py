@@ -9,9 +9,12 @@ import torch
 from test_gaussian_mixture import LEVELS, Mixture, Posterior, points
 from torch import Tensor
 
-from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, to_score, to_x0
-from guidegen.scores.guidance import NULL, Guide, Weights, calls_per_step, classifier_free, clipped
+from guidegen.scores.calls import calls_per_step
+from guidegen.scores.guidance import classifier_free, clipped
+from guidegen.scores.guided import Guide
+from guidegen.scores.interfaces import NULL, Weights
 from guidegen.scores.methods import Method, Step
+from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, to_score, to_x0
 
 T = torch.tensor(0)
 EXACT = {"rtol": 1e-8, "atol": 1e-8}

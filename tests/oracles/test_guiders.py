@@ -17,12 +17,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, Flow
 from test_gaussian_mixture import LEVELS, MEANS, SHAPE, Mixture, points
 from torch import Tensor
 
-from guidegen.sampling import initial_noise, sample
-from guidegen.schedulers import levels_after, noise_levels
+from guidegen.sampling.loop import initial_noise, sample
+from guidegen.sampling.schedulers import levels_after, noise_levels
 from guidegen.scores import formulas
-from guidegen.scores.diffusion import PREDICTION_TYPES, Level, PredictionType, to_x0
-from guidegen.scores.guidance import NULL, Weights
+from guidegen.scores.interfaces import NULL, Weights
 from guidegen.scores.methods import METHODS, Step, find_method
+from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, to_x0
 from guidegen.scores.schedule import interval_factors, make_pace
 
 SHAPES = [(3, 3, 8, 8), (1, 4, 16, 32), (2, 1, 32, 32)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guidegen import metrics
+from guidegen.evaluate import metrics
 
 N, M, D = 40, 60, 8
 

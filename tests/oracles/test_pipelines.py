@@ -16,10 +16,11 @@ import torch
 from conftest import settings_of
 from torch import Tensor
 
-from guidegen.checkpoints import open_checkpoint
-from guidegen.engine import Painter, open_painter, plan_scheduler
-from guidegen.plan import Cell
-from guidegen.sampling import SCHEDULERS, to_uint8
+from guidegen.models.checkpoint import open_checkpoint
+from guidegen.sampling.cost import plan_scheduler
+from guidegen.sampling.loop import SCHEDULERS, to_uint8
+from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.spec.cell import Cell
 
 STEPS = 6
 LABELS = [207, 0, 999, 207, 0]

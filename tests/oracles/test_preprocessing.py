@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guidegen.checkpoints import open_classifier
-from guidegen.checkpoints.preprocessing import LEVELS, PROCESSORS, Preprocessing
-from guidegen.checkpoints.resampling import FILTERS, resize
 from guidegen.errors import CheckpointError
+from guidegen.models.checkpoint import open_classifier
+from guidegen.models.classifiers.preprocessing import LEVELS, PROCESSORS, Preprocessing
+from guidegen.models.classifiers.resampling import FILTERS, resize
 
 NAMES = sorted({re.sub("(Fast|Pil)$", "", n) for n in dir(transformers) if re.search("ImageProcessor(Fast|Pil)?$", n)})
 SIZES = [(32, 32), (64, 48), (300, 240), (240, 300), (97, 33)]

@@ -20,8 +20,8 @@ from diffusers.utils import is_scipy_available
 from torch import Tensor
 
 from guidegen.errors import CheckpointError, GuidegenError, UsageError
-from guidegen.sampling import initial_noise, sample, try_out
-from guidegen.schedulers import (
+from guidegen.sampling.loop import initial_noise, sample, try_out
+from guidegen.sampling.schedulers import (
     SCHEDULERS,
     fitting,
     levels_after,
@@ -30,9 +30,9 @@ from guidegen.schedulers import (
     noise_schedule,
     scheduler_class,
 )
-from guidegen.scores.diffusion import Level, PredictionType, from_x0
-from guidegen.scores.guidance import Weights
+from guidegen.scores.interfaces import Weights
 from guidegen.scores.methods import METHODS
+from guidegen.scores.noise import Level, PredictionType, from_x0
 from guidegen.scores.schedule import make_pace
 
 CLASSES = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
@@ -230,7 +230,7 @@ def test_levels_are_those_of_the_input_and_samples_converge(case: Case) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_other_class_is_refused_and_would_fail(name: str, flow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listed classes are above. The rest say no before anything is read, and do not fit by any reading of their levels."""
-    from guidegen import schedulers
+    from guidegen.sampling import schedulers
 
     if name in classes_that_fit(flow):
         return
@@ -570,7 +570,7 @@ def test_ddim_leads_where_levels_after_says(spacing: str, to_one: bool) -> None:
 def test_the_command_refuses_before_it_reads_weights(
     with_null: Any, tmp_path: Any, flags: list[str], word: str, dry: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidegen.checkpoints import loading
+    from guidegen.models import loading
 
     monkeypatch.setattr(loading, "load_network", lambda *_, **__: pytest.fail("weights were read"))
     message = refused(["sample", "-m", with_null, "--label", "1", "-o", tmp_path / "x", *flags, *dry])

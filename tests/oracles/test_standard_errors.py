@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidegen import metrics, standard_errors
-from guidegen.metrics import Measured
+from guidegen.evaluate import metrics, standard_errors
+from guidegen.evaluate.metrics import Measured
 
 
 class Case(NamedTuple):

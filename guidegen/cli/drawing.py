@@ -1,0 +1,291 @@
+"""Carrying a job out: draws what is not there, makes the grid or the file, and prints the path."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guidegen import __version__
+from guidegen.cli import console
+from guidegen.cli.output import already_there, export
+from guidegen.cli.signals import Signals
+from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.models.checkpoint import Access, AnyClassifier, Checkpoint, ClassifierInfo
+from guidegen.models.classifiers.info import SEPARATOR
+from guidegen.models.weight_files import weights_sha256
+from guidegen.report import grid
+from guidegen.runs.directory import Row, Rows, Run, encode_row, png_text, remove, write_atomically
+from guidegen.sampling.autoguidance import GuideModel
+from guidegen.spec import limits
+from guidegen.spec.cell import Cell
+from guidegen.spec.composition import prompt_parts
+from guidegen.spec.names import named
+from guidegen.spec.plan import Cells
+
+if TYPE_CHECKING:
+    from guidegen.sampling.pipeline import Painter
+from guidegen.cli.resolve import Job
+
+_LISTED = 20
+"""Failed images that are named one by one."""
+
+
+def carry_out(job: Job) -> None:
+    """Draws what is not there yet, makes the grid or the file, and prints the path.
+
+    Raises:
+        GuidegenError: as the exit codes say; what was finished is on disk.
+    """
+    job = _with_weights(job)
+    if job.output.is_file and (there := already_there(job.output, job.facts, job.flags.overwrite)):
+        for line in map(_line, there) if job.flags.json_rows else [str(job.output.path)]:
+            console.result(line)
+        if failures := find_failures(there):
+            raise failures
+        return
+    if job.output.to_stdout and sys.stdout.isatty():
+        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
+    if not job.flags.quiet:
+        for lack in job.checkpoint.missing:
+            console.note(f"note: {job.checkpoint.ref} has no {lack}")
+        known = job.checkpoint.known(job.judge)
+        for part, _ in job.judge.parts if job.judge else ():
+            if part.labels is not known and part.renumbers(known):
+                console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
+    folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
+    try:
+        about = _about(job)
+        variants = {variant: settings for variant, (settings, _) in job.looks.items()}
+        run_of = partial(Run, folder, job.settings, about, job.flags.overwrite, job.plan, job.shard)
+        with Signals() as signals, run_of(variants) as run:
+            rows = _draw(job, run, signals)
+            made = _finish(job, folder, rows)
+            failures = find_failures(rows)
+            if job.output.is_file:
+                remove(folder)
+    except StoppedError as stopped:
+        again = shlex.join(["guidegen", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
+        raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
+    finally:
+        if job.output.to_stdout:
+            shutil.rmtree(folder, ignore_errors=True)
+    if made and not job.flags.json_rows:
+        console.result(str(made))
+    if failures:
+        raise failures
+
+
+def _with_weights(job: Job) -> Job:
+    """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
+    from guidegen.models.loading import check_weights
+
+    checkpoint, guide, access = job.checkpoint, job.guide, job.flags.access
+    judges = [part for part, _ in job.judge.parts] if job.judge else []
+    checkpoint.download(access)
+    for judge in judges:
+        judge.download(access)
+    if guide:
+        guide.download(access)
+    parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
+    for folder in parts + [part.folder for part in judges if part.own is None]:
+        check_weights(folder, access)
+    hashes: dict[str, Any] = {
+        "model_sha256": _sha256(checkpoint, access),
+        "classifier_sha256": SEPARATOR.join(_sha256(part, access) for part in judges) or None,
+        "guide_model_sha256": _guide_sha256(guide, access),
+    }
+    looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
+    settings = replace(job.settings, **hashes)
+    return replace(job, settings=settings, looks=looks)
+
+
+def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
+    if guide is None or guide.checkpoint is None:
+        return None
+    return str(guide.checkpoint.config["sha256"]) if guide.checkpoint.own else weights_sha256(guide.folders, access)
+
+
+def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
+    """Identity of the weights; a network of one's own says its own."""
+    if part.own is not None:
+        return str(part.config["sha256"])
+    return weights_sha256(part.part_folders.values() if isinstance(part, Checkpoint) else [part.folder], access)
+
+
+def _draw(job: Job, run: Run, signals: Signals) -> Rows:
+    """Draws the cells that are not finished; rows of all."""
+    from guidegen.sampling.device import pick_batch_size
+    from guidegen.sampling.pipeline import Tally, open_painters
+    from guidegen.sampling.worker import draw
+
+    flags = job.flags
+    kept = run.finished(job.cells)
+    places = sorted(place for cell in kept if (place := job.cells.find(cell.file)) is not None)
+    todo = job.cells.without(places)
+    show_rows = flags.json_rows and not job.output.to_stdout
+    for row in run.rows([job.cells[place] for place in places]) if show_rows else ():
+        console.result(_line(row))
+    if flags.verbose:
+        console.note(
+            f"{len(kept)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
+        )
+    if todo:
+        size, fixed = pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
+        painters = open_painters(
+            job.checkpoint,
+            job.judge,
+            job.settings,
+            job.device,
+            flags.access,
+            flags.compile_networks,
+            size if fixed else None,
+            job.guide,
+        )
+        parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
+        if not flags.quiet:
+            _tell_cut_prompts(parts[0][0], job.plan.prompts or ())
+            _tell_alike(job)
+        tally = Tally()
+        steps = sum(len(some) * len(painter.scheduler.timesteps) for painter, some in parts)
+        with console.progress(steps, len(todo), flags.quiet) as bar:
+
+            def on_step(cells: int) -> None:
+                bar.step(cells)
+                signals.check(signal.SIGINT)
+
+            windows = ((painter, window) for painter, some in parts for window in some.windows(limits.WINDOW))
+            for painter, some in windows:
+                with closing(draw(painter, some, run, job.name_of, size, on_step, signals.check, tally)) as drawn:
+                    for _, row in drawn:
+                        bar.image()
+                        if show_rows:
+                            console.result(_line(row))
+        if flags.sweep and not (flags.quiet or flags.json_rows):
+            _tell_cost(job, todo, tally.made)
+    return run.rows(job.cells)
+
+
+def _tell_alike(job: Job) -> None:
+    """Says at which weights axes of `--by` make no difference, such as the method where nothing is guided."""
+    from guidegen.sampling.cost import what_counts
+
+    places: dict[float, list[Any]] = {}
+    for variant, (settings, scheduler) in job.looks.items():
+        for w in job.plan.weights_of(variant):
+            cell = Cell(None, 0, w, job.plan.classifier_weights[-1], w_guide=job.plan.guide_weights[-1])
+            places.setdefault(w, []).append(what_counts(settings, scheduler, cell))
+    if alike := [f"{w:g}" for w, found in places.items() if len(set(found)) < len(found)]:
+        console.note(f"note: at w = {', '.join(alike)} variants draw the same images, as guidance adds nothing there")
+
+
+def _tell_cost(job: Job, todo: Cells, made: int) -> None:
+    """What a sweep spent, and what it saved against a loop that makes every call for every image."""
+    from guidegen.sampling.cost import plain_cost
+
+    images = len(todo)
+    plain = sum(plain_cost(len(some), settings, scheduler) for settings, scheduler, some in job.by_variant(todo))
+    share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
+    saved = f"{share} fewer than" if made <= plain else f"{share} more than"
+    console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
+
+
+def _tell_cut_prompts(painter: Painter, prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        if painter.is_cut and any(painter.is_cut(text) for text, _ in prompt_parts(prompt)):
+            console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
+
+
+def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
+    """Draws the grid, makes the one file if one was asked for; returns the path to print."""
+    output = job.output
+    if job.shard is not None:
+        return folder
+    made = folder / rows[0]["file"] if len(rows) == 1 and rows[0]["status"] == "ok" else folder
+    if job.pages:
+        made = draw_grid(folder, rows, job.pages, job.facts)[0]
+    if not output.is_file and not output.to_stdout:
+        return made
+    exported = any(row["status"] == "ok" for row in rows)
+    if exported:
+        export(folder, rows, made, job.facts, output)
+    return output.path if output.is_file and exported else None
+
+
+def draw_grid(
+    folder: Path,
+    rows: Sequence[Row],
+    pages: grid.Layout,
+    plan: dict[str, Any],
+    out: Path | None = None,
+    on_corrupt: Callable[[str], None] = lambda reason: None,
+) -> list[Path]:
+    """Writes the pages of the grid into `folder`, or a single one to `out`; returns their paths."""
+    paths = [out] if out else [folder / name for name in grid.page_names(len(pages.pages))]
+    for page, path in enumerate(paths):
+        buffer = io.BytesIO()
+        grid.draw(folder, rows, pages, page, on_corrupt).save(buffer, "PNG", pnginfo=png_text(plan))
+        write_atomically(path, buffer.getvalue())
+    return paths
+
+
+def _line(row: Row) -> str:
+    return encode_row(row).decode().rstrip("\n")
+
+
+def _about(job: Job) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    def identity(part: Checkpoint | ClassifierInfo) -> dict[str, Any]:
+        where = part.ref if part.revision else str(part.folder.resolve())
+        return {"path": where, "revision": part.revision}
+
+    def classifiers(judge: AnyClassifier) -> Any:
+        if isinstance(judge, ClassifierInfo):
+            return identity(judge)
+        return [{**identity(part), "weight": weight} for part, weight in judge.parts]
+
+    return {
+        "guidegen": __version__,
+        "command": ["guidegen", *sys.argv[1:]],
+        "checkpoint": identity(job.checkpoint),
+        "classifier": job.judge and classifiers(job.judge),
+        **({"guide_model": identity(job.guide.checkpoint)} if job.guide and job.guide.checkpoint else {}),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},
+    }
+
+
+def _place(row: Row) -> str:
+    condition = f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
+    varied = [named(axis, row[axis]) for axis in grid.axes_of([row]) if axis not in grid.AXES]
+    return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
+
+
+def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
+    """The error of images that are not finite, with a list of them; None where all are."""
+    count = failed = 0
+    listed = ""
+    for row in rows:
+        count += 1
+        if row["status"] != "ok":
+            failed += 1
+            if failed <= _LISTED:
+                listed += f"\n  {_place(row)}"
+    if not failed:
+        return None
+    more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""
+    return IncompleteError(
+        f"{failed} of {count} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:{listed}{more}"
+    )

@@ -1,0 +1,295 @@
+"""Networks that turn images into features or logits, and what they made of a run, kept beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from guidegen.errors import CheckpointError, GuidegenError, UsageError
+from guidegen.evaluate import arrays
+from guidegen.evaluate.metrics import require
+from guidegen.models.classifiers.info import ClassifierInfo, open_backbone, open_classifier
+from guidegen.models.classifiers.preprocessing import Preprocessing
+from guidegen.models.loading import load_backbone, load_classifier
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access, weights_sha256
+from guidegen.runs.directory import Row, write_atomically
+from guidegen.runs.images import LARGEST_FILE, decode, read_drawn
+from guidegen.schema import read_bytes
+from guidegen.spec.cell import digest
+from guidegen.spec.plan import batches
+from guidegen.zoo import BUNDLED
+
+BUNDLED_CLASSIFIER = BUNDLED / "classifier"
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A frozen network that reads images.
+
+    Attributes:
+        name: for people.
+        identity: of network, weights, preprocessing and layer, 64 hex digits: equal ones give equal numbers.
+        network: uint8 images (B, 3, H, W) to features or logits (B, D), fp32.
+        size: (height, width) that it reads; None where it resizes what it gets.
+        weights: sha256 of its weights; None where they have none on disk.
+        inception: whether distances between its features are called FID and KID.
+    """
+
+    name: str
+    identity: str
+    network: Callable[[Tensor], Tensor]
+    size: tuple[int, int] | None = None
+    weights: str | None = None
+    inception: bool = False
+
+    @torch.no_grad()
+    def __call__(self, images: Pixels) -> NDArray[np.float32]:
+        """fp32 (B, D) of uint8 images (B, H, W, 3).
+
+        Raises:
+            UsageError: images of a size that the network does not read.
+        """
+        if self.size is not None and images.shape[1:3] != self.size:
+            raise UsageError(
+                f"{self.name} reads images of {self.size[1]}x{self.size[0]}, and these have "
+                f"{images.shape[2]}x{images.shape[1]}: name another network with --features or --judge."
+            )
+        found = self.network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+        return np.asarray(found.float().cpu().numpy(), np.float32)
+
+
+def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) -> Reader:
+    """The features that `--features` names: `bundled`, `inception`, or a folder or hub id.
+
+    Of a classifier they are what its last linear layer reads; of any other transformers model, its
+    pooled output. A timm folder is read by timm where that is installed.
+
+    Raises:
+        CheckpointError: missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own, or has only pickled weights.
+        UsageError: a package that it needs is not installed.
+    """
+    if ref == "inception":
+        return _inception(device)
+    folder, config, preprocessor = open_backbone(str(BUNDLED_CLASSIFIER) if ref == "bundled" else ref, True, access)
+    weights = weights_sha256([folder], access)
+    name = "bundled classifier" if ref == "bundled" else _short(ref)
+    identity = digest("features", weights, config, preprocessor)
+    if "ForImageClassification" in str(config.get("architectures")) or config.get("_class_name") == "NoisyClassifier":
+        info = open_classifier(folder, "denoised")
+        classifier = load_classifier(info, device, access)
+        tap = _Penultimate(classifier, len(info.labels))
+        return Reader(name, identity, _on_device(tap, device, config), _own_size(config), weights)
+    assert preprocessor is not None
+    network = _Pooled(load_backbone(folder, config, device, access), preprocessor)
+    return Reader(name, identity, _on_device(network, device, config), None, weights)
+
+
+def open_judge(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) -> tuple[Reader, ClassifierInfo]:
+    """A classifier that says which label an image shows: its logits, and what it knows.
+
+    Raises:
+        CheckpointError: missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own, or has only pickled weights.
+    """
+    path = str(BUNDLED_CLASSIFIER) if ref == "bundled" else ref
+    info = open_classifier(path, "denoised", True, access)
+    weights = weights_sha256([info.folder], access)
+    identity = digest("logits", weights, info.config, info.preprocessor)
+    network = _on_device(load_classifier(info, device, access), device, info.config)
+    name = "bundled classifier" if ref == "bundled" else _short(ref)
+    return Reader(name, identity, network, _own_size(info.config), weights), info
+
+
+def judge_columns(info: ClassifierInfo, labels: Mapping[int, str]) -> dict[int, int]:
+    """Label id of a run -> column of the judge's logits: by name where both have names, else by id.
+
+    A run keeps the first synonym of each name; where two labels of the judge share it, the id decides.
+    """
+    column = {int(label): i for i, label in enumerate(info.config["id2label"])}
+    named = any(info.labels.names.values())
+    found = {}
+    for label, name in labels.items():
+        if not (name and named):
+            match = label if label in column else None
+        else:
+            same = [i for i in info.labels if info.labels.name(i).casefold() == name.casefold()]
+            match = label if label in same else same[0] if len(same) == 1 else None
+        if match is not None:
+            found[label] = column[match]
+    return found
+
+
+def read_rows_with(
+    reader: Reader, run: Path, rows: Iterable[Row], batch: int, on_image: Callable[[int], None]
+) -> dict[str, tuple[NDArray[np.float32], str]]:
+    """What `reader` makes of a run's images, each read once and kept in the run: sha256 -> (D,) and a hash of the pixels.
+
+    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so what was drawn since
+    is all that is read next time. Memory holds one batch of images and the features. The hash of the
+    pixels tells which images are the same, which their files, that name their label, do not.
+
+    Raises:
+        CorruptImageError: an image is not the one that was drawn.
+        UsageError: what the reader makes of one is not finite.
+    """
+    path = run / "features" / f"{reader.identity[:16]}.npz"
+    kept = _read_cache(path, reader.identity)
+    rows = list(rows)
+    todo = list({row["sha256"]: row for row in rows if row["sha256"] not in kept}.values())
+    on_image(len(rows) - len(todo))
+    for part in batches(todo, batch):
+        pixels = [np.asarray(read_drawn(run, row).convert("RGB")) for row in part]
+        values = reader(np.stack(pixels))
+        if not np.isfinite(values).all():
+            raise UsageError(f"What {reader.name} makes of {run / part[0]['file']} or those after it is not finite.")
+        made = zip(values, map(_pixel_hash, pixels), strict=True)
+        kept.update(zip((row["sha256"] for row in part), made, strict=True))
+        on_image(len(part))
+    if todo:
+        _write_cache(path, reader.identity, kept)
+    return {row["sha256"]: kept[row["sha256"]] for row in rows}
+
+
+def read_image(path: Path) -> Pixels:
+    """An image file as uint8 (H, W, 3).
+
+    Raises:
+        UsageError: it is none.
+    """
+    return np.asarray(decode(read_bytes(path, UsageError, LARGEST_FILE), path, UsageError).convert("RGB"))
+
+
+def _pixel_hash(image: Pixels) -> str:
+    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()[:32]
+
+
+def _read_cache(path: Path, identity: str) -> dict[str, tuple[NDArray[np.float32], str]]:
+    try:
+        with arrays.opened(path, str(path), UsageError) as archive:
+            if str(arrays.read(archive, "identity")) != identity:
+                return {}
+            features, hashes, pixels = (arrays.read(archive, name) for name in ("features", "sha256", "pixels"))
+            if features.dtype != np.float32 or features.ndim != 2 or not np.isfinite(features).all():
+                return {}
+            return dict(zip(hashes.tolist(), zip(features, pixels.tolist(), strict=True), strict=True))
+    except GuidegenError:  # none yet, or damaged: made again
+        return {}
+
+
+def _write_cache(path: Path, identity: str, kept: Mapping[str, tuple[NDArray[np.float32], str]]) -> None:
+    buffer = io.BytesIO()
+    features, pixels = zip(*kept.values(), strict=True)
+    np.savez(
+        buffer,
+        identity=np.array(identity),
+        sha256=np.array(list(kept)),
+        pixels=np.array(pixels),
+        features=np.stack(features),
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _short(ref: str) -> str:
+    path = Path(ref).expanduser()
+    return path.resolve().name if path.is_dir() else ref
+
+
+def _own_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    size = config.get("sample_size") if config.get("_class_name") == "NoisyClassifier" else None
+    return (size, size) if isinstance(size, int) else None
+
+
+def _on_device(network: nn.Module, device: torch.device, config: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    network = network.to(device).eval()
+    grey = config.get("_class_name") == "NoisyClassifier" and config.get("in_channels") == 1
+
+    def read(pixels: Tensor) -> Tensor:
+        images = pixels.to(device).float() / 127.5 - 1
+        return network(images[:, :1] if grey else images)  # type: ignore[no-any-return]
+
+    return read
+
+
+class _Penultimate(nn.Module):
+    """What the layer that makes the logits reads."""
+
+    def __init__(self, classifier: nn.Module, labels: int):
+        super().__init__()
+        heads = [part for part in classifier.modules() if isinstance(part, nn.Linear) and part.out_features == labels]
+        if not heads:
+            raise CheckpointError(f"The classifier has no linear layer of {labels} logits to take features from.")
+        self.classifier = classifier
+        heads[-1].register_forward_pre_hook(self._keep)
+        self._kept: Tensor | None = None
+
+    def _keep(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._kept = given[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.classifier(images)
+        if self._kept is None or self._kept.dim() != 2:
+            raise CheckpointError("The classifier's last linear layer does not read one vector an image.")
+        return self._kept
+
+
+class _Pooled(nn.Module):
+    """One vector an image from a transformers or timm model without a head."""
+
+    def __init__(self, network: Any, preprocessing: Preprocessing):
+        super().__init__()
+        self.network, self.preprocessing = network, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.preprocessing(images)
+        if hasattr(self.network, "get_image_features"):
+            out = self.network.get_image_features(pixel_values=x)
+        elif hasattr(self.network, "main_input_name"):
+            out = self.network(pixel_values=x)
+        else:
+            out = self.network(x)  # timm
+        if isinstance(out, Tensor):
+            return out.flatten(1)
+        if getattr(out, "pooler_output", None) is not None:
+            return out.pooler_output.flatten(1)  # type: ignore[no-any-return]
+        last: Tensor = out.last_hidden_state
+        return last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))
+
+
+def _inception(device: torch.device) -> Reader:
+    """Inception-v3 with the weights of the original FID, as torchmetrics and torch-fidelity have it."""
+    require("torchmetrics", "--features inception")
+    require("torch_fidelity", "--features inception")
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    try:
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device).eval()
+    except OSError as error:
+        raise CheckpointError(
+            f"The weights of Inception could not be downloaded ({error}). Take other features: --features bundled|ID|DIR."
+        ) from error
+    return Reader("Inception-v3", digest("inception-v3-compat", "2048"), lambda x: network(x.to(device)), None, None, True)
+
+
+def iterate(images: Iterable[tuple[Pixels, Any]], batch: int) -> Iterator[tuple[Pixels, list[Any]]]:
+    """Images one by one -> stacks (B, H, W, 3) and their labels."""
+    stack: list[Pixels] = []
+    labels: list[Any] = []
+    for image, label in images:
+        stack.append(image)
+        labels.append(label)
+        if len(stack) == batch:
+            yield np.stack(stack), labels
+            stack, labels = [], []
+    if stack:
+        yield np.stack(stack), labels

@@ -1,0 +1,385 @@
+"""A run against a reference: one row of metrics for each w and each other axis."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from guidegen.errors import UsageError
+from guidegen.evaluate.features import Pixels, Reader, judge_columns, read_rows_with
+from guidegen.evaluate.metrics import MIN_IMAGES, Measured, Meter
+from guidegen.evaluate.reference import Reference
+from guidegen.models.checkpoint import ClassifierInfo
+from guidegen.runs.directory import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
+from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
+from guidegen.runs.schema import dumps
+from guidegen.schema import convert, read_bytes
+from guidegen.spec.cell import digest
+from guidegen.spec.names import describe
+from guidegen.spec.plan import Plan, listed
+
+METRICS_FILE = "metrics.jsonl"
+_NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "dtype", "w"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run as it is on disk.
+
+    Attributes:
+        folder: its directory.
+        about: its run.json.
+        rows: of the finished images that are there with their hash.
+        axes: what varies from row to row besides label, prompt and seed; w is always the first.
+        missing: what an interrupted or damaged run lacks of its plans, a clause each.
+        corrupt: what is wrong with images that were finished and are not there as they were drawn, a sentence each.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    rows: list[Row]
+    axes: tuple[str, ...]
+    missing: list[str]
+    corrupt: list[str]
+
+    @property
+    def mode(self) -> str:
+        """cfg, classifier, both or none."""
+        return str(self.about["settings"]["mode"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images."""
+        return self.rows[0]["shape"][0], self.rows[0]["shape"][1]
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label id -> name, of what was drawn."""
+        return {row["label"]: row["label_name"] or "" for row in self.rows if row["label"] is not None}
+
+    def groups(self) -> dict[tuple[Any, ...], list[Row]]:
+        """Values of the axes -> rows, in the order of the values."""
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(key_of(row, self.axes), []).append(row)
+        return dict(sorted(found.items(), key=lambda item: sortable(item[0])))
+
+
+def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
+    """Reads a run, and what it lacks.
+
+    Args:
+        folder: a run directory.
+        check_hashes: also read every image and compare its sha256; else it is enough that it is there.
+
+    Raises:
+        UsageError: `folder` is no run directory, or holds no finished images.
+        CorruptImageError: none of those that it holds is there as it was drawn.
+    """
+    about, everything = read_run(folder), read_rows(folder)
+    try:
+        plans: list[Plan] = read_plans(folder, about)
+    except UsageError:
+        plans = []
+    rows, lacks = (
+        _of_plans(folder, everything, plans, check_hashes) if plans else _without_plan(folder, everything, check_hashes)
+    )
+    good = {row["file"] for row in rows if is_inside(folder, row["file"])}
+    rows = [row for row in rows if row["file"] in good]
+    planned = {cell.file for plan in plans for cell in plan.cells()} if plans else None
+    of_plan = [row for row in everything if row["status"] == "ok" and (planned is None or row["file"] in planned)]
+    corrupt = [*invalid_rows(folder), *(_wrong_with(folder, row) for row in of_plan if row["file"] not in good)]
+    if not rows and corrupt:
+        raise refusal(corrupt, len(everything), "nothing is left")
+    if not rows:
+        raise UsageError(f"{folder} holds no finished images.")
+    axes = axes_of(rows)
+    return Drawn(folder, about, with_axes(rows, about["settings"], axes), axes, lacks, corrupt)
+
+
+def _wrong_with(folder: Path, row: Row) -> str:
+    try:
+        read_drawn_bytes(folder, row)
+    except CorruptImageError as error:
+        return str(error)
+    return f"{folder / row['file']} is not what its row says."
+
+
+def _of_plans(folder: Path, rows: Sequence[Row], plans: Sequence[Plan], hashes: bool) -> tuple[list[Row], list[str]]:
+    """The images of the plans that are there as they were drawn, and what of the plans is not."""
+    cells = listed(plans, str(folder))
+    state = check(folder, cells, hashes)
+    lacks = [
+        f"{len(files)} of {len(cells)} images {what}, such as {files[0]}"
+        for files, what in (
+            (state.missing, "are missing"),
+            (state.corrupt, "have changed since they were drawn"),
+            (state.nonfinite, "came out non-finite"),
+        )
+        if files
+    ]
+    if state.extra:
+        lacks.append(f"{len(state.extra)} images are not of its plan and are left out, such as {state.extra[0]}")
+    if any(folder.glob("manifest.*-of-*.jsonl")):
+        lacks.append("its shards are not merged yet (guidegen merge)")
+    elif any(plan.grid for plan in plans) and not any(folder.glob("grid*.png")):
+        lacks.append("its sweep has not come to its grid")
+    bad = {*state.missing, *state.corrupt, *state.nonfinite}
+    good = {cell.file for cell in cells} - bad
+    return [row for row in rows if row["file"] in good], lacks
+
+
+def _without_plan(folder: Path, rows: Sequence[Row], hashes: bool) -> tuple[list[Row], list[str]]:
+    """The images that are there as they were drawn, of a run that does not say what it is to hold."""
+    good = [row for row in rows if row["status"] == "ok" and is_intact(folder, row, hashes)]
+    gone = f"; {len(rows) - len(good)} that were drawn are not finite, gone or changed" if len(good) < len(rows) else ""
+    return good, [f"run.json has no plan to compare it with, which the command that drew it adds when it is run again{gone}"]
+
+
+def axes_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """w, and every other key with one plain value a row that is not the same in all rows."""
+    values: dict[str, set[Any]] = {}
+    rows = list(rows)
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key not in _NOT_AXES and all(isinstance(row.get(key), (str, int, float, bool, type(None))) for row in rows):
+            values[key] = {row.get(key) for row in rows}
+    return ("w", *(key for key, found in values.items() if len(found) > 1))
+
+
+def key_of(row: Row, axes: Sequence[str]) -> tuple[Any, ...]:
+    """The values of a row along `axes`."""
+    return tuple(row.get(axis) for axis in axes)
+
+
+def subject_of(row: Row) -> Any:
+    """What an image shows: its label, else its prompt."""
+    return row["prompt"] if row["label"] is None else row["label"]
+
+
+def sortable(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Numbers before words, missing ones first."""
+    return tuple((value is not None, isinstance(value, str), value if value is not None else 0) for value in values)
+
+
+def images_digest(rows: Iterable[Row]) -> str:
+    """Of a set of images: metrics are of just these."""
+    return digest(sorted(row["sha256"] for row in rows))[:16]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier that says whether an image shows its label.
+
+    Attributes:
+        reader: its logits.
+        info: what it knows.
+        columns: label id -> column of the logits.
+    """
+
+    reader: Reader
+    info: ClassifierInfo
+    columns: Mapping[Any, int]
+
+    def right(self, pixels: Pixels, labels: list[Any]) -> list[bool]:
+        """Whether each image (B, H, W, 3) whose label it knows shows it."""
+        best = self.reader(pixels).argmax(1).tolist()
+        return [column == self.columns[label] for column, label in zip(best, labels, strict=True) if label in self.columns]
+
+    def read(self, logits: Tensor, labels: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Probability of each intended label, and whether it is the likeliest (N,); NaN where it is not known."""
+        column = torch.tensor([self.columns.get(label, -1) for label in labels])
+        known, index = column >= 0, column.clamp_min(0)
+        nan = torch.full((len(column),), torch.nan)
+        probability = logits.softmax(1).gather(1, index[:, None])[:, 0]
+        correct = (logits.argmax(1) == index).float()
+        return torch.where(known, probability, nan), torch.where(known, correct, nan)
+
+
+def make_judge(reader: Reader, info: ClassifierInfo, names: Mapping[int, str]) -> Judge | None:
+    """The judge of labels with these names; None if it knows none of them."""
+    columns = judge_columns(info, names)
+    return Judge(reader, info, columns) if columns else None
+
+
+def measure_run(
+    drawn: Drawn,
+    reader: Reader,
+    reference: Reference,
+    meter: Meter,
+    judge: Judge | None,
+    halves: int,
+    batch: int,
+    on_image: Callable[[int], None],
+    on_group: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Rows of metrics, one for each group of the run, in the order of w.
+
+    Args:
+        drawn: the run.
+        reader: makes the features.
+        reference: what to measure against.
+        meter: made of the reference.
+        judge: None leaves out accuracy and confidence.
+        halves: random splits behind the standard errors of distances and recall; 0: no errors.
+        batch: images read at once.
+        on_image: told how many were read.
+        on_group: called after each group.
+
+    Raises:
+        UsageError: a group of fewer than `MIN_IMAGES` images.
+    """
+    groups = drawn.groups()
+    for key, rows in groups.items():
+        if len(rows) < MIN_IMAGES:
+            raise UsageError(
+                f"{drawn.folder} has {len(rows)} images at {describe(drawn.axes, key)}, and the metrics need {MIN_IMAGES} "
+                "at least: draw more seeds or labels."
+            )
+    features = read_rows_with(reader, drawn.folder, drawn.rows, batch, on_image)
+    logits = None
+    if judge is not None:
+        logits = read_rows_with(judge.reader, drawn.folder, drawn.rows, batch, on_image)
+    found = []
+    for key, rows in groups.items():
+        labels = [subject_of(row) for row in rows]
+        unknown = torch.full((len(rows),), torch.nan)
+        probability = correct = unknown
+        if judge is not None and logits is not None:
+            probability, correct = judge.read(_stack(logits, rows), labels)
+        hashes = [features[row["sha256"]][1] for row in rows]
+        measured = meter.measure(Measured(_stack(features, rows), hashes, labels, probability, correct), halves)
+        found.append(
+            {
+                "mode": drawn.mode,
+                **dict(zip(drawn.axes, key, strict=True)),
+                "images": len(rows),
+                "distinct": len(set(hashes)),
+                "metrics": measured,
+                "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
+                "judge": judge and _about(judge.reader) | {"accuracy_on_reference": reference.accuracy},
+                "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
+                "spread": "standard error over images, the reference held fixed" if halves else None,
+                "images_sha256": images_digest(rows),
+            }
+        )
+        on_group()
+    return found
+
+
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The metrics of a run, in it; those of an earlier evaluation are replaced."""
+    lines = "".join(dumps(finite(row)) + "\n" for row in rows)
+    write_atomically(folder / METRICS_FILE, lines.encode())
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A metric's value, as `Meter` makes it."""
+
+    value: float | None
+    spread: float | None = None
+    images: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    per_class: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The network that made the features."""
+
+    name: str = "features"
+    sha256: str | None = None
+    width: int = 0
+    inception: bool = False
+
+
+@dataclass(frozen=True)
+class _JudgeAbout:
+    """The classifier that said what an image shows."""
+
+    name: str
+    sha256: str | None = None
+    accuracy_on_reference: float | None = None
+
+
+@dataclass(frozen=True)
+class _ReferenceAbout:
+    """What was measured against."""
+
+    source: str = "a reference"
+    images: int = 0
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _MetricsRow:
+    """A line of metrics.jsonl; the axes stand beside these under their own names."""
+
+    metrics: dict[str, _Figure | None]
+    images_sha256: str
+    images: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    distinct: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    spread: str | None = None
+    features: _Network = field(default_factory=_Network)
+    judge: _JudgeAbout | None = None
+    reference: _ReferenceAbout = field(default_factory=_ReferenceAbout)
+
+
+def read_metrics(drawn: Drawn) -> tuple[list[dict[str, Any]], int]:
+    """Metrics of the images that are there now, and how many lines were of others, or no rows, and are left out.
+
+    A number that is not finite is None, as if it had not been measured.
+
+    Raises:
+        UsageError: metrics.jsonl is no regular file, or too large to be one.
+    """
+    path = drawn.folder / METRICS_FILE
+    if not path.exists():
+        return [], 0
+    lines = read_bytes(path, UsageError).splitlines()
+    now = {key: images_digest(rows) for key, rows in drawn.groups().items()}
+    rows = []
+    for line in lines:
+        row = _metrics_row(line)
+        if row is not None and now.get(key_of(row, drawn.axes)) == row["images_sha256"]:
+            rows.append(row)
+    return rows, len(lines) - len(rows)
+
+
+def _metrics_row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics with all that it should say; None for what is none."""
+    try:
+        row = finite(json.loads(line))  # the standard library's, which also reads the NaN that it writes
+        known = asdict(convert(row, _MetricsRow, "", UsageError))
+    except (ValueError, RecursionError, UsageError):
+        return None
+    if not all(isinstance(value, str | int | float | bool | None) for key, value in row.items() if key not in known):
+        return None
+    figures = {name: figure for name, figure in row["metrics"].items() if figure is None or figure["value"] is not None}
+    unmeasured = dict.fromkeys(row["metrics"].keys() - figures.keys())
+    return {**known, **row, "metrics": {**row["metrics"], **figures, **unmeasured}}
+
+
+def finite(value: Any) -> Any:
+    """JSON's value with None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _about(reader: Reader) -> dict[str, Any]:
+    return {"name": reader.name, "sha256": reader.weights}
+
+
+def _stack(values: Mapping[str, tuple[Any, str]], rows: Sequence[Row]) -> Tensor:
+    return torch.from_numpy(np.stack([values[row["sha256"]][0] for row in rows]))

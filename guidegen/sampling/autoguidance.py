@@ -1,0 +1,212 @@
+"""The weaker model of autoguidance: what `--guide-model` names, without its weights.
+
+Autoguidance (Karras et al. 2024, arXiv 2406.02507) weighs a model against a worse version of itself:
+a checkpoint with fewer parameters or of an earlier training step, or the model's own network with
+some layers disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from guidegen.errors import UsageError
+from guidegen.models.checkpoint import Checkpoint, declared_labels, open_checkpoint
+from guidegen.models.configs import read_config
+from guidegen.models.hub import download_weights, locate
+from guidegen.models.kinds.kind import ADM, PIXEL, Kind, check_network
+from guidegen.models.labels import Labels
+from guidegen.models.noise_schedule import scheduler_config_in
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access
+from guidegen.python_file import split_own
+
+BUNDLED_GUIDE = "bundled"
+"""The word for the weaker network in the checkpoint's own folder."""
+WEAKENINGS = ("pag", "skip")
+"""The words for a weaker network that is made of the model's own: `guidegen.models.weaken`."""
+_CONDITION = ("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type")
+
+
+@dataclass(frozen=True)
+class GuideModel:
+    """What a model is weighed against.
+
+    Attributes:
+        ref: as the person named it.
+        name: a short name for settings and grids.
+        checkpoint: where the weaker network is; None where it is made of the model's own.
+        shares: whether labels, prompts and null condition are those of the model.
+        weakening: one of `WEAKENINGS`; None with a checkpoint.
+        layers: which layers it disturbs, as the person named them; empty for the usual ones.
+    """
+
+    ref: str
+    name: str
+    checkpoint: Checkpoint | None = None
+    shares: bool = False
+    weakening: str | None = None
+    layers: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its weights are: what it has of its own, without what decodes latents."""
+        if self.checkpoint is None:
+            return []
+        folders = self.checkpoint.part_folders
+        if self.shares:
+            return [folders[self.checkpoint.kind.network]]
+        return [folder for part, folder in folders.items() if part != "vae"]
+
+    def download(self, access: Access = DEFAULT_ACCESS) -> None:
+        """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own."""
+        if self.checkpoint is not None:
+            download_weights(self.checkpoint.ref, self.checkpoint.revision, self.folders, access)
+
+    def check_labels(self, labels: Iterable[int], model: Checkpoint, needs_null: bool) -> None:
+        """Refuses labels that the weaker model does not know as the model does.
+
+        Args:
+            labels: that are asked for.
+            model: what it is weighed against.
+            needs_null: whether it is asked without a label too.
+
+        Raises:
+            UsageError: it does not know one, or knows something else by it.
+        """
+        weak = self.checkpoint
+        if weak is None or not weak.class_conditional:
+            return
+        for label in labels:
+            wanted = model.labels.name(label)
+            if label not in weak.labels:
+                raise UsageError(f"--guide-model {self.ref} does not know label {label} {wanted}".rstrip() + ".")
+            found = weak.labels.name(label)
+            if wanted and found and wanted.casefold() != found.casefold():
+                raise UsageError(f"--guide-model {self.ref}: label {label} is {found!r} there, and {wanted!r} in the model.")
+        if needs_null and not weak.has_null:
+            raise UsageError(
+                f"--guide-model {self.ref} has no null label, and these weights ask it without a label. "
+                "--mode auto does not, nor does --mode cfg without a weight of 0."
+            )
+
+
+def open_guide(
+    ref: str,
+    model: Checkpoint,
+    size: tuple[int, int] | None = None,
+    access: Access = DEFAULT_ACCESS,
+) -> GuideModel:
+    """Reads what a weaker model says of itself, and holds it against the model.
+
+    Args:
+        ref: what `open_checkpoint` takes; a folder or hub id of a network alone, which shares labels,
+            prompts, null condition and noise schedule with the model; `bundled`; or `pag` or `skip`,
+            perhaps with layers: `skip:mid_block,up_blocks.1`.
+        model: what it is weighed against.
+        size: (height, width) that was asked for; None for the checkpoint's own.
+        access: how it may be read.
+
+    Raises:
+        UsageError: it does not fit the model.
+        CheckpointError: it is missing, incomplete, unreachable or of an unknown kind.
+        UnsafeError: it asks for code of its own.
+    """
+    word, colon, layers = ref.partition(":")
+    if word in WEAKENINGS:
+        if model.own is not None:
+            raise UsageError(f"--guide-model {ref}: the layers of a model of your own are not known; name a second model.")
+        names = tuple(filter(None, (name.strip() for name in layers.split(","))))
+        if colon and not names:
+            raise UsageError(f"--guide-model {ref}: name layers after the colon, such as {word}:mid_block, or leave it out.")
+        return GuideModel(ref, f"{word}:{','.join(names)}" if names else word, None, True, word, names)
+    weak, shares = _open_weak(ref, model, size, access)
+    if differences := _differences(weak, model, shares):
+        raise UsageError(f"--guide-model {ref} does not fit the model: {'; '.join(differences)}.")
+    return GuideModel(ref, weak.name, weak, shares)
+
+
+def _open_weak(ref: str, model: Checkpoint, size: tuple[int, int] | None, access: Access) -> tuple[Checkpoint, bool]:
+    if ref == BUNDLED_GUIDE:
+        folder = model.weak_folder
+        if folder is None:
+            raise UsageError(f"--guide-model {ref}: {model.ref} has no weaker network in its folder. {NAME_ONE}")
+        return _bare(f"{model.ref.partition('@')[0]}/{folder.name}", folder, model.revision, model), True
+    pinned = ref
+    if split_own(ref) is None and model.own is None:
+        folder, revision = locate(ref, access.offline)
+        pinned = f"{ref.partition('@')[0]}@{revision}" if revision else ref
+        if _bare_kind(folder, model) is not None:
+            return _bare(ref, folder, revision, model), True
+    weak = replace(open_checkpoint(pinned, None, size if split_own(ref) is None else None, access=access), ref=ref)
+    null = model.null_label
+    unsaid = weak.null_label is None and weak.classes == model.classes
+    if null is not None and unsaid and null in weak.labels and not weak.labels.name(null):
+        names = {label: name for label, name in weak.labels.names.items() if label != null}
+        weak = replace(weak, null_label=null, labels=Labels(names))  # the model says what it does not
+    return weak, False
+
+
+def _bare_kind(folder: Path, model: Checkpoint) -> Kind | None:
+    """The kind of a folder that holds a network like the model's and nothing beside it; None for anything else."""
+    if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
+        return None
+    found = read_config(folder / "config.json").get("_class_name")
+    kinds = (PIXEL, ADM) if model.kind in (PIXEL, ADM) else (model.kind,)
+    return next((kind for kind in kinds if kind.network_class == found), None)
+
+
+def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Checkpoint:
+    """A network alone as a checkpoint that has all else from the model."""
+    config = read_config(folder / "config.json")
+    kind = _bare_kind(folder, model) or model.kind
+    check_network(kind, config, folder)
+    labels, null = model.labels, config.get("null_label", model.null_label)
+    if "id2label" in config:
+        labels, null = declared_labels(config, config, folder, null)
+    scheduler = scheduler_config_in(folder) or model.scheduler_config
+    configs = {**model.configs, kind.network: {"in_channels": 3, "out_channels": 3} | config}
+    return replace(
+        model,
+        ref=ref,
+        kind=kind,
+        folder=folder,
+        revision=revision,
+        configs=configs,
+        scheduler_config=scheduler,
+        index={},
+        labels=labels,
+        null_label=null,
+    )
+
+
+NAME_ONE = "Name one: --guide-model ID|DIR, or pag or skip, which make one of the model's own network"
+
+
+def _differences(weak: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
+    """What of a weaker model is not as in the model and has to be; a sentence each."""
+    from guidegen.sampling.schedulers import noise_schedule  # torch and diffusers
+
+    pairs: list[tuple[str, Any, Any]] = [
+        ("condition", _takes(weak), _takes(model)),
+        ("shape", "x".join(map(str, weak.shape)), "x".join(map(str, model.shape))),
+        ("prediction type", weak.prediction_type, model.prediction_type),
+    ]
+    weak_noise, model_noise = (noise_schedule(c.scheduler_config) for c in (weak, model))
+    pairs += [(key, weak_noise.get(key), model_noise.get(key)) for key in {**model_noise, **weak_noise}]
+    if shares:
+        pairs += [(key, weak.config.get(key), model.config.get(key)) for key in _CONDITION]
+    elif model.kind.latent and weak.kind.latent:
+        theirs, ours = (c.configs["vae"].get("scaling_factor") for c in (weak, model))
+        pairs.append(("scaling_factor of the VAE", theirs, ours))
+    return [f"{what} {_said(its)} where the model's is {_said(own)}" for what, its, own in pairs if its != own]
+
+
+def _takes(checkpoint: Checkpoint) -> str:
+    return "prompts" if checkpoint.kind.text else "labels" if checkpoint.class_conditional else "none"
+
+
+def _said(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:40]}..."

@@ -1,0 +1,50 @@
+"""Where and in which precision to draw."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from guidegen.errors import UsageError, first_line
+
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun or srun gets a CUDA device of its own.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
+            return torch.device(f"cuda:{int(place) % torch.cuda.device_count()}" if place.isdecimal() else "cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise UsageError(f"--device {name}: choose auto, cuda, cuda:1, mps or cpu.")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: not usable here: {first_line(error)}") from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """`auto` is fp16 autocast on CUDA and fp32 elsewhere."""
+    if name != "auto":
+        return name
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def pick_batch_size(name: str, device: torch.device, shape: tuple[int, int, int]) -> int:
+    """`auto` is 64 on CUDA and 16 elsewhere for what is up to 64x64, fewer for what is larger.
+
+    It is where drawing starts: a batch that is out of memory is halved until it fits.
+    """
+    if name != "auto":
+        return int(name)
+    most = 64 if device.type == "cuda" else 16
+    return max(1, min(most, most * 64 * 64 // (shape[1] * shape[2])))

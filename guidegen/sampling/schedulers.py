@@ -1,0 +1,398 @@
+"""The schedulers of diffusers that guidegen walks: which fit, on which noise schedule, at which noise levels.
+
+A class fits where the network's input is x_t = alpha x_0 + sigma eps at a level that is known, and where an exact
+score draws the data's own distribution as the steps grow. `tests/oracles/test_schedulers.py` holds each to that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from guidegen.arguments import instance
+from guidegen.errors import CheckpointError, UsageError, first_line
+from guidegen.models.noise_schedule import is_flow
+from guidegen.scores.noise import Level
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
+Levels = Callable[[Any], list[Level]]
+"""From a scheduler with its timesteps set to the level of each step."""
+
+
+def _variance_preserving(ratio: float) -> Level:
+    """The level of a sigma / alpha with alpha^2 + sigma^2 = 1."""
+    alpha = 1 / (1 + ratio * ratio) ** 0.5
+    return Level(alpha, ratio * alpha)
+
+
+def _of_alpha_bar(alpha_bar: float) -> Level:
+    return Level(alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+
+
+def _by_timestep(scheduler: Any) -> list[Level]:
+    """`alphas_cumprod` at each timestep: DDIM, DDPM, PNDM."""
+    return [_of_alpha_bar(kept) for kept in scheduler.alphas_cumprod.double()[scheduler.timesteps.long()].tolist()]
+
+
+def _after_ddim(scheduler: Any) -> list[Level]:
+    """Where DDIM's steps lead: T // steps timesteps on, whatever the spacing; past the end, to its last alpha."""
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    kept, last = scheduler.alphas_cumprod.double(), float(scheduler.final_alpha_cumprod)
+    return [_of_alpha_bar(float(kept[t]) if t >= 0 else last) for t in (scheduler.timesteps - stride).tolist()]
+
+
+def _sigmas(scheduler: Any, shift: int = 0) -> list[Level]:
+    """`sigmas` step by step: of sigma / alpha, or of sigma itself where it is a flow.
+
+    Schedulers that scale their input (Euler, Heun) still show the network a variance preserving x_t.
+    """
+    numbers = scheduler.sigmas.double().tolist()[shift : shift + len(scheduler.timesteps)]
+    if is_flow({"_class_name": type(scheduler).__name__, **scheduler.config}):
+        return [Level(1 - sigma, sigma) for sigma in numbers]
+    return [_variance_preserving(ratio) for ratio in numbers]
+
+
+def _interpolated(lag: int) -> Levels:
+    """DPM-Solver-2 evaluates `sigmas` and the `sigmas_interpol` between them in turn, the latter `lag` places before."""
+
+    def levels(scheduler: Any) -> list[Level]:
+        own, between = (numbers.double().tolist() for numbers in (scheduler.sigmas, scheduler.sigmas_interpol))
+        count = len(scheduler.timesteps)
+        return [_variance_preserving(between[i - lag] if i % 2 else own[i]) for i in range(count)]
+
+    return levels
+
+
+_NOISE_OR_V = ("epsilon", "v_prediction")
+_ANY = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """How guidegen walks a class of diffusers.
+
+    Attributes:
+        levels: alpha and sigma of the network's input at each step.
+        predictions: the prediction types that its step reads, of models that are no flow.
+        vp: whether it walks variance preserving schedules.
+        flow: whether it walks flow-matching ones.
+        orders: the `solver_order`s whose images stay right however many the steps.
+        after: the level that each step leads to, where a step only puts x0 and eps together anew: DDIM and Euler.
+    """
+
+    levels: Levels
+    predictions: tuple[str, ...] = _ANY
+    vp: bool = True
+    flow: bool = False
+    orders: tuple[int, ...] = (1, 2, 3)
+    after: Levels | None = None
+
+
+def _after_euler(scheduler: Any) -> list[Level]:
+    return _sigmas(scheduler, shift=1)
+
+
+_WALKS = {
+    "DDIMScheduler": _Walk(_by_timestep, after=_after_ddim),
+    "DDIMParallelScheduler": _Walk(_by_timestep),
+    "DDPMScheduler": _Walk(_by_timestep),
+    "DDPMParallelScheduler": _Walk(_by_timestep),
+    "PNDMScheduler": _Walk(_by_timestep, ("epsilon",)),
+    "DPMSolverMultistepScheduler": _Walk(_sigmas, flow=True),
+    "DPMSolverSinglestepScheduler": _Walk(_sigmas, flow=True),
+    "UniPCMultistepScheduler": _Walk(_sigmas, flow=True),
+    "DEISMultistepScheduler": _Walk(_sigmas, orders=(1, 2)),
+    "SASolverScheduler": _Walk(_sigmas),
+    "EulerDiscreteScheduler": _Walk(_sigmas, after=_after_euler),
+    "EulerAncestralDiscreteScheduler": _Walk(_sigmas, _NOISE_OR_V),
+    "HeunDiscreteScheduler": _Walk(_sigmas),
+    "LMSDiscreteScheduler": _Walk(_sigmas),
+    "KDPM2DiscreteScheduler": _Walk(_interpolated(0), _NOISE_OR_V),
+    "KDPM2AncestralDiscreteScheduler": _Walk(_interpolated(1), _NOISE_OR_V),
+    "FlowMatchEulerDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True, after=_after_euler),
+    "FlowMatchHeunDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True),
+}
+"""The classes that fit; any other is refused."""
+_TRAINED_WITH = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler", "LCMScheduler", "TCDScheduler")
+"""Classes that do not fit, but whose configs mean the same noise schedule as those that do."""
+_TRAINED_WITH_FLOW = ("FlowMatchLCMScheduler",)
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+"""The keys of a config that make a noise schedule."""
+_TRAINED = (
+    *_SCHEDULE,
+    "prediction_type",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+)
+"""The keys that say what the network was trained on and gives; all others are how a class walks it."""
+_SERVED: dict[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "deis", "data_prediction", "noise_prediction"),
+    "interpolation_type": ("linear",),
+    "invert_sigmas": (False, None),
+    "shift_terminal": (None,),
+    "stochastic_sampling": (False, None),
+    "timestep_type": ("discrete",),
+    "use_dynamic_shifting": (False, None),
+}
+"""The values that fit, of the options of a config that decide whether a class does."""
+
+
+def scheduler_class(name: str, flow: bool = False) -> str:
+    """The diffusers class behind a short name; a class name stays as it is."""
+    return (SCHEDULERS | FLOW_SCHEDULERS if flow else SCHEDULERS).get(name.lower(), name)
+
+
+def fitting(flow: bool = False) -> list[str]:
+    """The names of the schedulers that fit: the short ones, then the classes that have none."""
+    classes = [cls for cls, walk in _WALKS.items() if (walk.flow if flow else walk.vp)]
+    short = {name: scheduler_class(name, flow) for name in SCHEDULERS}
+    return [n for n, cls in short.items() if cls in classes] + [cls for cls in classes if cls not in short.values()]
+
+
+def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
+    """A diffusers scheduler on the checkpoint's noise schedule.
+
+    Keys that the config lacks and that say what the network was trained on, such as the betas, are
+    those of its own class; how another class walks them is left to that class, as with
+    diffusers' `from_config`.
+
+    Args:
+        config: the checkpoint's `scheduler_config.json`; of a `DDPMScheduler` where it names no class.
+        name: a short name of `SCHEDULERS` or a diffusers class name; None takes the checkpoint's own.
+
+    Raises:
+        TypeError: `config` is no mapping, or `name` no text.
+        UsageError: no such scheduler, or one that does not fit this checkpoint.
+        CheckpointError: the checkpoint names a scheduler that diffusers does not have, or settings that it refuses.
+    """
+    instance("config", config, Mapping, "the config of a scheduler as a mapping")
+    instance("name", name, str | None, "the name of a scheduler")
+    own_class, flow = _own_class(config), is_flow(config)
+    asked = own_class if name is None else scheduler_class(name, flow)
+    told = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
+    walk = _walk_of(asked, flow, told)
+    own = _own_scheduler(config, own_class)
+    settings = {**config, **{key: own.config[key] for key in _TRAINED if key in own.config}}
+    if settings.get("variance_type") in ("learned", "learned_range"):
+        settings["variance_type"] = "fixed_small"  # guidance sees the mean only
+    family = "DPMSolver"
+    if (
+        asked != own_class
+        and not (asked.startswith(family) and own_class.startswith(family))
+        and "algorithm_type" in own.config
+    ):
+        settings.pop("algorithm_type", None)  # the same key, of other algorithms
+    if flow:
+        shift = next((c[key] for c in (own.config, config) for key in ("shift", "flow_shift") if key in c), 1.0)
+        settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "shift": shift, "flow_shift": shift}
+    try:
+        scheduler = _build(asked, settings)
+    except ImportError as error:
+        raise UsageError(f"{told} needs a package: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise UsageError(f"{told}: {asked} refuses this checkpoint's scheduler config: {first_line(error)}") from error
+    _check_options(own, scheduler, walk, flow, told)
+    return scheduler
+
+
+def _own_class(config: Mapping[str, Any]) -> str:
+    """The class that a config is of: one whose noise schedule is known."""
+    import diffusers
+
+    own = config.get("_class_name") or "DDPMScheduler"
+    if not isinstance(own, str) or not (own.endswith("Scheduler") and hasattr(diffusers, own)):
+        raise CheckpointError(
+            f"The checkpoint's scheduler {own!r} is not one of diffusers {diffusers.__version__}: "
+            "what its networks were trained on is not known."
+        )
+    flow = is_flow(config)
+    if own not in (*_WALKS, *_TRAINED_WITH, *_TRAINED_WITH_FLOW):
+        raise UsageError(
+            f"The checkpoint's scheduler {own} does not fit: guidegen does not know its noise levels. "
+            f"It walks checkpoints of {', '.join(fitting(flow))}."
+        )
+    return own
+
+
+def _walk_of(asked: str, flow: bool, told: str) -> _Walk:
+    import diffusers
+
+    walk = _WALKS.get(asked)
+    use = f"Use {', '.join(fitting(flow))}."
+    if walk is None and not (asked.endswith("Scheduler") and hasattr(diffusers, asked)):
+        name = told.removeprefix("--scheduler ")
+        raise UsageError(f"--scheduler {name!r}: no such scheduler. {use}")
+    if walk is None:
+        raise UsageError(
+            f"{told} does not fit: {asked} is not known to show the network x_t = alpha x_0 + sigma eps "
+            f"and to draw what the network has learnt. {use}"
+        )
+    if flow and not walk.flow:
+        raise UsageError(f"{told}: cannot walk a flow-matching model. {use}")
+    if not flow and not walk.vp:
+        raise UsageError(f"{told}: is for flow-matching models; this checkpoint is not one. {use}")
+    return walk
+
+
+def _build(cls_name: str, settings: Mapping[str, Any]) -> Any:
+    """The class with those of the settings that it takes; all of them count as given."""
+    import diffusers
+
+    cls = getattr(diffusers, cls_name)
+    known = inspect.signature(cls.__init__).parameters
+    return cls.from_config({key: value for key, value in settings.items() if key in known})
+
+
+def _own_scheduler(config: Mapping[str, Any], own_class: str) -> Any:
+    """The checkpoint's scheduler as its own class completes it."""
+    try:
+        own = _build(own_class, config)
+    except ImportError as error:
+        raise UsageError(
+            f"The checkpoint's scheduler {own_class} needs a package: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(f"The checkpoint's scheduler config: {own_class} refuses it: {first_line(error)}") from error
+    kept = getattr(own, "alphas_cumprod", None)
+    if kept is not None and not (
+        kept.numel() and kept.shape == (own.config.num_train_timesteps,) and bool(((kept >= 0) & (kept <= 1)).all())
+    ):
+        raise CheckpointError(
+            f"The checkpoint's scheduler config: its betas are none of {own.config.num_train_timesteps} steps from 0 to 1."
+        )
+    return own
+
+
+def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, told: str) -> None:
+    """Refuses what of a config makes a class that fits wrong, and a class that does not take over its noise schedule."""
+    options = {**own.config, **scheduler.config}
+    for key, served in {**_SERVED, "solver_order": walk.orders}.items():
+        if key in options and options[key] not in served:
+            fit = ", ".join(str(value) for value in served if value is not None) or "none"
+            raise UsageError(f"{told}: {key} = {options[key]} in its config does not fit; what does: {fit}.")
+    own_flow = "flow_prediction" if flow else None
+    predicts = own.config.get("prediction_type", own_flow)
+    reads = ("flow_prediction",) if flow else walk.predictions
+    if predicts not in reads:
+        raise UsageError(
+            f"{told}: {type(scheduler).__name__} with a model whose config says prediction_type {predicts!r}; "
+            f"it reads {', '.join(reads)} here."
+        )
+    kept, walked = (getattr(each, "alphas_cumprod", None) for each in (own, scheduler))
+    if flow or kept is None or walked is None:
+        return
+    # 2**-24 is what diffusers' solvers put in the place of an alpha of zero
+    if kept.shape != walked.shape or float((kept - walked).abs().max()) > 2**-23:
+        raise UsageError(
+            f"{told}: {type(scheduler).__name__} does not take over this checkpoint's noise schedule "
+            f"(beta_schedule {own.config.get('beta_schedule')}, "
+            f"rescale_betas_zero_snr {own.config.get('rescale_betas_zero_snr')})."
+        )
+
+
+def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the noise schedule that a config means, its own class's defaults included: equal ones are the same.
+
+    Raises:
+        UsageError, CheckpointError: as `make_scheduler` without a name.
+    """
+    own = _own_scheduler(config, _own_class(config)).config
+    keys = ("num_train_timesteps",) if is_flow(config) else _SCHEDULE  # a flow has no betas, whatever its class takes
+    return {key: own[key] for key in keys if own.get(key)}
+
+
+def without_clip(scheduler: Any) -> tuple[Any, float | None]:
+    """A scheduler that does not clip the denoised estimate, and the bound that `scheduler` would clip it to.
+
+    DDIM and DDPM of diffusers clip after guidance, where it undoes what a classifier's gradient did;
+    guidegen's `clipped` does it before. None where the scheduler does not clip.
+    """
+    if not getattr(scheduler.config, "clip_sample", False):
+        return scheduler, None
+    return type(scheduler).from_config(scheduler.config, clip_sample=False), float(scheduler.config.clip_sample_range)
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether the scheduler's step has DDIM's eta."""
+    return "eta" in inspect.signature(scheduler.step).parameters
+
+
+def noise_levels(scheduler: Any) -> list[Level]:
+    """alpha and sigma of the network's input at each step, after `set_timesteps`.
+
+    Raises:
+        UsageError: of a class that does not fit.
+    """
+    name = type(scheduler).__name__
+    if name not in _WALKS:
+        raise UsageError(f"The noise levels of {name} are not known. Use {', '.join(fitting())}.")
+    return _WALKS[name].levels(scheduler)
+
+
+def levels_after(scheduler: Any) -> list[Level] | None:
+    """The level that each step leads to, after `set_timesteps`; None but for DDIM and Euler.
+
+    That of the last step is what the scheduler ends with: no noise, or the least it knows
+    (`set_alpha_to_one`, `final_sigmas_type`). With DDIM it is off the next step's own by up to
+    a stride where the spacing is not `leading`: DDIM goes T // steps timesteps on at each step.
+    """
+    walk = _WALKS.get(type(scheduler).__name__)
+    return walk.after(scheduler) if walk and walk.after else None
+
+
+def check_levels(scheduler: Any) -> None:
+    """Refuses steps whose timestep tells the network another noise level than its input has, after `set_timesteps`.
+
+    Raises:
+        UsageError: such a step, one that adds noise, or pure noise where the network predicts it.
+    """
+    name, levels, config = type(scheduler).__name__, noise_levels(scheduler), scheduler.config
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and any(now < then for now, then in pairwise(sigmas.tolist())):
+        raise UsageError(f"{name} would step from less noise to more with so many steps of this config: take fewer.")
+    if not levels[0].alpha and config.get("prediction_type") == "epsilon":
+        raise UsageError(
+            f"{name} starts from pure noise (rescale_betas_zero_snr), of which a prediction of the noise says nothing: "
+            "the network should predict v_prediction, or the timestep_spacing be leading."
+        )
+    for t, level in zip(scheduler.timesteps.tolist(), levels, strict=True):
+        if not _told(t, level, getattr(scheduler, "alphas_cumprod", None), config):
+            raise UsageError(
+                f"{name} with this config tells the network timestep {t:g} at a noise level of sigma / alpha "
+                f"{level.sigma / level.alpha if level.alpha else math.inf:.4g}, which is not that of its training there. "
+                "Leave out its options on sigmas, or name another: --scheduler."
+            )
+
+
+def _told(t: float, level: Level, kept: Any, config: Mapping[str, Any]) -> bool:
+    """Whether timestep t means this level, within one timestep for those that are rounded."""
+    if is_flow({"_class_name": "FlowMatch" * (kept is None), **config}):
+        return 0 <= level.sigma <= 1 and abs(t - level.sigma * config["num_train_timesteps"]) <= 1 + 1e-3
+    last = len(kept) - 1
+    if not 0 <= t <= last:
+        return False
+    least, most = float(kept[min(math.ceil(t) + 1, last)]), float(kept[max(math.floor(t) - 1, 0)])
+    # fp32's rounding, and the 2**-24 that stands for an alpha of zero
+    return least - 1e-6 <= level.alpha**2 <= most + 1e-6
