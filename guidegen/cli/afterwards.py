@@ -47,14 +47,14 @@ Report = Annotated[
 
 @dataclass(frozen=True)
 class Afterwards:
-    """The flags for it; the names are those of the flags."""
+    """The flags for it."""
 
-    preview: bool = False
-    evaluate: Path | None = None
-    features: str | None = None
-    judge: str | None = None
-    resize: str | None = None
-    report: bool = False
+    preview: Preview = False
+    evaluate: Evaluate = None
+    features: Features = None
+    judge: Judge = None
+    resize: Resize = None
+    report: Report = False
 
     def check(self, output: Output, size: tuple[int, int]) -> None:
         """Refuses, before anything is drawn, what could not be done after it.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guidegen.cli import console, options
+from guidegen.cli.command import make_command
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Access
 from guidegen.models.classifiers.info import SEPARATOR
@@ -31,33 +32,8 @@ _AGAINST, _HOW = "What to measure against", "How to measure"
 
 @dataclass(frozen=True)
 class EvaluateFlags:
-    """The command line as it was given; the names are those of the flags."""
+    """The flags, a field each."""
 
-    reference: Path
-    features: str | None = None
-    judge: str | None = None
-    reference_labels: str = "run"
-    resize: str | None = None
-    save_reference: Path | None = None
-    halves: int = 20
-    partial: bool = False
-    curves: bool = True
-    out: Path | None = None
-    batch_size: int = 64
-    device: str = "auto"
-    offline: bool = False
-    allow_pickle: bool = False
-    json_rows: bool = False
-    quiet: bool = False
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("evaluate", help="Measure quality and diversity of runs against real images, for every w.")(_command)
-
-
-def _command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; their curves share one figure.")],
     reference: Annotated[
         Path,
         typer.Option(
@@ -67,7 +43,7 @@ def _command(
             "--save-reference saved.",
             rich_help_panel=_AGAINST,
         ),
-    ],
+    ]
     reference_labels: Annotated[
         str,
         typer.Option(
@@ -76,7 +52,7 @@ def _command(
             help="Which of them: run (those with the labels of the run), all, or ids such as 1,5-9.",
             rich_help_panel=_AGAINST,
         ),
-    ] = "run",
+    ] = "run"
     resize: Annotated[
         str | None,
         typer.Option(
@@ -86,13 +62,13 @@ def _command(
             "lanczos or nearest. Otherwise they are refused.",
             rich_help_panel=_AGAINST,
         ),
-    ] = None,
+    ] = None
     save_reference: Annotated[
         Path | None,
         typer.Option(
             "--save-reference", metavar="NPZ", help="Keep its features for the next time.", rich_help_panel=_AGAINST
         ),
-    ] = None,
+    ] = None
     features: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +78,7 @@ def _command(
             "(then it is called FID). Default: bundled.",
             rich_help_panel=_HOW,
         ),
-    ] = None,
+    ] = None
     judge: Annotated[
         str | None,
         typer.Option(
@@ -111,7 +87,7 @@ def _command(
             help="Classifier that says whether an image shows its label; take one that did not guide. Default: bundled.",
             rich_help_panel=_HOW,
         ),
-    ] = None,
+    ] = None
     halves: Annotated[
         int,
         typer.Option(
@@ -121,7 +97,7 @@ def _command(
             "come from; 0: no standard errors.",
             rich_help_panel=_HOW,
         ),
-    ] = 20,
+    ] = 20
     partial: Annotated[
         bool,
         typer.Option(
@@ -129,26 +105,39 @@ def _command(
             help="Measure what is there of a run that is not complete or has corrupt images; otherwise it is refused.",
             rich_help_panel=_HOW,
         ),
-    ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images read at once.", rich_help_panel=_HOW)] = 64,
+    ] = False
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images read at once.", rich_help_panel=_HOW)] = 64
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
-    ] = "auto",
+    ] = "auto"
     curves: Annotated[
         bool, typer.Option("--curves/--no-curves", help="Draw curves.svg and curves.png.", rich_help_panel=options._OUTPUT)
-    ] = True,
+    ] = True
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Where. Default: the first run.", rich_help_panel=options._OUTPUT),
-    ] = None,
-    offline: options.Offline = False,
-    allow_pickle: options.AllowPickle = False,
-    json_rows: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
-    given = {name: value for name, value in locals().items() if name not in ("runs", "debug")}
-    evaluate(runs, EvaluateFlags(**given))
+    ] = None
+    offline: options.Offline = False
+    allow_pickle: options.AllowPickle = False
+    json_rows: options.Json = False
+    quiet: options.Quiet = False
+    debug: options.Debug = False
+
+
+@dataclass(frozen=True)
+class _Runs:
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; their curves share one figure.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("evaluate", help="Measure quality and diversity of runs against real images, for every w.")(
+        make_command(_run, _Runs, EvaluateFlags)
+    )
+
+
+def _run(_: typer.Context, given: dict[str, Any], flags: dict[str, Any]) -> None:
+    evaluate(given["runs"], EvaluateFlags(**flags))
 
 
 def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:

@@ -1,191 +1,294 @@
-"""The flags of sample and sweep, checked, and what they say by themselves."""
+"""The flags of `sample` and `sweep`: a field each, whose annotation is the option."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import Annotated
 
-from guidegen.cli.output import Output
-from guidegen.errors import UsageError
-from guidegen.models.checkpoint import Access, AnyClassifier
-from guidegen.python_file import own_sha256, split_own
-from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
-from guidegen.spec.settings import FILE_SHA256
-from guidegen.spec.shard import Shard, parse_shard
+import typer
 
-if TYPE_CHECKING:
-    pass
+from guidegen.cli import options
+from guidegen.models.checkpoint import Access
+
+_WHAT, _HOW = "What to draw", "How to draw it"
+
+
+class Mode(StrEnum):
+    cfg = "cfg"
+    classifier = "classifier"
+    both = "both"
+    none = "none"
+    auto = "auto"
+
+
+class Input(StrEnum):
+    noisy = "noisy"
+    denoised = "denoised"
+
+
+class Gradient(StrEnum):
+    exact = "exact"
+    cheap = "cheap"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
 
 
 @dataclass(frozen=True)
 class Flags:
-    """The command line as it was given; the names are those of the flags."""
+    """The command line as it was given."""
 
     sweep: bool
-    mode: str
-    w: str | None
-    w_classifier: str | None
-    w_guide: str | None
-    label: list[str] | None
-    prompt: list[str] | None
-    negative_prompt: str | None
-    num: int | None
-    seed: int | None
-    seeds: str | None
-    model: str | None
-    classifier: list[str] | None
-    classifier_input: str | None
-    classifier_gradient: str | None
-    guide_model: str | None
-    null_label: int | None
-    variant: str | None
-    size: str | None
-    offline: bool
-    allow_pickle: bool
-    guidance: str | None
-    guidance_opt: list[str] | None
-    interval: str | None
-    w_schedule: str | None
-    steps: int | None
-    scheduler: str | None
-    eta: float | None
-    dtype: str
-    device: str
-    batch_size: str
-    deterministic: bool
-    compile_networks: bool
-    out: str | None
-    shard: str | None
-    by: list[str] | None
-    columns: str | None
-    rows: str | None
-    overwrite: bool
-    dry_run: bool
-    json_rows: bool
-    quiet: bool
-    verbose: bool
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="cfg: with the label against without. classifier: a classifier's gradient. both, or none. "
+            "auto: the model against a weaker one.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = Mode.cfg
+    w: Annotated[
+        str | None,
+        typer.Option(
+            "--w",
+            metavar="NUMBER",
+            help="Guidance weight: 0 unconditional, 1 conditional, more sharper. sample: one number (3.0). "
+            "sweep: 0,1,2.5 and START:STOP:STEP, both ends included (0,1,2,4,8). It is diffusers' guidance_scale, "
+            "Ho & Salimans' 1+w, and ADM's classifier_scale.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    w_classifier: Annotated[
+        str | None,
+        typer.Option(
+            "--w-classifier",
+            metavar="NUMBER",
+            help="Mode both: weight of the classifier's gradient; --w then weighs the label's own score. [default: 1]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    w_guide: Annotated[
+        str | None,
+        typer.Option(
+            "--w-guide",
+            metavar="NUMBER",
+            help="With a weaker model, on top of cfg, classifier or both: its weight, 1 the model. In mode auto it is --w. "
+            "[default: 2 with --guide-model]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            "-l",
+            metavar="LABEL",
+            help='Id, name, range or list: 207, "golden retriever", 0-9, all; @FILE or - for standard input. Repeats. '
+            "With weights, 207:3,281:-1, a list is one mixture.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (a line each) or - for standard "
+            "input. Repeats. 'A AND B:0.5' is a mixture.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt",
+            metavar="TEXT",
+            help="What the null condition says instead of nothing.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", help="Samples of each label or prompt. [default: 1]", rich_help_panel=_WHAT)
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="First seed; the others count up. [default: 0]", rich_help_panel=_WHAT)
+    ] = None
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=_WHAT),
+    ] = None
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="AXIS=LIST",
+            help="sweep: vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
+            "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    model: options.Model = None
+    classifier: options.ClassifierRef = None
+    classifier_input: Annotated[
+        Input | None,
+        typer.Option(
+            "--classifier-input",
+            help="noisy: it reads x_t and t. denoised: it reads the estimated clean image. Default: what it was made for.",
+            rich_help_panel=options._MODEL,
+        ),
+    ] = None
+    classifier_gradient: Annotated[
+        Gradient | None,
+        typer.Option(
+            "--classifier-gradient",
+            help="On denoised input. exact: through the denoiser. cheap: as if the noise in x_t were known, at half "
+            "the calls. [default: exact]",
+            rich_help_panel=options._MODEL,
+        ),
+    ] = None
+    guide_model: options.GuideRef = None
+    null_label: options.NullLabel = None
+    variant: options.Variant = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="WxH",
+            help="Size of the images: 512 or 768x512. Default: the checkpoint's.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    offline: options.Offline = False
+    allow_pickle: options.AllowPickle = False
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance",
+            metavar="NAME",
+            help="The method: cfg (plain), apg, cfg++, rescale ...; `guidegen guidances` lists them. file.py:NAME runs a "
+            "function of your own. [default: cfg]",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    guidance_opt: Annotated[
+        list[str] | None,
+        typer.Option("--guidance-opt", metavar="KEY=VALUE", help="An option of the method. Repeats.", rich_help_panel=_HOW),
+    ] = None
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval",
+            metavar="LOW:HIGH",
+            help="Guide only where LOW < sigma / alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%); elsewhere the "
+            "model draws as it is, at fewer calls.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    w_schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--w-schedule",
+            metavar="NAME",
+            help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps of the scheduler. Default: the checkpoint's.", rich_help_panel=_HOW)
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="NAME",
+            help="ddim, ddpm, dpm++, unipc, euler, heun, or another diffusers class that fits. Default: the checkpoint's.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    eta: Annotated[
+        float | None, typer.Option("--eta", help="ddim: 0 deterministic, 1 as noisy as ddpm.", rich_help_panel=_HOW)
+    ] = None
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Autocast. auto: fp16 on CUDA, fp32 elsewhere.", rich_help_panel=_HOW)
+    ] = Dtype.auto
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
+    ] = "auto"
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", metavar="N", help="Images at once: auto, or a number.", rich_help_panel=_HOW)
+    ] = "auto"
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Call the networks with --batch-size rows each time, so that not even last bits depend on shards, "
+            "restarts or the batch; give every shard the same --batch-size.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False
+    compile_networks: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the networks: slow start, faster steps.", rich_help_panel=_HOW)
+    ] = False
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Run directory, or one file: x.png, x.webp, x.jpg (an image, or a "
+            "sweep's grid), x.npz, or - for PNG on standard output. Default: guidegen-runs/NAME.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Draw part I of N, counted from 0; auto: as torchrun, accelerate or SLURM say. Then: guidegen merge.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="AXIS",
+            help="sweep: the axis across the grid. [default: w]",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="AXIS,...",
+            help="sweep: axes down the grid, outermost first; those that are not named follow.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Start over. Otherwise finished images are kept.", rich_help_panel=options._OUTPUT),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be drawn and what it costs; load no weights.", rich_help_panel=options._OUTPUT
+        ),
+    ] = False
+    json_rows: options.Json = False
+    quiet: options.Quiet = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=options._TALK)] = False
+    debug: options.Debug = False
 
     @property
     def access(self) -> Access:
         """How checkpoints may be read."""
         return Access(self.offline, self.allow_pickle, self.variant)
-
-
-def check_sweep(flags: Flags) -> None:
-    if flags.sweep:
-        return
-    given = {"--by": flags.by, "--columns": flags.columns, "--rows": flags.rows}
-    if flag := next((flag for flag, value in given.items() if value), None):
-        raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
-
-
-def asked_gradient(flags: Flags, judge: AnyClassifier | None) -> str | None:
-    """Which derivative of the denoised estimate is taken; None on noisy input."""
-    if judge is not None and any(part.input == "denoised" for part, _ in judge.parts):
-        return flags.classifier_gradient or "exact"
-    if flags.classifier_gradient is not None:
-        reads = "this one reads" if judge is None or len(judge.parts) == 1 else "these read"
-        raise UsageError(f"--classifier-gradient is for classifiers of denoised images; {reads} x_t itself.")
-    return None
-
-
-def asked_guidance(flags: Flags) -> dict[str, Any]:
-    """The method and its options, as the settings have them: nothing for the plain one.
-
-    Raises:
-        UsageError: no such method or option, or a mode that guides nothing.
-    """
-    from guidegen.scores.methods import find_method
-
-    if flags.mode == "none" and (flags.interval or flags.w_schedule):
-        raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
-    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
-        raise UsageError(
-            f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
-            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
-        )
-    words = [word.partition("=") for word in flags.guidance_opt or ()]
-    if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
-        raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
-    ref = flags.guidance or "cfg"
-    method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
-    if method.name == "cfg":
-        return {}
-    if split_own(ref):
-        options |= {FILE_SHA256: own_sha256(ref)}
-    return {"guidance": method.name, "guidance_options": options or None}
-
-
-def asked_weights(flags: Flags, mixed: bool) -> list[float]:
-    """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
-    if flags.sweep:
-        return parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
-    return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
-
-
-def asked_classifier_weights(flags: Flags) -> list[float] | list[None]:
-    text = flags.w_classifier
-    if flags.mode != "both":
-        if text is not None:
-            raise UsageError(f"--w-classifier is for --mode both; in mode {flags.mode} the weight is --w.")
-        return [None]
-    if flags.sweep:
-        return parse_weights("1" if text is None else text, "--w-classifier")
-    return [parse_weight("1" if text is None else text, "--w-classifier")]
-
-
-def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
-    text = flags.w_guide
-    if flags.mode == "auto":
-        if text is not None:
-            raise UsageError("--w-guide goes on top of the other modes; in mode auto the weight is --w.")
-        return [None]
-    if text is None and flags.guide_model is None:
-        return [None]
-    if flags.mode == "none":
-        raise UsageError(
-            "--guide-model and --w-guide guide, and --mode none draws the network as it is. For the model against a "
-            "weaker one: --mode auto, with the weight --w."
-        )
-    text = "2" if text is None else text
-    weights = parse_weights(text, "--w-guide") if flags.sweep else [parse_weight(text, "--w-guide")]
-    if weights == [1.0]:
-        raise UsageError("--w-guide 1 is the model without the weaker one: leave both out, or give another weight.")
-    return weights
-
-
-def asked_shard(flags: Flags, output: Output) -> Shard | None:
-    if flags.shard is None:
-        return None
-    if output.is_file or output.to_stdout:
-        raise UsageError("--shard draws into a run directory; `guidegen merge` makes files of it when all is there.")
-    if flags.overwrite:
-        raise UsageError("--overwrite would delete what other shards drew: remove the directory, or name another -o.")
-    return parse_shard(flags.shard, os.environ)
-
-
-def asked_seeds(flags: Flags) -> Seeds:
-    if flags.seeds is not None:
-        if flags.num is not None or flags.seed is not None:
-            raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
-        return parse_seeds(flags.seeds)
-    num, first = 1 if flags.num is None else flags.num, flags.seed or 0
-    if num < 1:
-        raise UsageError(f"--num must be at least 1, found {num}.")
-    if not 0 <= first <= LARGEST_SEED:
-        raise UsageError(f"--seed must be from 0 to 2^63-1, found {first}.")
-    if first + num - 1 > LARGEST_SEED:
-        raise UsageError(f"--num {num} with --seed {first} goes past the largest seed, 2^63-1.")
-    return Seeds([range(first, first + num)])
-
-
-def check_numbers(flags: Flags) -> None:
-    if flags.steps is not None and flags.steps < 1:
-        raise UsageError(f"--steps must be at least 1, found {flags.steps}.")
-    if flags.batch_size != "auto" and not (flags.batch_size.isdecimal() and int(flags.batch_size)):
-        raise UsageError(f"--batch-size takes auto or a whole number from 1, found {flags.batch_size!r}.")
-    if flags.eta is not None and not 0 <= flags.eta <= 1:
-        raise UsageError(f"--eta is from 0 to 1, found {flags.eta}.")
-    if flags.mode == "none" and flags.w is not None:
-        raise UsageError("--w is for guided modes; --mode none draws the network as it is.")

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console, options
-from guidegen.cli.axes import parse_axes, parse_by, vary
-from guidegen.cli.flags import (
-    Flags,
+from guidegen.cli.asked import (
     asked_classifier_weights,
     asked_gradient,
     asked_guidance,
@@ -21,6 +19,8 @@ from guidegen.cli.flags import (
     check_numbers,
     check_sweep,
 )
+from guidegen.cli.axes import parse_axes, parse_by, vary
+from guidegen.cli.flags import Flags
 from guidegen.cli.output import Output, parse_output
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo

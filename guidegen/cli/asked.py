@@ -1,0 +1,137 @@
+"""What the flags of sample and sweep ask for, each checked by itself."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from guidegen.cli.output import Output
+from guidegen.errors import UsageError
+from guidegen.models.checkpoint import AnyClassifier
+from guidegen.python_file import own_sha256, split_own
+from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
+from guidegen.spec.settings import FILE_SHA256
+from guidegen.spec.shard import Shard, parse_shard
+
+if TYPE_CHECKING:
+    pass
+from guidegen.cli.flags import Flags
+
+
+def check_sweep(flags: Flags) -> None:
+    if flags.sweep:
+        return
+    given = {"--by": flags.by, "--columns": flags.columns, "--rows": flags.rows}
+    if flag := next((flag for flag, value in given.items() if value), None):
+        raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
+
+
+def asked_gradient(flags: Flags, judge: AnyClassifier | None) -> str | None:
+    """Which derivative of the denoised estimate is taken; None on noisy input."""
+    if judge is not None and any(part.input == "denoised" for part, _ in judge.parts):
+        return flags.classifier_gradient or "exact"
+    if flags.classifier_gradient is not None:
+        reads = "this one reads" if judge is None or len(judge.parts) == 1 else "these read"
+        raise UsageError(f"--classifier-gradient is for classifiers of denoised images; {reads} x_t itself.")
+    return None
+
+
+def asked_guidance(flags: Flags) -> dict[str, Any]:
+    """The method and its options, as the settings have them: nothing for the plain one.
+
+    Raises:
+        UsageError: no such method or option, or a mode that guides nothing.
+    """
+    from guidegen.scores.methods import find_method
+
+    if flags.mode == "none" and (flags.interval or flags.w_schedule):
+        raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
+    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
+        raise UsageError(
+            f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
+            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
+        )
+    words = [word.partition("=") for word in flags.guidance_opt or ()]
+    if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
+        raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
+    ref = flags.guidance or "cfg"
+    method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
+    if method.name == "cfg":
+        return {}
+    if split_own(ref):
+        options |= {FILE_SHA256: own_sha256(ref)}
+    return {"guidance": method.name, "guidance_options": options or None}
+
+
+def asked_weights(flags: Flags, mixed: bool) -> list[float]:
+    """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
+    if flags.sweep:
+        return parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
+    return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
+
+
+def asked_classifier_weights(flags: Flags) -> list[float] | list[None]:
+    text = flags.w_classifier
+    if flags.mode != "both":
+        if text is not None:
+            raise UsageError(f"--w-classifier is for --mode both; in mode {flags.mode} the weight is --w.")
+        return [None]
+    if flags.sweep:
+        return parse_weights("1" if text is None else text, "--w-classifier")
+    return [parse_weight("1" if text is None else text, "--w-classifier")]
+
+
+def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
+    text = flags.w_guide
+    if flags.mode == "auto":
+        if text is not None:
+            raise UsageError("--w-guide goes on top of the other modes; in mode auto the weight is --w.")
+        return [None]
+    if text is None and flags.guide_model is None:
+        return [None]
+    if flags.mode == "none":
+        raise UsageError(
+            "--guide-model and --w-guide guide, and --mode none draws the network as it is. For the model against a "
+            "weaker one: --mode auto, with the weight --w."
+        )
+    text = "2" if text is None else text
+    weights = parse_weights(text, "--w-guide") if flags.sweep else [parse_weight(text, "--w-guide")]
+    if weights == [1.0]:
+        raise UsageError("--w-guide 1 is the model without the weaker one: leave both out, or give another weight.")
+    return weights
+
+
+def asked_shard(flags: Flags, output: Output) -> Shard | None:
+    if flags.shard is None:
+        return None
+    if output.is_file or output.to_stdout:
+        raise UsageError("--shard draws into a run directory; `guidegen merge` makes files of it when all is there.")
+    if flags.overwrite:
+        raise UsageError("--overwrite would delete what other shards drew: remove the directory, or name another -o.")
+    return parse_shard(flags.shard, os.environ)
+
+
+def asked_seeds(flags: Flags) -> Seeds:
+    if flags.seeds is not None:
+        if flags.num is not None or flags.seed is not None:
+            raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
+        return parse_seeds(flags.seeds)
+    num, first = 1 if flags.num is None else flags.num, flags.seed or 0
+    if num < 1:
+        raise UsageError(f"--num must be at least 1, found {num}.")
+    if not 0 <= first <= LARGEST_SEED:
+        raise UsageError(f"--seed must be from 0 to 2^63-1, found {first}.")
+    if first + num - 1 > LARGEST_SEED:
+        raise UsageError(f"--num {num} with --seed {first} goes past the largest seed, 2^63-1.")
+    return Seeds([range(first, first + num)])
+
+
+def check_numbers(flags: Flags) -> None:
+    if flags.steps is not None and flags.steps < 1:
+        raise UsageError(f"--steps must be at least 1, found {flags.steps}.")
+    if flags.batch_size != "auto" and not (flags.batch_size.isdecimal() and int(flags.batch_size)):
+        raise UsageError(f"--batch-size takes auto or a whole number from 1, found {flags.batch_size!r}.")
+    if flags.eta is not None and not 0 <= flags.eta <= 1:
+        raise UsageError(f"--eta is from 0 to 1, found {flags.eta}.")
+    if flags.mode == "none" and flags.w is not None:
+        raise UsageError("--w is for guided modes; --mode none draws the network as it is.")
