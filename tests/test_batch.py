@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guidegen import NULL, Guide
-from guidegen.scores.interfaces import Cost, Weights
-from guidegen.scores.methods import METHODS, Method, Step, find_method
+from guidegen.scores.interfaces import Cost, Step, Weights
+from guidegen.scores.methods import METHODS, Method, find_method
 from guidegen.scores.noise import Level
 from guidegen.scores.schedule import make_pace
 

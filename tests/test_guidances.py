@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from guidegen.cli import app
 from guidegen.errors import UsageError
-from guidegen.scores.interfaces import Weights
-from guidegen.scores.methods import METHODS, PARTS, Step, choices, find_method
+from guidegen.scores.interfaces import Step, Weights
+from guidegen.scores.methods import METHODS, PARTS, choices, find_method
 from guidegen.scores.noise import Level
 from guidegen.scores.schedule import SCHEDULES, Pace, interval_factors, make_pace, schedule_factors
 

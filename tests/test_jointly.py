@@ -12,8 +12,8 @@ from torch import Tensor
 
 from guidegen import Guide
 from guidegen.scores.guidance import jointly
-from guidegen.scores.interfaces import Cost
-from guidegen.scores.methods import METHODS, Step
+from guidegen.scores.interfaces import Cost, Step
+from guidegen.scores.methods import METHODS
 from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, score_shift
 
 LEVEL, T = Level(0.6, 0.8), torch.tensor(1.0)

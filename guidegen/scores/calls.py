@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guidegen.scores.interfaces import FREE, NULL, Cost, Mixture, Weights
-from guidegen.scores.methods import Method
+from guidegen.scores.method import Method
 
 
 class Needs(NamedTuple):

@@ -17,8 +17,8 @@ from torch import Tensor
 from guidegen.arguments import finite, instance, one_of, several, whole
 from guidegen.scores.calls import Needs, StepCalls, cost_with, needs_of
 from guidegen.scores.guidance import autoguided, classifier_guided, clipped, jointly
-from guidegen.scores.interfaces import FREE, Classifier, Denoiser, Mixture, Pace, Weights, as_mixture
-from guidegen.scores.methods import METHODS, Combine, Method, Step
+from guidegen.scores.interfaces import FREE, Classifier, Denoiser, Mixture, Pace, Step, Weights, as_mixture
+from guidegen.scores.methods import METHODS, Combine, Method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, score_shift
 
 

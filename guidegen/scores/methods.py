@@ -1,302 +1,370 @@
-"""Guidance methods: each turns an unconditional and a conditional prediction into a guided one.
+"""The methods of `--guidance`: an unconditional u and a conditional c become a guided prediction. One function each.
 
-`conditional` is the network's with the label; in classifier mode it is the unconditional one with
-the classifier's gradient added (Bayes' rule), so that every method serves both modes. At w = 0 and
-w = 1 each method is the unconditional and the conditional model: there guidegen does not call it
-with both, and hands it the one prediction twice.
+Every function has the form `(unconditional, conditional, w, step, *, option=default) -> guided`:
+tensors (B, C, H, W) fp32 of one prediction type, w (B, 1, 1, 1), each sample apart from the others.
+w = 0 means u and w = 1 means c; `Method` sees to it where a formula alone does not. Where nothing else
+is said a formula holds in the prediction type of the network, as in diffusers.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import wraps
-from typing import Any, get_args, get_type_hints
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from guidegen.errors import UsageError, first_line
-from guidegen.python_file import blamed, read_own, refuse_own, split_own
-from guidegen.scores import formulas
 from guidegen.scores.guidance import classifier_free
-from guidegen.scores.interfaces import Step as Step
+from guidegen.scores.interfaces import Step
+from guidegen.scores.method import METHODS as METHODS
+from guidegen.scores.method import PARTS as PARTS
+from guidegen.scores.method import SYMBOLS as SYMBOLS
+from guidegen.scores.method import Combine as Combine
+from guidegen.scores.method import Method as Method
+from guidegen.scores.method import choices as choices
+from guidegen.scores.method import find_method as find_method
+from guidegen.scores.method import method
 from guidegen.scores.noise import Level
 
-Combine = Callable[..., Tensor]
-"""(unconditional, conditional, w, step, **options) -> guided; (B, C, H, W) fp32, w (B, 1, 1, 1)."""
-Gain = Callable[[Level, Level], float]
-"""What w is multiplied by at a step, from the noise level of its input and that of its output."""
+Space = Literal["x0", "native"]
+_ALL = (1, 2, 3)
+_TINY = 1e-12
+"""Below any norm that means something; keeps quotients of zero difference finite."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """One entry of `--guidance`.
+def renoising_gain(level: Level, following: Level) -> float:
+    """What CFG++ multiplies w by: rho / (rho - rho'), rho = sigma / alpha now and rho' after the step.
 
-    Attributes:
-        name: of the flag.
-        combine: the formula.
-        line: what it does, in a few words.
-        formula: plain text, in the terms of `SYMBOLS`.
-        source: paper and equation.
-        changes: which part of u + w (c - u): one of `PARTS`; nothing for the plain one.
-        linear: whether it is u + w (c - u) with some w, so that predictions of zero weight can be skipped
-            also where a classifier is added to classifier-free guidance.
-        gain: multiplies w at each step; None where w stays as it is.
-    """
+    CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2) guides the denoised estimate, with a weight
+    w from 0 to 1, and renoises it with the unconditional prediction. In x = x_t / alpha, and for
+    predictions of noise, DDIM goes from x to x0 + rho' eps with x0 = x - rho eps:
 
-    name: str
-    combine: Combine
-    line: str
-    formula: str
-    source: str
-    changes: str = ""
-    linear: bool = False
-    gain: Gain | None = None
+        CFG:    x' = x - (rho - rho') (u + w (c - u))
+        CFG++:  x' = x - rho (u + w (c - u)) + rho' u  =  x - (rho - rho') (u + w rho / (rho - rho') (c - u))
 
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Names and defaults of the options that `--guidance-opt` sets."""
-        parameters = inspect.signature(self.combine).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-    def __call__(self, unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, **options: Any) -> Tensor:
-        """The guided prediction, with samples of w = 0 and w = 1 being the two models themselves.
-
-        `combine` alone may differ there (a threshold, a first step of zero), and would make the image
-        of one cell depend on the weights of the cells beside it.
-        """
-        guided = self.combine(unconditional, conditional, w, step, **options)
-        return torch.where(w == 1, conditional, torch.where(w == 0, unconditional, guided))
-
-
-PARTS = {"w": "the weight", "difference": "the difference c - u", "u": "where it starts, u", "result": "the result"}
-"""What of u + w (c - u) a method changes."""
-SYMBOLS = {
-    "u, c": "the unconditional and the conditional prediction",
-    "d": "c - u",
-    "g": "u + w d",
-    "x0( )": "the denoised image that a prediction means",
-    "r": "sigma / alpha, r' after the step",
-    "s": "a percentile of |x0(g)|",
-    "v": "the main direction of u and c",
-}
-"""What the formulas of `METHODS` mean."""
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "cfg",
-            classifier_free,
-            "the plain one: along the difference of the two predictions",
-            "u + w (c - u)",
-            "Ho & Salimans 2022, arXiv 2207.12598, eq. 6; Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2",
-            linear=True,
-        ),
-        Method(
-            "cfg++",
-            classifier_free,
-            "guided image, unguided noise; w from 0 to 1; for ddim and euler",
-            "u + w r / (r - r') d",
-            "Chung et al. 2024, arXiv 2406.08070, algorithm 2",
-            changes="w",
-            linear=True,
-            gain=formulas.renoising_gain,
-        ),
-        Method(
-            "rescale",
-            formulas.rescale,
-            "gives the guided prediction the spread of the conditional one",
-            "phi g std(c) / std(g) + (1 - phi) g",
-            "Lin et al. 2023, arXiv 2305.08891, eq. 15-16",
-            changes="result",
-        ),
-        Method(
-            "renorm",
-            formulas.renorm,
-            "holds the guided prediction to the length of the conditional one",
-            "g min(1, limit |c| / |g|)",
-            "Qin et al. 2025, arXiv 2503.21758; Deng et al. 2025, arXiv 2505.14683",
-            changes="result",
-        ),
-        Method(
-            "threshold",
-            formulas.threshold,
-            "dynamic thresholding: draws the denoised image back into range",
-            "clip(x0(g), -s, s) limit / s",
-            "Saharia et al. 2022, arXiv 2205.11487, section 2.3",
-            changes="result",
-        ),
-        Method(
-            "apg",
-            formulas.apg,
-            "takes out what lies along c and saturates; bounded, with momentum",
-            "c + (w - 1) (d_orth + eta d_par)",
-            "Sadat et al. 2024, arXiv 2410.02416, algorithm 1",
-            changes="difference",
-        ),
-        Method(
-            "apg-mix",
-            formulas.apg_mix,
-            "weak plain guidance in the first steps, apg in the others",
-            "u + (1 + early (w - 1)) d, then apg",
-            "HunyuanImage 2.1, Tencent 2025; Sadat et al. 2024, arXiv 2410.02416",
-            changes="difference",
-        ),
-        Method(
-            "cfg-zero",
-            formulas.cfg_zero,
-            "fits u to c first; stands still in the first steps of a flow",
-            "f u + w (c - f u), f = <c, u> / |u|^2",
-            "Fan et al. 2025, arXiv 2503.18886, section 4",
-            changes="u",
-        ),
-        Method(
-            "tangential",
-            formulas.tangential,
-            "keeps of u what lies along the main direction v of u and c",
-            "u' + w (c - u'), u' = <u, v> v",
-            "Kwon et al. 2025, arXiv 2503.18137",
-            changes="u",
-        ),
-        Method(
-            "frequency",
-            formulas.frequency,
-            "guides low frequencies less: detail without saturation",
-            "c + (w - 1) (d - (1 - low) lowpass(d))",
-            "Sadat et al. 2025, arXiv 2506.19713, algorithm 2",
-            changes="difference",
-        ),
-        Method(
-            "magnitude",
-            formulas.magnitude,
-            "weakens where the difference is large, so most at first",
-            "c + (w - 1) exp(-alpha |d| / |u|) d",
-            "Zhu et al. 2025, arXiv 2508.03442",
-            changes="w",
-        ),
-        Method(
-            "power",
-            formulas.power,
-            "strengthens where the difference is large, so least at the end",
-            "c + (w - 1) |x0(c) - x0(u)|^exponent d",
-            "Pavasovic et al. 2025, arXiv 2502.07849",
-            changes="w",
-        ),
-    )
-}
-
-
-def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Method, dict[str, Any]]:
-    """The method behind `--guidance` and the options of `--guidance-opt` as its function takes them.
-
-    It is tried once on a few numbers, so that an option out of range is told before a model is loaded.
+    So CFG++ is CFG with this w, exact for deterministic first-order samplers: DDIM with eta 0, and
+    Euler, where they do not clip the denoised estimate. Written without quotients of zero, it is 1 where a step
+    takes all noise away (sigma' = 0) and from pure noise (alpha = 0).
 
     Args:
-        ref: a name of `METHODS`, or `path/to/file.py:NAME`, whose file is then run: a function
-            `(unconditional, conditional, w, step, *, option=default) -> guided`.
-        options: name -> text.
-
-    Returns:
-        The method, and those options that were given, of the type of their defaults.
-
-    Raises:
-        UsageError: no such method or option, a value of the wrong type, or one that the method cannot take.
+        level: of the step's input.
+        following: of what the scheduler makes of it, with less noise.
     """
-    method = _own_method(ref) if split_own(ref) else METHODS.get(ref.lower())
-    if method is None:
-        close = get_close_matches(ref.lower(), METHODS, 1, 0.5)
-        asked = f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}."
-        raise UsageError(f"--guidance {ref}: no such method. {asked} `guidegen guidances` tells what each does.")
-    values = {name: _value(method, name, text) for name, text in (options or {}).items()}
-    _try(method, values)
-    return method, values
+    return level.sigma * following.alpha / (level.sigma * following.alpha - following.sigma * level.alpha)
 
 
-def _own_method(ref: str) -> Method:
-    function = read_own(ref, object, UsageError)
-    if not callable(function):
-        raise UsageError(f"{ref} is a {type(function).__name__}; it should be a function.")
-    with blamed(ref, UsageError, function):
-        line = (inspect.getdoc(function) or "of your own").splitlines()[0]
-        method = Method(ref, _own_combine(ref, function), line, "", ref.rpartition(":")[0])
-        required = [name for name, default in method.options.items() if default is inspect.Parameter.empty]
-    if required:
-        raise refuse_own(ref, UsageError, function, f"give {', '.join(required)} a default.")
-    return method
+method(
+    "cfg",
+    "the plain one: along the difference of the two predictions",
+    "u + w (c - u)",
+    "Ho & Salimans 2022, arXiv 2207.12598, eq. 6; Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2",
+    linear=True,
+)(classifier_free)
+method(
+    "cfg++",
+    "guided image, unguided noise; w from 0 to 1; for ddim and euler",
+    "u + w r / (r - r') d",
+    "Chung et al. 2024, arXiv 2406.08070, algorithm 2",
+    changes="w",
+    linear=True,
+    gain=renoising_gain,
+)(classifier_free)
 
 
-def _own_combine(ref: str, function: Combine) -> Combine:
-    """A function of one's own as a `Combine`: what it raises, or gives that is no prediction, is a `UsageError`."""
+def norm(x: Tensor) -> Tensor:
+    """Euclidean length of each sample (B, 1, 1, 1)."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=_ALL, keepdim=True)
+    return length
 
-    @wraps(function)
-    def combine(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, **options: Any) -> Tensor:
-        with blamed(ref, UsageError, function, drawing=True):
-            guided: Any = function(unconditional, conditional, w, step, **options)
-        if not isinstance(guided, Tensor):
-            raise refuse_own(ref, UsageError, function, f"gives a {type(guided).__name__}; it should be a tensor.")
-        asked, found = ((tuple(x.shape), x.dtype, x.device.type) for x in (conditional, guided))
-        if found != asked:
-            message = f"gives {' '.join(map(str, found))} for predictions of {' '.join(map(str, asked))}."
-            raise refuse_own(ref, UsageError, function, message)
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product of each sample (B, 1, 1, 1)."""
+    return (x * y).sum(_ALL, keepdim=True)
+
+
+@method(
+    "rescale",
+    "gives the guided prediction the spread of the conditional one",
+    "phi g std(c) / std(g) + (1 - phi) g",
+    "Lin et al. 2023, arXiv 2305.08891, eq. 15-16",
+    changes="result",
+)
+def rescale(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, phi: float = 0.7) -> Tensor:
+    """Gives g = u + w (c - u) back the spread of c: phi g std(c) / std(g) + (1 - phi) g.
+
+    Lin et al. 2023 (arXiv 2305.08891, eq. 15 and 16), against the overexposure of a large w.
+
+    Args:
+        phi: how much of it, 0 to 1. Neutral: 0.
+    """
+    guided = classifier_free(unconditional, conditional, w)
+    spread = guided.std(_ALL, correction=0, keepdim=True)
+    ratio = torch.where(spread > 0, conditional.std(_ALL, correction=0, keepdim=True) / spread.clamp(min=_TINY), 1)
+    return phi * (guided * ratio) + (1 - phi) * guided
+
+
+@method(
+    "renorm",
+    "holds the guided prediction to the length of the conditional one",
+    "g min(1, limit |c| / |g|)",
+    "Qin et al. 2025, arXiv 2503.21758; Deng et al. 2025, arXiv 2505.14683",
+    changes="result",
+)
+def renorm(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, limit: float = 1.0) -> Tensor:
+    """Holds g = u + w (c - u) to the length of c: g min(1, limit |c| / |g|).
+
+    CFG-Renorm of Lumina-Image 2.0 (Qin et al. 2025, arXiv 2503.21758) and BAGEL (Deng et al. 2025,
+    arXiv 2505.14683), over the whole image as in diffusers' Z-Image pipeline.
+
+    Args:
+        limit: the longest g, in lengths of c. Neutral: a large one.
+    """
+    guided = classifier_free(unconditional, conditional, w)
+    return guided * (limit * norm(conditional) / norm(guided).clamp(min=_TINY)).clamp(max=1)
+
+
+@method(
+    "threshold",
+    "dynamic thresholding: draws the denoised image back into range",
+    "clip(x0(g), -s, s) limit / s",
+    "Saharia et al. 2022, arXiv 2205.11487, section 2.3",
+    changes="result",
+)
+def threshold(
+    unconditional: Tensor,
+    conditional: Tensor,
+    w: Tensor,
+    step: Step,
+    *,
+    percentile: float = 0.995,
+    limit: float = 1.0,
+    maximum: float = 0.0,
+) -> Tensor:
+    """Draws the denoised estimate of u + w (c - u) back into range: clip(x0, -s, s) limit / s.
+
+    s is a percentile of |x0| in each image, at least `limit`. Dynamic thresholding of Imagen
+    (Saharia et al. 2022, arXiv 2205.11487, section 2.3); diffusers' schedulers have it for pixels.
+
+    Args:
+        percentile: 0 to 1.
+        limit: the largest value of the data: 1 for pixels, about 4 for latents. Neutral: a large one.
+        maximum: the largest s; 0 for any. The same as `limit` makes it a plain clip, as diffusers'
+            `sample_max_value` of 1 does.
+    """
+    guided = classifier_free(unconditional, conditional, w)
+    if not step.has_x0:
         return guided
-
-    return combine
-
-
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-
-
-def choices(method: Method, name: str) -> tuple[str, ...]:
-    """The words that an option of text takes; () for any, and for options that are numbers."""
-    try:
-        return get_args(get_type_hints(method.combine).get(name))
-    except Exception:  # names that a function of one's own imports for type checkers alone
-        return ()
+    x0 = step.to_x0(guided)
+    # image by image: torch.quantile refuses more than 16 million numbers at once
+    s = torch.stack([torch.quantile(image, percentile) for image in x0.abs().flatten(1)])[:, None, None, None]
+    s = (s.clamp(max=maximum) if maximum else s).clamp(min=limit)
+    inside = torch.maximum(torch.minimum(x0, s), -s)
+    # by the change of x0, so that what is in range stays as it is to the last bit
+    change = inside * torch.where(s > limit, limit / s, 1) - x0
+    return torch.where(change == 0, guided, step.from_x0(x0 + change))
 
 
-def _value(method: Method, name: str, text: str) -> Any:
-    """An option's text as the type of its default."""
-    flag = f"--guidance-opt {name}={text}"
-    if name not in method.options:
-        known = ", ".join(f"{key}={default}" for key, default in method.options.items())
-        raise UsageError(f"{flag}: {method.name} has no such option. It has {known or 'none'}.")
-    default = method.options[name]
-    if isinstance(default, bool):
-        if text.lower() not in _TRUE + _FALSE:
-            raise UsageError(f"{flag}: give yes or no.")
-        return text.lower() in _TRUE
-    if isinstance(default, int | float):
-        try:
-            number: int | float = type(default)(text)
-        except ValueError as error:
-            raise UsageError(f"{flag}: give a {'whole ' * isinstance(default, int)}number.") from error
-        if not math.isfinite(number):
-            raise UsageError(f"{flag}: give a finite number.")
-        return number
-    if (words := choices(method, name)) and text not in words:
-        raise UsageError(f"{flag}: give {' or '.join(words)}.")
-    return text
+@method(
+    "apg",
+    "takes out what lies along c and saturates; bounded, with momentum",
+    "c + (w - 1) (d_orth + eta d_par)",
+    "Sadat et al. 2024, arXiv 2410.02416, algorithm 1",
+    changes="difference",
+)
+def apg(
+    unconditional: Tensor,
+    conditional: Tensor,
+    w: Tensor,
+    step: Step,
+    *,
+    eta: float = 0.0,
+    norm_threshold: float = 0.0,
+    momentum: float = -0.5,
+    space: Space = "x0",
+) -> Tensor:
+    """Takes from the difference what lies along c, which saturates: c + (w - 1) (d_orth + eta d_par).
+
+    d is c - u plus `momentum` times the d of the step before, shortened to `norm_threshold`, and split
+    into what is orthogonal and parallel to c. Sadat et al. 2024 (arXiv 2410.02416, algorithm 1).
+    Neutral: eta = 1, norm_threshold = 0, momentum = 0.
+
+    Args:
+        eta: how much of the parallel part stays, 0 to 1.
+        norm_threshold: the longest d over the whole image; 0 for any.
+        momentum: negative pushes away from where the steps before went; 0 for none.
+        space: x0 splits denoised estimates, as the paper; native splits predictions, as diffusers.
+    """
+    denoised = space == "x0" and step.has_x0
+    u, c = (step.to_x0(unconditional), step.to_x0(conditional)) if denoised else (unconditional, conditional)
+    d = c - u
+    if momentum:
+        d = step.memory["apg"] = d + momentum * step.memory.get("apg", 0)
+    if norm_threshold > 0:
+        d = d * (norm_threshold / norm(d).clamp(min=_TINY)).clamp(max=1)
+    direction = c / norm(c).clamp(min=_TINY)
+    parallel = dot(d, direction) * direction
+    guided = c + (w - 1) * (d - parallel + eta * parallel)
+    return step.from_x0(guided) if denoised else guided
 
 
-def _try(method: Method, options: Mapping[str, Any]) -> None:
-    """Guides a picture of 8x8 numbers once; what is wrong with an option or with a function of one's own shows."""
-    unconditional, conditional, x_t = torch.randn((3, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
-    step = Step(x_t, Level(0.8, 0.6), "epsilon", index=9, count=10)
-    given = " ".join(f"{name}={value}" for name, value in options.items())
-    asked = f"--guidance {method.name}{' --guidance-opt ' * bool(given)}{given}"
-    before = (unconditional.clone(), conditional.clone(), x_t.clone())
-    try:
-        guided = method.combine(unconditional, conditional, torch.full((2, 1, 1, 1), 3.0), step, **options)
-    except UsageError as error:
-        raise UsageError(f"{asked}: {error}") from error
-    except Exception as error:
-        raise UsageError(f"{asked}: {type(error).__name__}: {first_line(error)}") from error
-    if not all(map(torch.equal, before, (unconditional, conditional, x_t))):
-        raise UsageError(f"{asked}: changes its inputs in place; it should leave them as they are.")
-    if not guided.isfinite().all():
-        raise UsageError(f"{asked}: gives numbers that are not finite.")
+@method(
+    "apg-mix",
+    "weak plain guidance in the first steps, apg in the others",
+    "u + (1 + early (w - 1)) d, then apg",
+    "HunyuanImage 2.1, Tencent 2025; Sadat et al. 2024, arXiv 2410.02416",
+    changes="difference",
+)
+def apg_mix(
+    unconditional: Tensor,
+    conditional: Tensor,
+    w: Tensor,
+    step: Step,
+    *,
+    start: int = 5,
+    early: float = 0.28,
+    eta: float = 0.0,
+    norm_threshold: float = 0.0,
+    momentum: float = -0.5,
+    space: Space = "native",
+) -> Tensor:
+    """Plain and weak first, then `apg`: u + w' (c - u) with w' = 1 + early (w - 1) up to step `start`.
+
+    The momentum gathers from the first step on. HunyuanImage 2.1 (Tencent 2025), which goes from a
+    scale of 3.5 to one of 10: early = 2.5 / 9. Over Sadat et al. 2024 (arXiv 2410.02416).
+
+    Args:
+        start: the last step of the plain kind, counted from 0; -1 for none.
+        early: how much of w - 1 it has. Neutral: 1, with the neutral setting of `apg`.
+        eta: as in `apg`.
+        norm_threshold: as in `apg`.
+        momentum: as in `apg`.
+        space: as in `apg`.
+    """
+    options = {"eta": eta, "norm_threshold": norm_threshold, "momentum": momentum}
+    guided = apg(unconditional, conditional, w, step, space=space, **options)  # at every step: it has a memory
+    return guided if step.index > start else classifier_free(unconditional, conditional, 1 + early * (w - 1))
+
+
+@method(
+    "cfg-zero",
+    "fits u to c first; stands still in the first steps of a flow",
+    "f u + w (c - f u), f = <c, u> / |u|^2",
+    "Fan et al. 2025, arXiv 2503.18886, section 4",
+    changes="u",
+)
+def cfg_zero(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, zero_init: int = 1) -> Tensor:
+    """Fits u to c before taking the difference: s u + w (c - s u) with s = <c, u> / |u|^2.
+
+    CFG-Zero* (Fan et al. 2025, arXiv 2503.18886, section 4). It also stands still in the first steps,
+    where a learned velocity is worse than none: only in flow matching, as zero is no standstill
+    in the other prediction types.
+
+    Args:
+        zero_init: how many first steps are zero. Neutral: 0 and c = u; the fit has no switch.
+    """
+    if step.kind == "flow" and step.index < zero_init:
+        return torch.zeros_like(conditional)
+    fit = dot(conditional, unconditional) / (dot(unconditional, unconditional) + 1e-8)
+    return classifier_free(fit * unconditional, conditional, w)
+
+
+@method(
+    "tangential",
+    "keeps of u what lies along the main direction v of u and c",
+    "u' + w (c - u'), u' = <u, v> v",
+    "Kwon et al. 2025, arXiv 2503.18137",
+    changes="u",
+)
+def tangential(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step) -> Tensor:
+    """Keeps of u what lies along the main direction v of {c, u}: u' + w (c - u') with u' = <u, v> v.
+
+    v is the first right singular vector of the two. TCFG (Kwon et al. 2025, arXiv 2503.18137).
+    The 2x2 Gram matrix gives it without an SVD: with cos and sin of twice the angle of its main axis,
+    u' = (sin c + (1 - cos) u) / 2. Neutral: none; u along c.
+    """
+    cosine = dot(conditional - unconditional, conditional + unconditional)  # |c|^2 - |u|^2, without the cancellation
+    sine = 2 * dot(conditional, unconditional)
+    radius = torch.hypot(cosine, sine)
+    along = (sine * conditional + (radius - cosine) * unconditional) / (2 * radius).clamp(min=_TINY)
+    return classifier_free(torch.where(radius > 0, along, unconditional), conditional, w)
+
+
+@method(
+    "frequency",
+    "guides low frequencies less: detail without saturation",
+    "c + (w - 1) (d - (1 - low) lowpass(d))",
+    "Sadat et al. 2025, arXiv 2506.19713, algorithm 2",
+    changes="difference",
+)
+def frequency(
+    unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, low: float = 0.5, halvings: int = 1
+) -> Tensor:
+    """Guides the low frequencies less than the high ones: c + (w - 1) (d - (1 - low) lowpass(d)), d = c - u.
+
+    Frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithm 2): w is their w_high
+    and 1 + low (w - 1) their w_low, over a Laplacian pyramid (Burt & Adelson 1983).
+
+    Args:
+        low: how much of w - 1 the low frequencies have, 0 to 1. Neutral: 1.
+        halvings: how often the size is halved down to what counts as low.
+    """
+    d = conditional - unconditional
+    coarse, sizes = d, []
+    for _ in range(halvings):
+        sizes.append(coarse.shape[-2:])
+        half = [(side + 1) // 2 for side in sizes[-1]]
+        coarse = F.interpolate(_blur(coarse), half, mode="bilinear", align_corners=False)
+    for size in reversed(sizes):
+        coarse = _blur(F.interpolate(coarse, size, mode="bilinear", align_corners=False))
+    return conditional + (w - 1) * (d - (1 - low) * coarse)
+
+
+def _blur(x: Tensor) -> Tensor:
+    """The 5x5 binomial kernel of Burt & Adelson over each channel, mirrored at the edges where they are that far."""
+    taps = x.new_tensor([1, 4, 6, 4, 1]) / 16
+    mirrored = min(x.shape[-2:]) > 2
+    padded = F.pad(x, (2, 2, 2, 2), mode="reflect" if mirrored else "replicate").flatten(0, 1)[:, None]
+    return F.conv2d(padded, torch.outer(taps, taps)[None, None])[:, 0].view_as(x)
+
+
+@method(
+    "magnitude",
+    "weakens where the difference is large, so most at first",
+    "c + (w - 1) exp(-alpha |d| / |u|) d",
+    "Zhu et al. 2025, arXiv 2508.03442",
+    changes="w",
+)
+def magnitude(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, alpha: float = 8.0) -> Tensor:
+    """Weakens where the difference is large against u: c + (w - 1) exp(-alpha |c - u| / |u|) (c - u).
+
+    MAMBO-G (Zhu et al. 2025, arXiv 2508.03442): most at the first steps, where a large w throws far.
+
+    Args:
+        alpha: how fast, at least 0. Neutral: 0.
+    """
+    d = conditional - unconditional
+    ratio = norm(d) / norm(unconditional).clamp(min=_TINY)
+    return conditional + (w - 1) * torch.exp(-alpha * ratio) * d
+
+
+@method(
+    "power",
+    "strengthens where the difference is large, so least at the end",
+    "c + (w - 1) |x0(c) - x0(u)|^exponent d",
+    "Pavasovic et al. 2025, arXiv 2502.07849",
+    changes="w",
+)
+def power(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, exponent: float = 0.9) -> Tensor:
+    """Weighs the difference by its own length: c + (w - 1) |x0(c) - x0(u)|^exponent (c - u).
+
+    Power-law guidance (Pavasovic et al. 2025, arXiv 2502.07849) in its rescaled form, on the
+    length between the denoised estimates, which is the same in every prediction type. Tune w anew
+    for every exponent and image size. A negative exponent divides by the length, as the normalisation
+    in beta-CFG (Malarz et al. 2025, arXiv 2502.10574) does.
+
+    Args:
+        exponent: above -1. Neutral: 0.
+    """
+    d = conditional - unconditional
+    apart = step.to_x0(conditional) - step.to_x0(unconditional) if step.has_x0 else d
+    return conditional + (w - 1) * norm(apart).clamp(min=_TINY) ** exponent * d

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from guidegen.errors import UsageError
 from guidegen.scores.interfaces import Weights
-from guidegen.scores.methods import Method
+from guidegen.scores.method import Method
 from guidegen.scores.noise import Level
 
 Shape = Callable[[float], float]

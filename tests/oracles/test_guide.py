@@ -12,8 +12,8 @@ from torch import Tensor
 from guidegen.scores.calls import calls_per_step
 from guidegen.scores.guidance import classifier_free, clipped
 from guidegen.scores.guided import Guide
-from guidegen.scores.interfaces import NULL, Weights
-from guidegen.scores.methods import Method, Step
+from guidegen.scores.interfaces import NULL, Step, Weights
+from guidegen.scores.methods import Method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, to_score, to_x0
 
 T = torch.tensor(0)

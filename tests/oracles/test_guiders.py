@@ -19,9 +19,9 @@ from torch import Tensor
 
 from guidegen.sampling.loop import initial_noise, sample
 from guidegen.sampling.schedulers import levels_after, noise_levels
-from guidegen.scores import formulas
-from guidegen.scores.interfaces import NULL, Weights
-from guidegen.scores.methods import METHODS, Step, find_method
+from guidegen.scores import methods as formulas
+from guidegen.scores.interfaces import NULL, Step, Weights
+from guidegen.scores.methods import METHODS, find_method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, to_x0
 from guidegen.scores.schedule import interval_factors, make_pace
 
