@@ -1,0 +1,1 @@
+"""Images against real ones: features, references, metrics and their standard errors."""

@@ -1,0 +1,1 @@
+"""What people have: checkpoints and classifiers, opened and loaded."""

@@ -1,0 +1,1 @@
+"""What is asked for: cells, settings, plans, shards. Loads neither torch nor diffusers."""
