@@ -210,6 +210,7 @@ def main() -> int:
             world = Path(name) / str(number) / "world"
             world.mkdir(parents=True)
             if number == 0:
+                sys.path.insert(0, str(given.checkouts[1].resolve()))  # whose tests make the world
                 make_world(world)
             else:
                 for path in (Path(name) / "0" / "world").iterdir():
