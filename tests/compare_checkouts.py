@@ -52,11 +52,12 @@ def commands(methods: list[str], schedulers: list[str]) -> Iterator[tuple[str, l
         "autoguidance": ["--guide-model", "pag"],
     }
     for mode, more in modes.items():
+        small = [word for word in _SMALL if mode != "none" or word not in ("--w", "0,1,3")]
         for scheduler in schedulers:
             for method in methods if mode in ("cfg", "classifier", "both") else ["cfg"]:
                 yield (
                     f"{mode} {method} {scheduler}",
-                    ["sweep", "-m", "ckpt", "--mode", mode, "--guidance", method, "--scheduler", scheduler, *more, *_SMALL],
+                    ["sweep", "-m", "ckpt", "--mode", mode, "--guidance", method, "--scheduler", scheduler, *more, *small],
                 )
     others = {
         "eta": ["--scheduler", "ddim", "--eta", "0.5"],
@@ -109,8 +110,8 @@ def make_world(world: Path) -> None:
     stable_diffusion_xl(world / "text-xl")
 
 
-def record(world: Path) -> dict[str, Any]:
-    """What the guidegen of this process makes of all commands: name -> what is compared."""
+def record(world: Path, only: str) -> dict[str, Any]:
+    """What the guidegen of this process makes of the commands with that word in their names: name -> what is compared."""
     from forked import import_everything, run
 
     import_everything()
@@ -120,9 +121,11 @@ def record(world: Path) -> dict[str, Any]:
         text = run([command, "--help"], world)
         if text.code == 0:
             found[f"flags of {command}"] = sorted({*_FLAG.findall(text.stdout)})
-    new_words = "autoguidance" in run(["sample", "--help"], world).stdout
+    new_words = re.search(r"\|\s*autoguidance\b", run(["sample", "--help"], world).stdout) is not None
     old = {new: old for old, new in RENAMED.items()}
     for number, (name, args) in enumerate(commands(*_names())):
+        if only not in name:
+            continue
         words = args if new_words else [old.get(word, word) for word in args]
         plan = run([*words, "--dry-run", "--json"], world)
         out = f"out{number}"
@@ -198,11 +201,12 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs=2, type=Path, metavar="OLD NEW")
+    parser.add_argument("--only", default="", metavar="WORD", help="commands with this word in their names")
     parser.add_argument("--record", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.record:  # in a process of its own, whose PYTHONPATH names the checkout
         world, into = given.checkouts
-        into.write_text(json.dumps(record(world)))
+        into.write_text(json.dumps(record(world, given.only)))
         return 0
     found = []
     with tempfile.TemporaryDirectory(prefix="guidegen-compare-") as name:
@@ -218,7 +222,7 @@ def main() -> int:
                         subprocess.run(["cp", "-a", str(path), str(world)], check=True)
             into = Path(name) / f"{number}.json"
             environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-            command = [sys.executable, __file__, "--record", str(world), str(into)]
+            command = [sys.executable, __file__, "--record", "--only", given.only, str(world), str(into)]
             subprocess.run(command, check=True, env=environment)
             found.append(json.loads(into.read_text()))
     lines = list(differences(*found))
