@@ -140,3 +140,36 @@ def call(*args: object, code: int = 0) -> Result:
     assert error is None or isinstance(error, GuidegenError | SystemExit), repr(error)
     assert (error.code if isinstance(error, GuidegenError) else result.exit_code) == code, (error, result.output)
     return result
+
+
+def on_a_terminal(
+    command: list[str], cwd: Path, environment: dict[str, str], size: tuple[int, int, int, int] | None = None
+) -> tuple[int, bytes]:
+    """Exit code of a command and what it writes where standard output and error are a terminal.
+
+    Args:
+        command: the words.
+        cwd: where it runs.
+        environment: all of it.
+        size: rows, columns, width and height in pixels of the terminal, which then is standard input too; None for no size.
+    """
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    if size is not None:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size))
+    stdin = subprocess.DEVNULL if size is None else theirs
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(timeout=60), shown

@@ -108,7 +108,7 @@ def test_names_reach_the_folder(tmp_path: Path) -> None:
 def test_scheduler_is_the_published_schedule(schedule: str, named: str, tmp_path: Path, unet_file: Path) -> None:
     from adm_reference import cumulative_alphas
 
-    from guidegen.sampling.loop import make_scheduler
+    from guidegen.sampling.schedulers import make_scheduler
 
     convert(unet_file, tmp_path / "made", *SAID[:-1], schedule)
     config = json.loads((tmp_path / "made" / "scheduler" / "scheduler_config.json").read_text())

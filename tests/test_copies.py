@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from guidegen.sampling.loop import SCHEDULERS, make_scheduler, sample
+from guidegen.sampling.loop import sample
+from guidegen.sampling.schedulers import SCHEDULERS, make_scheduler
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Cost
 from guidegen.scores.noise import Level

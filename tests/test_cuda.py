@@ -25,8 +25,8 @@ from guidegen import BUNDLED, open_checkpoint, open_classifier, to_uint8
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES, pick_dtype
-from guidegen.sampling.loop import SCHEDULERS
 from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.schedulers import SCHEDULERS
 from guidegen.sampling.worker import draw
 from guidegen.scores.noise import Level
 from guidegen.spec.cell import Cell

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import on_a_terminal
 
 from guidegen.cli import console
 from guidegen.errors import UsageError
@@ -161,9 +162,9 @@ def test_names_of_labels_do_not_reach_the_terminal_as_they_are(
     shutil.rmtree(folder / "classifier")
     command = [sys.executable, "-m", "guidegen"]
     for args in (["labels", "-m", "model"], ["inspect", "model"], ["labels", "no such one", "-m", "model"]):
-        shown = on_a_terminal([*command, *args], tmp_path, environment | {"TERM": "dumb", "NO_COLOR": "1"})
+        _, shown = on_a_terminal([*command, *args], tmp_path, environment | {"TERM": "dumb", "NO_COLOR": "1"})
         assert shown.strip()
-        assert not CONTROL.search(shown.replace("\r\n", "\n"))
+        assert not CONTROL.search(shown.decode().replace("\r\n", "\n"))
     plain = subprocess.run(
         [*command, "labels", "-m", "model"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
     )
@@ -173,22 +174,6 @@ def test_names_of_labels_do_not_reach_the_terminal_as_they_are(
     assert done.returncode == 0, done.stderr
     assert not re.search(rb"[\x00-\x09\x0b-\x1f]", done.stdout), "JSON escapes them"
     assert (tmp_path / "run" / "grid.png").exists()
-
-
-def on_a_terminal(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
-    """What a command writes where standard output and error are a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    data = b""
-    try:
-        while part := os.read(ours, 65536):
-            data += part
-    except OSError:  # closed by the other side
-        pass
-    os.close(ours)
-    process.wait(60)
-    return data.decode()
 
 
 def test_texts_of_a_grid_may_be_anything() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import on_a_terminal
 from PIL import Image
 
 from guidegen.cli.report import write_report
@@ -508,32 +509,15 @@ def test_preview_in_a_terminal_and_nowhere_else(
     guidegen: Command, with_null: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("textual_image")
-    import fcntl
-    import pty
-    import struct
-    import termios
-
     sample = ("sample", "-m", with_null, "--label", "0", "--steps", "2", "-o", "run", "--preview")
     piped = guidegen(*sample)
     assert (piped.returncode, piped.stderr) == (0, "")
     assert piped.stdout.count("\n") == 1
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 480, 640))
     terminal = environment | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80", "LINES": "30"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "guidegen", *map(str, sample)],
-        cwd=tmp_path, env=terminal, stdin=slave, stdout=slave, stderr=slave, close_fds=True,
-    )  # fmt: skip
-    os.close(slave)
-    shown = b""
-    try:
-        while block := os.read(master, 4096):
-            shown += block
-    except OSError:  # the other end is closed
-        pass
-    finally:
-        os.close(master)
-    assert process.wait(timeout=60) == 0
+    code, shown = on_a_terminal(
+        [sys.executable, "-m", "guidegen", *map(str, sample)], tmp_path, terminal, (30, 80, 480, 640)
+    )
+    assert code == 0
     text = shown.decode(errors="replace")
     (row,) = read_rows(tmp_path / "run")
     assert row["file"] in text

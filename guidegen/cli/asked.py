@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from guidegen.cli.flags import Flags
 from guidegen.cli.output import Output
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import AnyClassifier
@@ -12,10 +13,6 @@ from guidegen.python_file import own_sha256, split_own
 from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
 from guidegen.spec.settings import FILE_SHA256
 from guidegen.spec.shard import Shard, parse_shard
-
-if TYPE_CHECKING:
-    pass
-from guidegen.cli.flags import Flags
 
 
 def check_sweep(flags: Flags) -> None:
@@ -70,15 +67,18 @@ def asked_weights(flags: Flags, mixed: bool) -> list[float]:
     return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
 
 
+def _numbers(flags: Flags, text: str, flag: str) -> list[float]:
+    """The list that a sweep takes, or the one number of a sample."""
+    return parse_weights(text, flag) if flags.sweep else [parse_weight(text, flag)]
+
+
 def asked_classifier_weights(flags: Flags) -> list[float] | list[None]:
     text = flags.w_classifier
     if flags.mode != "both":
         if text is not None:
             raise UsageError(f"--w-classifier is for --mode both; in mode {flags.mode} the weight is --w.")
         return [None]
-    if flags.sweep:
-        return parse_weights("1" if text is None else text, "--w-classifier")
-    return [parse_weight("1" if text is None else text, "--w-classifier")]
+    return _numbers(flags, "1" if text is None else text, "--w-classifier")
 
 
 def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
@@ -94,8 +94,7 @@ def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
             "--guide-model and --w-guide guide, and --mode none draws the network as it is. For the model against a "
             "weaker one: --mode auto, with the weight --w."
         )
-    text = "2" if text is None else text
-    weights = parse_weights(text, "--w-guide") if flags.sweep else [parse_weight(text, "--w-guide")]
+    weights = _numbers(flags, "2" if text is None else text, "--w-guide")
     if weights == [1.0]:
         raise UsageError("--w-guide 1 is the model without the weaker one: leave both out, or give another weight.")
     return weights

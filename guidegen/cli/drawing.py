@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.output import already_there, export
+from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.models.checkpoint import Access, AnyClassifier, Checkpoint, ClassifierInfo
@@ -34,7 +35,6 @@ from guidegen.spec.plan import Cells
 
 if TYPE_CHECKING:
     from guidegen.sampling.pipeline import Painter
-from guidegen.cli.resolve import Job
 
 _LISTED = 20
 """Failed images that are named one by one."""

@@ -1,4 +1,4 @@
-"""What `sample` and `sweep` do: flags become a job, and the job is carried out."""
+"""Flags become a job: all that is known of `sample` and `sweep` before any weights are read."""
 
 from __future__ import annotations
 

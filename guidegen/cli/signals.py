@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guidegen.errors import StoppedError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Signals:

@@ -23,7 +23,7 @@ from guidegen.runs.directory import Row, check, is_intact, read_plans, read_rows
 from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
 from guidegen.runs.schema import dumps
 from guidegen.schema import convert, read_bytes
-from guidegen.spec.cell import digest
+from guidegen.spec.cell import Cell, digest
 from guidegen.spec.names import describe
 from guidegen.spec.plan import Plan, listed
 
@@ -90,13 +90,16 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
         plans: list[Plan] = read_plans(folder, about)
     except UsageError:
         plans = []
+    cells = listed(plans, str(folder))
     rows, lacks = (
-        _of_plans(folder, everything, plans, check_hashes) if plans else _without_plan(folder, everything, check_hashes)
+        _of_plans(folder, everything, plans, cells, check_hashes)
+        if plans
+        else _without_plan(folder, everything, check_hashes)
     )
     good = {row["file"] for row in rows if is_inside(folder, row["file"])}
     rows = [row for row in rows if row["file"] in good]
-    planned = {cell.file for plan in plans for cell in plan.cells()} if plans else None
-    of_plan = [row for row in everything if row["status"] == "ok" and (planned is None or row["file"] in planned)]
+    planned = {cell.file for cell in cells}
+    of_plan = [row for row in everything if row["status"] == "ok" and (not plans or row["file"] in planned)]
     corrupt = [*invalid_rows(folder), *(_wrong_with(folder, row) for row in of_plan if row["file"] not in good)]
     if not rows and corrupt:
         raise refusal(corrupt, len(everything), "nothing is left")
@@ -114,9 +117,10 @@ def _wrong_with(folder: Path, row: Row) -> str:
     return f"{folder / row['file']} is not what its row says."
 
 
-def _of_plans(folder: Path, rows: Sequence[Row], plans: Sequence[Plan], hashes: bool) -> tuple[list[Row], list[str]]:
-    """The images of the plans that are there as they were drawn, and what of the plans is not."""
-    cells = listed(plans, str(folder))
+def _of_plans(
+    folder: Path, rows: Sequence[Row], plans: Sequence[Plan], cells: Sequence[Cell], hashes: bool
+) -> tuple[list[Row], list[str]]:
+    """The images of the plans, which are of these cells, that are there as they were drawn, and what of them is not."""
     state = check(folder, cells, hashes)
     lacks = [
         f"{len(files)} of {len(cells)} images {what}, such as {files[0]}"

@@ -314,9 +314,7 @@ def _label(value: Any, what: str) -> Any:
     """An id, a text, or None for none."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not -1 <= value < 2**63:
-        raise UsageError(f"{what}, found {value!r} among them.")
-    if value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value < 2**63 or value != int(value):
         raise UsageError(f"{what}, found {value!r} among them.")
     return None if value == -1 else int(value)
 

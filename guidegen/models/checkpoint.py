@@ -21,15 +21,15 @@ from guidegen.models.kinds.kind import (
     OWN,
     PIXEL,
     Kind,
-    _check_size,
-    _check_tokenizers,
-    _classes,
-    _is_dit,
-    _kind,
-    _own_size,
-    _part_config,
-    _vae_factor,
     check_network,
+    check_size,
+    check_tokenizers,
+    class_count,
+    is_dit,
+    kind_of,
+    own_size,
+    part_config,
+    vae_factor,
 )
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import is_flow, scheduler_config_in
@@ -101,11 +101,11 @@ class Checkpoint:
     @property
     def classes(self) -> int | None:
         """Classes that the network tells apart, the null class included; None without labels."""
-        return _classes(self.config)
+        return class_count(self.config)
 
     @property
     def class_conditional(self) -> bool:
-        return _classes(self.config) is not None or self.config.get("class_embed_type") is not None
+        return class_count(self.config) is not None or self.config.get("class_embed_type") is not None
 
     @property
     def conditional(self) -> bool:
@@ -126,7 +126,7 @@ class Checkpoint:
         """(channels, height, width) of what the network draws: of the latents where there is a VAE."""
         if self.own is not None:
             return self.own.shape
-        factor = _vae_factor(self.configs["vae"]) if self.kind.latent else 1
+        factor = vae_factor(self.configs["vae"]) if self.kind.latent else 1
         return (self.config["in_channels"], self.size[0] // factor, self.size[1] // factor)
 
     @property
@@ -232,9 +232,9 @@ def open_checkpoint(
     missing = []
     if (folder / "model_index.json").is_file():
         index = read_index(folder)
-        kind = _kind(index, folder)
-        configs = {part: _part_config(folder, part) for part in (kind.network, *kind.others)}
-        _check_tokenizers(folder, kind)
+        kind = kind_of(index, folder)
+        configs = {part: part_config(folder, part) for part in (kind.network, *kind.others)}
+        check_tokenizers(folder, kind)
     elif (folder / "config.json").is_file():
         config = read_config(folder / "config.json")
         kind = ADM if config.get("_class_name") == ADM.network_class else PIXEL
@@ -253,9 +253,9 @@ def open_checkpoint(
     said = configs[kind.network] | index
     labels, null = declared_labels(said, configs[kind.network], folder, null_label)
     steps = said.get("default_steps") or DEFAULT_STEPS
-    own = _own_size(kind, configs, folder)
+    own = own_size(kind, configs, folder)
     if size is not None:
-        _check_size(kind, configs, size, own)
+        check_size(kind, configs, size, own)
     checkpoint = Checkpoint(
         ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or own, steps, missing
     )
@@ -301,7 +301,7 @@ def declared_labels(
     Asked for, else declared as `null_label`, else the last class where the list of names is
     exactly one shorter than the classes; a DiT's is its last.
     """
-    count = _classes(config)
+    count = class_count(config)
     if count is None:
         if asked is not None:
             raise UsageError(f"--null-label {asked}: the model has no classes.")
@@ -309,7 +309,7 @@ def declared_labels(
     names = label_names(said.get("id2label") or {}, f"{folder}: id2label", CheckpointError)
     declared = said.get("null_label")
     null = asked if asked is not None else declared
-    if null is None and (_is_dit(config) or (names and len(names) == count - 1 and count - 1 not in names)):
+    if null is None and (is_dit(config) or (names and len(names) == count - 1 and count - 1 not in names)):
         null = count - 1
     if null is not None and not 0 <= null < count:
         message = f"null label {null} is not a class of the model, which has {count} (0 to {count - 1})."

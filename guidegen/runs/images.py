@@ -92,14 +92,11 @@ def is_inside(run: Path, file: str) -> bool:
 
 def invalid_rows(run: Path) -> list[str]:
     """Lines of the manifests that are no rows, such as of files outside of the run; not the torn last ones of a crash."""
-    manifests = Manifests(run)
-    found = []
-    for path in sorted(run.glob("manifest*.jsonl")):
-        lines = [row is not None for _, row in manifests.rows_of(path)]
-        if lines and not lines[-1] and not _ends(path):
-            lines.pop()
-        found += [f"{path}: line {i} is no row of a manifest." for i, good in enumerate(lines, 1) if not good]
-    return found
+    return [
+        f"{path}: line {i} is no row of a manifest."
+        for path, numbers in Manifests(run).invalid_lines().items()
+        for i in (numbers if _ends(path) else numbers[:-1])
+    ]
 
 
 def _ends(path: Path) -> bool:

@@ -118,17 +118,17 @@ class Manifests:
             raise OutputError(f"{self._paths[which]} has changed while it was read. Try again when nobody writes it.")
         return row
 
+    def invalid_lines(self) -> dict[Path, list[int]]:
+        """For each manifest that has lines which are no rows, their numbers from 1; a torn last one is among them."""
+        found = {path: [i for i, (_, row) in enumerate(self.rows_of(path), 1) if row is None] for path in self._paths}
+        return {path: numbers for path, numbers in found.items() if numbers}
+
     def invalid(self) -> list[str]:
-        """For each manifest that has lines which are no rows, how many and where the first is."""
-        found = []
-        for path in self._paths:
-            lines = [0, 0]  # how many, the first
-            for number, (_, row) in enumerate(self.rows_of(path), 1):
-                if row is None:
-                    lines = [lines[0] + 1, lines[1] or number]
-            if lines[0]:
-                found.append(f"{path.name}: {lines[0]} {'line' if lines[0] == 1 else 'lines'}, the first is line {lines[1]}")
-        return found
+        """The same in words: how many in each manifest, and where the first is."""
+        return [
+            f"{path.name}: {len(numbers)} {'line' if len(numbers) == 1 else 'lines'}, the first is line {numbers[0]}"
+            for path, numbers in self.invalid_lines().items()
+        ]
 
 
 def _size(path: Path) -> int:

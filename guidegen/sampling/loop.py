@@ -11,9 +11,7 @@ from torch import Tensor
 
 from guidegen.arguments import finite, several, whole
 from guidegen.errors import UsageError, first_line
-from guidegen.sampling.schedulers import SCHEDULERS as SCHEDULERS
 from guidegen.sampling.schedulers import check_levels, noise_levels
-from guidegen.sampling.schedulers import make_scheduler as make_scheduler
 from guidegen.scores.noise import Level
 
 

@@ -1,9 +1,4 @@
-"""Guidance: several predictions and gradients become one prediction.
-
-By Bayes' rule grad log p(x|y) = grad log p(x) + grad log p(y|x). A weight w on the last term
-gives w = 0 unconditional, w = 1 conditional, w > 1 sharper; classifier-free guidance writes the
-same term as grad log p(x|y) - grad log p(x). How the two are combined is in `guidegen.scores.methods`.
-"""
+"""Guidance over one batch: network calls, their predictions, and the formulas of `guidegen.scores.guidance`."""
 
 from __future__ import annotations
 
@@ -120,13 +115,13 @@ class Guide:
         prediction = self._combined(calls, null, conditional, shift, x_t, level, index)
         return prediction if calls.weak is None else autoguided(prediction, conditional, calls.weak(rows), calls.w_guide)
 
-    def needs_of(self, weights: Sequence[Weights]) -> list[Needs]:
+    def _needs(self, weights: Sequence[Weights]) -> list[Needs]:
         each = zip(weights, self._labels, self._targets, strict=True)
         return [needs_of(*sample, self._cost.needs_null) for sample in each]
 
     def _check_labels(self) -> None:
         """Asks the networks, where they can tell, whether they have the labels that they will be asked for."""
-        for need in self.needs_of(self._weights):
+        for need in self._needs(self._weights):
             for network, asked in (
                 (self.denoiser, need.null + need.conditional),
                 (self.weak, need.weak),
@@ -141,7 +136,7 @@ class Guide:
         key = (shared, weights)
         if key not in self._step_calls:
             starts = self._starts if shared and self._starts is not None else range(len(weights))
-            self._step_calls[key] = StepCalls(weights, self.needs_of(weights), starts, self._cost, self.device)
+            self._step_calls[key] = StepCalls(weights, self._needs(weights), starts, self._cost, self.device)
         return self._step_calls[key]
 
     def _rows(self, calls: StepCalls, x_t: Tensor, t: Tensor, level: Level) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from guidegen.errors import UsageError, first_line
 from guidegen.python_file import blamed, read_own, refuse_own, split_own
-from guidegen.scores.interfaces import Step as Step
+from guidegen.scores.interfaces import Step
 from guidegen.scores.noise import Level
 
 Combine = Callable[..., Tensor]

@@ -47,11 +47,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidegen import BUNDLED, NoisyClassifier, __version__, open_checkpoint, open_classifier, to_uint8
+from guidegen.errors import is_out_of_memory
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.loop import SCHEDULERS, noise_levels
-from guidegen.sampling.pipeline import Painter, is_out_of_memory, open_painter
+from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.schedulers import SCHEDULERS, noise_levels
 from guidegen.sampling.worker import draw
 from guidegen.scores.gradient import gradient_of_log_probability
 from guidegen.scores.interfaces import autocast

@@ -42,13 +42,13 @@ def timed() -> dict[str, float]:
     start = time.perf_counter()
     from diffusers import DDIMScheduler, UNet2DModel  # noqa: F401
 
-    from guidegen.cli import app, job
-    from guidegen.models.checkpoint import loading  # noqa: F401
+    from guidegen.cli import app, drawing
+    from guidegen.models import loading  # noqa: F401
     from guidegen.runs import directory as run
     from guidegen.sampling import pipeline
 
     spent["imports"] = time.perf_counter() - start
-    clock(job, "_with_weights", "loading")  # looks for them and hashes them
+    clock(drawing, "_with_weights", "loading")  # looks for them and hashes them
     clock(pipeline, "open_painters", "loading")
     clock(pipeline.Painter, "paint", "sampling")
     clock(run.Run, "write", "writing")

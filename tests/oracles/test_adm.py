@@ -22,8 +22,9 @@ from guidegen.models.checkpoint import open_checkpoint, open_classifier
 from guidegen.models.convert import adm
 from guidegen.models.convert.adm_layout import Choices
 from guidegen.models.loading import load_classifier, load_network
-from guidegen.sampling.loop import initial_noise, make_scheduler
+from guidegen.sampling.loop import initial_noise
 from guidegen.sampling.pipeline import open_painter
+from guidegen.sampling.schedulers import make_scheduler
 from guidegen.spec.cell import Cell
 
 TOLERANCE, TOLERANCE_FP64 = 1e-4, 1e-10

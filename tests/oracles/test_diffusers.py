@@ -12,8 +12,9 @@ from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.denoisers import UNetDenoiser
-from guidegen.sampling.loop import SCHEDULERS, make_scheduler, sample, to_uint8
+from guidegen.sampling.loop import sample, to_uint8
 from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.schedulers import SCHEDULERS, make_scheduler
 from guidegen.scores.gradient import NoisyScore
 from guidegen.scores.guidance import classifier_free
 from guidegen.scores.guided import Guide

@@ -13,7 +13,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from guidegen.sampling.loop import make_scheduler, noise_levels, sample
+from guidegen.sampling.loop import sample
+from guidegen.sampling.schedulers import make_scheduler, noise_levels
 from guidegen.scores.gradient import DenoisedScore, SummedScore
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import NULL, Cost

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.loop import SCHEDULERS, to_uint8
+from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.schedulers import SCHEDULERS
 from guidegen.spec.cell import Cell
 
 STEPS = 6

@@ -72,7 +72,7 @@ KINDS = {
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def _kind(index: Mapping[str, Any], folder: Path) -> Kind:
+def kind_of(index: Mapping[str, Any], folder: Path) -> Kind:
     """The layout that model_index.json describes; refuses code of its own and parts that nobody here reads."""
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
@@ -101,14 +101,14 @@ def _opens() -> str:
     return f"guidegen opens {', '.join(KINDS)}, and pipelines of a UNet2DModel and a scheduler."
 
 
-def _part_config(folder: Path, part: str) -> dict[str, Any]:
+def part_config(folder: Path, part: str) -> dict[str, Any]:
     path = folder / part / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is incomplete: model_index.json names a {part}, but {part}/config.json is missing.")
     return read_config(path)
 
 
-def _check_tokenizers(folder: Path, kind: Kind) -> None:
+def check_tokenizers(folder: Path, kind: Kind) -> None:
     for part in kind.tokenizers:
         if not any((folder / part / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise CheckpointError(
@@ -121,7 +121,7 @@ def check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
     if config.get("_class_name") != kind.network_class:
         found = str(config.get("_class_name") or ", ".join(config.get("architectures") or []) or "no _class_name")[:80]
         raise CheckpointError(f"{folder}/config.json says {found}; guidegen opens {kind.network_class} there.")
-    if _is_dit(config) and isinstance(size := config.get("sample_size"), int) and size > _LARGEST_DIT:
+    if is_dit(config) and isinstance(size := config.get("sample_size"), int) and size > _LARGEST_DIT:
         raise CheckpointError(f"{folder} draws {size}x{size} latents; guidegen opens a DiT of up to {_LARGEST_DIT}.")
     channels = config.get("in_channels", 3)
     if not kind.latent and channels not in (1, 3):
@@ -136,28 +136,28 @@ def check_network(kind: Kind, config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _is_dit(config: Mapping[str, Any]) -> bool:
+def is_dit(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") == KINDS["DiTPipeline"].network_class
 
 
-def _classes(config: Mapping[str, Any]) -> int | None:
+def class_count(config: Mapping[str, Any]) -> int | None:
     """Classes that the network's embedding tells apart, the null class included; None without labels."""
-    if _is_dit(config):  # its embedding has one row more, for dropped labels
+    if is_dit(config):  # its embedding has one row more, for dropped labels
         return int(config.get("num_embeds_ada_norm") or 1000) + 1
     classes: int | None = config.get("num_class_embeds")
     return classes
 
 
-def _vae_factor(vae: Mapping[str, Any]) -> int:
+def vae_factor(vae: Mapping[str, Any]) -> int:
     """Pixels of the image for one of the latents."""
     halvings = len(vae.get("block_out_channels", ())) - 1
     return 1 << max(0, halvings)
 
 
-def _own_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[int, int]:
+def own_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[int, int]:
     """(height, width) of the images that the config names."""
     size = configs[kind.network].get("sample_size")
-    factor = _vae_factor(configs["vae"]) if kind.latent else 1
+    factor = vae_factor(configs["vae"]) if kind.latent else 1
     if isinstance(size, int):
         return size * factor, size * factor
     if isinstance(size, (list, tuple)) and len(size) == 2:
@@ -165,10 +165,10 @@ def _own_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path
     raise CheckpointError(f"{folder}: the config of the network has no usable sample_size (found {size!r}).")
 
 
-def _check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int], own: tuple[int, int]) -> None:
-    if _is_dit(configs[kind.network]) and size != own:
+def check_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], size: tuple[int, int], own: tuple[int, int]) -> None:
+    if is_dit(configs[kind.network]) and size != own:
         raise UsageError(f"--size: a DiT draws the size it was trained at, {own[1]}x{own[0]}.")
-    factor = _vae_factor(configs["vae"]) if kind.latent else 1
+    factor = vae_factor(configs["vae"]) if kind.latent else 1
     step = factor * 2 ** (len(configs[kind.network].get("block_out_channels", (0, 0, 0, 0))) - 1)
     if max(size) > LARGEST_EDGE:
         raise UsageError(f"--size {size[1]}x{size[0]}: images have edges of {LARGEST_EDGE} pixels at most.")
