@@ -24,7 +24,7 @@ _PUBLIC = {
     "TextDenoiser": "guidegen.models.denoisers",
     "NoisyScore": "guidegen.scores.gradient",
     "DenoisedScore": "guidegen.scores.gradient",
-    "CheapScore": "guidegen.scores.gradient",
+    "DetachedScore": "guidegen.scores.gradient",
     "NULL": "guidegen.scores.interfaces",
     "Guide": "guidegen.scores.guided",
     "sample": "guidegen.sampling.loop",

@@ -32,13 +32,13 @@ class _File(NamedTuple):
 _files: dict[Path, _File] = {}
 
 
-def split_own(ref: str) -> tuple[Path, str] | None:
+def split_python_ref(ref: str) -> tuple[Path, str] | None:
     """(file, name) of `path/to/file.py:NAME`; None for anything else."""
     path, _, name = ref.rpartition(":")
     return (Path(path), name) if path.endswith(".py") and name.isidentifier() else None
 
 
-def read_own(ref: str, kind: type, error: type[GuidegenError] = CheckpointError) -> Any:
+def read_python_ref(ref: str, kind: type, error: type[GuidegenError] = CheckpointError) -> Any:
     """The object that `path/to/file.py:NAME` names, an instance of `kind`.
 
     The file is run: it is yours, and was named by its path. It is run once, and again only where it has
@@ -48,7 +48,7 @@ def read_own(ref: str, kind: type, error: type[GuidegenError] = CheckpointError)
     Raises:
         error: no such file or name, it is something else, or the file itself raises or exits.
     """
-    file, name = split_own(ref) or (Path(ref), "")
+    file, name = split_python_ref(ref) or (Path(ref), "")
     module = _run(file, error).module
     with blamed(ref, error):  # a module may have a __getattr__
         found = getattr(module, name, None)
@@ -59,9 +59,9 @@ def read_own(ref: str, kind: type, error: type[GuidegenError] = CheckpointError)
     return found
 
 
-def own_sha256(ref: str, version: str = "") -> str:
+def python_sha256(ref: str, version: str = "") -> str:
     """Identity of something of one's own: its file as it was run, and what it says of its weights."""
-    file, name = split_own(ref) or (Path(ref), "")
+    file, name = split_python_ref(ref) or (Path(ref), "")
     return hashlib.sha256(_run(file, CheckpointError).source + f":{name}:{version}".encode()).hexdigest()
 
 
@@ -124,7 +124,7 @@ def blame(problem: BaseException) -> GuidegenError | None:
     return CheckpointError(f"{lines[-1][0]}:{lines[-1][1]}: {_said(problem)}") if lines else None
 
 
-def refuse_own(ref: str, error: type[GuidegenError], what: Any, message: str) -> GuidegenError:
+def refuse_custom(ref: str, error: type[GuidegenError], what: Any, message: str) -> GuidegenError:
     """The error that something of one's own gives what it should not, with the line where it is made."""
     line = _line_of(what, str(_resolved(Path(ref.rpartition(":")[0]))))
     return error(f"{ref.rpartition(':')[0]}:{line}: {message}" if line else f"{ref}: {message}")

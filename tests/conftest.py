@@ -56,7 +56,7 @@ def tiny_classifier(seed: int = 0, names: dict[str, str] | None = None) -> Any:
 
 
 def settings_of(mode: str = "cfg", steps: int = 10, **others: Any) -> Any:
-    """Settings as a run has them, of what a painter reads."""
+    """Settings as a run has them, of what a sampler reads."""
     from guidegen.spec.settings import Settings
 
     given = {"model": "", "model_sha256": "", "scheduler": "", "eta": None, "dtype": "fp32", "null_label": None}

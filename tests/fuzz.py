@@ -104,7 +104,7 @@ ODD_FLAGS = {
         "ckpt/classifier | <empty> | missing | ckpt:0 | ckpt/classifier:nan | ckpt/classifier:2 | odd.py:C | /dev/zero "
     ),
     "--classifier-input": "noisy | denoised | x",
-    "--classifier-gradient": "exact | cheap | detached | <empty>",
+    "--classifier-gradient": "exact | detached | detached | <empty>",
     "--null-label": "5 | -1 | 99999999999 | x",
     "--size": "8 | 0 | 8x8 | 1000000000 | 7 | x | <empty> | 16x8x4 | -8 | １６",
     "--dtype": "auto | fp32 | bf16 | fp16 | fp8",

@@ -17,14 +17,14 @@ from guidegen.scores.noise import Level
 CONFIG = {"_class_name": "DDIMScheduler", "clip_sample": False}
 NAN = math.nan
 X, T = torch.zeros(2, 3, 8, 8), torch.tensor(5)
-OWN: dict[str, Any] = {"load": print, "shape": (3, 8, 8), "scheduler": CONFIG}
+CUSTOM: dict[str, Any] = {"load": print, "shape": (3, 8, 8), "scheduler": CONFIG}
 
 
 def denoiser(**given: Any) -> Any:
     return g.UNetDenoiser(tiny_unet(num_class_embeds=6), **{"prediction_type": "epsilon", "null_label": 5, **given})
 
 
-def judge(columns: Any = None) -> Any:
+def classifier(columns: Any = None) -> Any:
     return g.NoisyScore(tiny_classifier(), {i: i for i in range(len(NAMES))} if columns is None else columns)
 
 
@@ -43,8 +43,8 @@ def linear(images: torch.Tensor) -> torch.Tensor:
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "w": {},
-    "w_classifier": {"classifier": judge()},
-    "w_guide": {"weak": denoiser()},
+    "w_classifier": {"classifier": classifier()},
+    "w_guide": {"guiding": denoiser()},
 }
 
 
@@ -69,21 +69,21 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "mixture of nan": (lambda: guide([((1, NAN),), 1]), "^labels takes finite numbers"),
     "no null label": (lambda: guide(denoiser=denoiser(null_label=None)), "null condition.*no null_label"),
     "classifier labels": (
-        lambda: guide(classifier_labels=[1], w_classifier=[1, 1], classifier=judge()),
+        lambda: guide(classifier_labels=[1], w_classifier=[1, 1], classifier=classifier()),
         "^classifier_labels",
     ),
     "classifier knows not": (
-        lambda: guide(classifier_labels=[1, 17], w_classifier=[1, 1], classifier=judge()),
+        lambda: guide(classifier_labels=[1, 17], w_classifier=[1, 1], classifier=classifier()),
         "^labels: the classifier does not know 17",
     ),
     "null for a classifier": (
-        lambda: guide([g.NULL, 1], [0.0, 0.0], w_classifier=[1, 1], classifier=judge()),
+        lambda: guide([g.NULL, 1], [0.0, 0.0], w_classifier=[1, 1], classifier=classifier()),
         "^labels: the classifier does not know -1",
     ),
     "starts": (lambda: guide(starts=[1]), "^starts takes one value for each label, 2 in all; found 1"),
-    "classifier without weights": (lambda: guide(classifier=judge()), "^classifier has no effect without w_classifier"),
+    "classifier without weights": (lambda: guide(classifier=classifier()), "^classifier has no effect without w_classifier"),
     "weights without classifier": (lambda: guide(w_classifier=[1, 1]), "^w_classifier is not zero"),
-    "weak without weights": (lambda: guide(weak=denoiser()), "^weak has no effect without w_guide"),
+    "guiding without weights": (lambda: guide(guiding=denoiser()), "^guiding has no effect without w_guide"),
     "denoiser": (lambda: g.Guide(None, [1], [1.0]), "^denoiser.prediction_type is one of epsilon"),  # type: ignore[arg-type]
     "method": (lambda: guide(method="apg"), "^method takes a Method"),
     "clip": (lambda: guide(clip=-1.0), "^clip takes a number above 0"),
@@ -109,18 +109,18 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "scheduler": (lambda: drawn(scheduler="ddim"), "^scheduler takes"),
     "config": (lambda: g.make_scheduler("ddim"), "^config takes the config of a scheduler"),  # type: ignore[arg-type]
     "name": (lambda: g.make_scheduler(CONFIG, 3), "^name takes the name of a scheduler"),  # type: ignore[arg-type]
-    "no columns": (lambda: judge({}), "^columns is empty"),
-    "columns are a list": (lambda: judge([0, 1]), "^columns takes a mapping"),
-    "negative column": (lambda: judge({0: -1}), "^columns takes whole numbers from 0"),
-    "column past the end": (lambda: judge({0: 9})(X, T, torch.tensor([0, 0])), "^columns: there is no column 9"),
-    "unknown label": (lambda: judge()(X, T, torch.tensor([0, 9])), "does not know 9"),
-    "negative label": (lambda: judge()(X, T, torch.tensor([0, -1])), "does not know -1"),
-    "labels of another batch": (lambda: judge()(X, T, torch.tensor([0])), "^labels are one a row of x_t, 2 in all"),
+    "no columns": (lambda: classifier({}), "^columns is empty"),
+    "columns are a list": (lambda: classifier([0, 1]), "^columns takes a mapping"),
+    "negative column": (lambda: classifier({0: -1}), "^columns takes whole numbers from 0"),
+    "column past the end": (lambda: classifier({0: 9})(X, T, torch.tensor([0, 0])), "^columns: there is no column 9"),
+    "unknown label": (lambda: classifier()(X, T, torch.tensor([0, 9])), "does not know 9"),
+    "negative label": (lambda: classifier()(X, T, torch.tensor([0, -1])), "does not know -1"),
+    "labels of another batch": (lambda: classifier()(X, T, torch.tensor([0])), "^labels are one a row of x_t, 2 in all"),
     "no logits": (
-        lambda: g.CheapScore(lambda x: x, {0: 0}, "epsilon")(X, T, torch.tensor([0, 0]), Level(0.6, 0.8), X),
+        lambda: g.DetachedScore(lambda x: x, {0: 0}, "epsilon")(X, T, torch.tensor([0, 0]), Level(0.6, 0.8), X),
         r"^a classifier gives logits \(B, K\)",
     ),
-    "cheap": (lambda: g.CheapScore(linear, {0: 0}, "eps"), "^prediction_type is one of"),  # type: ignore[arg-type]
+    "detached": (lambda: g.DetachedScore(linear, {0: 0}, "eps"), "^prediction_type is one of"),  # type: ignore[arg-type]
     "denoised": (lambda: g.DenoisedScore(linear, {}, denoiser()), "^columns is empty"),
     "denoised without null": (lambda: g.DenoisedScore(linear, {0: 0}, denoiser(null_label=None)), "no null_label"),
     "prediction type": (lambda: denoiser(prediction_type="eps"), "^prediction_type is one of"),
@@ -138,14 +138,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "load_classifier": (lambda: g.load_classifier("x", "cpu"), "^classifier takes what open"),  # type: ignore[arg-type]
     "open_classifier": (lambda: g.open_classifier("x", "both"), "^input is one of"),
     "open_checkpoint": (lambda: g.open_checkpoint(g.BUNDLED, size=8), "^size takes a list"),  # type: ignore[arg-type]
-    "model: load": (lambda: g.Model(**{**OWN, "load": 3}), "^Model: load should be a function"),
-    "model: shape": (lambda: g.Model(**{**OWN, "shape": (8, 8)}), "^Model: shape is not valid"),
-    "model: scheduler": (lambda: g.Model(**{**OWN, "scheduler": "ddim"}), "^Model: scheduler is not valid"),
-    "model: labels": (lambda: g.Model(**OWN, labels=["a"]), "^Model: labels should map"),  # type: ignore[arg-type]
-    "model: label ids": (lambda: g.Model(**OWN, labels={"a": "b"}), "^Model: labels should map"),  # type: ignore[dict-item]
-    "model: names": (lambda: g.Model(**OWN, labels={0: 1}), "^Model: labels should map"),  # type: ignore[dict-item]
-    "model: steps": (lambda: g.Model(**OWN, steps=0), "^Model: steps is not valid: expected int >= 1"),
-    "model: image size": (lambda: g.Model(**OWN, image_size=8), "^Model: image_size is not valid"),  # type: ignore[arg-type]
+    "model: load": (lambda: g.Model(**{**CUSTOM, "load": 3}), "^Model: load should be a function"),
+    "model: shape": (lambda: g.Model(**{**CUSTOM, "shape": (8, 8)}), "^Model: shape is not valid"),
+    "model: scheduler": (lambda: g.Model(**{**CUSTOM, "scheduler": "ddim"}), "^Model: scheduler is not valid"),
+    "model: labels": (lambda: g.Model(**CUSTOM, labels=["a"]), "^Model: labels should map"),  # type: ignore[arg-type]
+    "model: label ids": (lambda: g.Model(**CUSTOM, labels={"a": "b"}), "^Model: labels should map"),  # type: ignore[dict-item]
+    "model: names": (lambda: g.Model(**CUSTOM, labels={0: 1}), "^Model: labels should map"),  # type: ignore[dict-item]
+    "model: steps": (lambda: g.Model(**CUSTOM, steps=0), "^Model: steps is not valid: expected int >= 1"),
+    "model: image size": (lambda: g.Model(**CUSTOM, image_size=8), "^Model: image_size is not valid"),  # type: ignore[arg-type]
     "classifier model: input": (lambda: g.ClassifierModel(print, {0: "a"}, "both"), "^ClassifierModel: input is not valid"),
     "classifier model: labels": (lambda: g.ClassifierModel(print, {}), "^ClassifierModel: labels is empty"),
 }

@@ -61,7 +61,7 @@ def run(swept: Path, tmp_path: Path) -> Path:
 # --- plans
 
 PLAN = Plan([3, 1], [0, 1, 5], [0.0, 3.0], grid=True, by=(("guidance", ("cfg", "apg")), ("steps", (10, 20))))
-OWN = Plan([3], [0, 1], [3.0, 0.6], by=(("guidance", ("cfg", "cfg++")),), own_weights=("guidance", (3.0, 0.6)))
+CUSTOM = Plan([3], [0, 1], [3.0, 0.6], by=(("guidance", ("cfg", "cfg++")),), own_weights=("guidance", (3.0, 0.6)))
 
 
 def test_cells_are_the_exact_product() -> None:
@@ -71,10 +71,10 @@ def test_cells_are_the_exact_product() -> None:
     assert keys == {
         (i, s, w, m, n) for i in (3, 1) for s in (0, 1, 5) for w in (0.0, 3.0) for m in ("cfg", "apg") for n in (10, 20)
     }
-    assert [(dict(cell.variant)["guidance"], cell.w) for cell in OWN.cells()] == [("cfg", 3.0)] * 2 + [("cfg++", 0.6)] * 2
+    assert [(dict(cell.variant)["guidance"], cell.w) for cell in CUSTOM.cells()] == [("cfg", 3.0)] * 2 + [("cfg++", 0.6)] * 2
 
 
-@pytest.mark.parametrize("plan", [PLAN, OWN])
+@pytest.mark.parametrize("plan", [PLAN, CUSTOM])
 def test_plan_with_axes_survives_json_and_is_parted_into_shards(plan: Plan) -> None:
     again = read_plan(json.loads(json.dumps(plan.as_json())))
     assert again == plan

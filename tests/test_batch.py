@@ -15,7 +15,7 @@ from guidegen import NULL, Guide
 from guidegen.scores.interfaces import Cost, Step, Weights
 from guidegen.scores.methods import METHODS, Method, find_method
 from guidegen.scores.noise import Level
-from guidegen.scores.schedule import make_pace
+from guidegen.scores.schedule import make_schedule
 
 STEPS = 5
 LEVELS = [Level(math.cos(a), math.sin(a)) for a in torch.linspace(1.5, 0.1, STEPS).tolist()]
@@ -65,10 +65,10 @@ def drawn(samples: Sequence[int], mode: str, method: Method, w_schedule: str | N
         w_classifier,
         Judge(),
         starts=[i % 2 for i in samples],
-        weak=Network(0.5) if top else None,
+        guiding=Network(0.5) if top else None,
         w_guide=[1.0 + i % 3 for i in samples] if top else None,
         method=method,
-        pace=make_pace(LEVELS, interval, w_schedule, method, [*LEVELS[1:], Level(1.0, 0.0)]).weights,
+        schedule=make_schedule(LEVELS, interval, w_schedule, method, [*LEVELS[1:], Level(1.0, 0.0)]).weights,
         steps=STEPS,
     )
     x = noise([i % 2 for i in samples])
@@ -95,7 +95,7 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_another_order(name: str, m
         assert torch.equal(pair[0], together[0]), (w_schedule, interval)
 
 
-OWN = '''
+CUSTOM = '''
 def Mixing(unconditional, conditional, w, step):
     """Reads the whole batch, and remembers."""
     before = step.memory.get("mean", conditional)
@@ -110,7 +110,7 @@ def Mixing(unconditional, conditional, w, step):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_method_of_ones_own_cannot_mix_samples(tmp_path: Path, mode: str) -> None:
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(CUSTOM)
     method = find_method(f"{tmp_path / 'own.py'}:Mixing")[0]
     for w_schedule, interval in itertools.product(SCHEDULES, INTERVALS):
         together = drawn(range(5), mode, method, w_schedule, interval)
@@ -130,7 +130,9 @@ def test_momentum_rests_where_a_sample_combines_nothing() -> None:
     def off_at_step_one(index: int, asked: Weights) -> Weights:
         return asked if index != 1 else asked._replace(w=1.0)
 
-    guide = Guide(Network(), [1, 2], [3.0, 1.0], method=Method("own", watched, "", "", ""), pace=off_at_step_one, steps=3)
+    guide = Guide(
+        Network(), [1, 2], [3.0, 1.0], method=Method("own", watched, "", "", ""), schedule=off_at_step_one, steps=3
+    )
     for index in range(3):
         guide(noise([0, 1]), torch.tensor(0.0), LEVELS[2], index)
     (first, before), (last, after) = seen  # w = 1, the second sample, has nothing to combine

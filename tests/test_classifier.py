@@ -158,8 +158,8 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
     from guidegen.models.loading import load_classifier
 
     network, x, t = tiny_classifier(), images(2), torch.tensor([3, 900])
-    network.save_pretrained(tmp_path / "judge")
-    info = open_classifier(str(tmp_path / "judge"))
+    network.save_pretrained(tmp_path / "classifier")
+    info = open_classifier(str(tmp_path / "classifier"))
     assert info.labels.names == {int(label): name for label, name in NAMES.items()}
     again = load_classifier(info, "cpu")
     with torch.no_grad():

@@ -62,13 +62,13 @@ def test_converted_unet_and_classifier_are_inspected_and_sample(
     guidegen: Callable[..., Result], tmp_path: Path, unet_file: Path
 ) -> None:
     folder = tmp_path / "adm"
-    torch.save(state_of(kind=Classifier), tmp_path / "judge.pt")
+    torch.save(state_of(kind=Classifier), tmp_path / "classifier.pt")
     (tmp_path / "names.json").write_text(json.dumps([f"thing {i}" for i in range(5)]))
     made = guidegen("convert", unet_file, "adm", *SAID)
     assert (made.returncode, made.stdout) == (0, "adm\n"), made.stderr
     assert "unet of 8x8; unconditional; levels of 32, 32; heads of 16 channels in legacy order; linear" in made.stderr
     words = ("--head-channels", 16, "--labels", tmp_path / "names.json")
-    assert run("convert", tmp_path / "judge.pt", folder / "classifier", *words) == f"{folder}/classifier\n"
+    assert run("convert", tmp_path / "classifier.pt", folder / "classifier", *words) == f"{folder}/classifier\n"
     assert listing(tmp_path)[0] == "adm"  # nothing hidden is left
     facts = json.loads(run("inspect", folder, "--json"))
     assert facts["modes"] == ["classifier", "none"]
@@ -314,7 +314,7 @@ def test_bad_options_are_refused(
 
 
 def test_bad_options_of_a_classifier_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "judge.pt"
+    path = tmp_path / "classifier.pt"
     torch.save(state_of(kind=Classifier), path)
     (tmp_path / "names.json").write_text('["a", "b"]')
     for words, message in (

@@ -25,7 +25,7 @@ from guidegen import BUNDLED, open_checkpoint, open_classifier, to_uint8
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES, pick_dtype
-from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.sampler import Sampler, open_sampler
 from guidegen.sampling.schedulers import SCHEDULERS
 from guidegen.sampling.worker import draw
 from guidegen.scores.noise import Level
@@ -49,10 +49,10 @@ def device() -> torch.device:
 
 
 @lru_cache(maxsize=8)
-def painter(mode: str, dtype: str, device: torch.device, scheduler: str = "ddim", steps: int = STEPS) -> Painter:
-    judge = JUDGE if mode in ("classifier", "both") else None
+def sampler(mode: str, dtype: str, device: torch.device, scheduler: str = "ddim", steps: int = STEPS) -> Sampler:
+    classifier = JUDGE if mode in ("classifier", "both") else None
     walker = plan_scheduler(CHECKPOINT, scheduler, steps, None)
-    return open_painter(CHECKPOINT, judge, walker, settings_of(mode, steps, dtype=dtype), device)
+    return open_sampler(CHECKPOINT, classifier, walker, settings_of(mode, steps, dtype=dtype), device)
 
 
 def cells_of(mode: str, count: int = 4) -> list[Cell]:
@@ -72,7 +72,7 @@ def noised(t: int, device: torch.device) -> tuple[Tensor, Tensor, Level]:
 @lru_cache(maxsize=1)
 def pictures() -> Tensor:
     """Four pictures of the bundled checkpoint in fp32, on the CPU."""
-    drawn, _ = painter("cfg", "fp32", torch.device("cpu"), steps=10).paint(cells_of("cfg"))
+    drawn, _ = sampler("cfg", "fp32", torch.device("cpu"), steps=10).draw(cells_of("cfg"))
     return drawn.clamp(-1, 1)
 
 
@@ -90,7 +90,7 @@ def psnr(found: Tensor, exact: Tensor) -> Tensor:
 def test_predictions_are_those_of_fp32_at_every_noise_level(device: torch.device, dtype: str, bound: float) -> None:
     """fp16 rounds at 2^-11 and bf16 at 2^-8; some forty layers add up to about ten times that at the least noise."""
     labels = torch.tensor(LABELS, device=device)
-    exact, half = (painter("cfg", name, device).condition([])[0] for name in ("fp32", dtype))
+    exact, half = (sampler("cfg", name, device).condition([])[0] for name in ("fp32", dtype))
     for t in TIMESTEPS:
         x_t, when, _ = noised(t, device)
         with torch.no_grad():
@@ -104,7 +104,7 @@ def test_predictions_are_those_of_fp32_at_every_noise_level(device: torch.device
 def test_gradients_neither_underflow_nor_overflow(device: torch.device, dtype: str, bound: float, towards: str) -> None:
     """Where the classifier is sure of the label the gradient is smallest, and where it is sure of another, largest."""
     labels = torch.tensor(LABELS if towards == "its own label" else LABELS[1:] + LABELS[:1], device=device)
-    exact, half = (painter("classifier", name, device).classifier for name in ("fp32", dtype))
+    exact, half = (sampler("classifier", name, device).classifier for name in ("fp32", dtype))
     assert exact is not None
     assert half is not None
     for t in TIMESTEPS:
@@ -121,8 +121,8 @@ def test_gradients_neither_underflow_nor_overflow(device: torch.device, dtype: s
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_images_are_those_of_fp32(device: torch.device, scheduler: str, mode: str, dtype: str, decibels: float) -> None:
     """Least PSNR of four images, which feed each step's rounding into the next."""
-    expected, _ = painter(mode, "fp32", device, scheduler).paint(cells_of(mode))
-    found, _ = painter(mode, dtype, device, scheduler).paint(cells_of(mode))
+    expected, _ = sampler(mode, "fp32", device, scheduler).draw(cells_of(mode))
+    found, _ = sampler(mode, dtype, device, scheduler).draw(cells_of(mode))
     assert found.isfinite().all()
     assert psnr(found, expected).min() > decibels, psnr(found, expected)
 
@@ -135,8 +135,8 @@ def test_latent_networks_keep_half_their_weights_in_half_precision(device: torch
     drawn: dict[str, Tensor] = {}
     for dtype in ("fp32", "fp16"):
         walker = plan_scheduler(checkpoint, "ddim", 4, None)
-        opened = open_painter(checkpoint, None, walker, settings_of("cfg", 4, dtype=dtype), device)
-        drawn[dtype], _ = opened.paint(cells)
+        opened = open_sampler(checkpoint, None, walker, settings_of("cfg", 4, dtype=dtype), device)
+        drawn[dtype], _ = opened.draw(cells)
         network: Any = opened.condition(cells)[0].network  # type: ignore[attr-defined]
         kept = {weight.dtype for name, weight in network.named_parameters() if "to_q.weight" in name}
         assert kept == {DTYPES[dtype] or torch.float32}
@@ -145,12 +145,12 @@ def test_latent_networks_keep_half_their_weights_in_half_precision(device: torch
 
 
 def test_the_networks_in_fp32_are_read_again(device: torch.device) -> None:
-    half = painter("both", "fp16", device)
+    half = sampler("both", "fp16", device)
     assert half.in_fp32 is not None
     again = half.in_fp32()
     assert half.in_fp32() is again
     cells = cells_of("both", 2)
-    assert torch.equal(again.paint(cells)[0], painter("both", "fp32", device).paint(cells)[0])
+    assert torch.equal(again.draw(cells)[0], sampler("both", "fp32", device).draw(cells)[0])
 
 
 def test_auto_is_fp16_on_cuda_alone(device: torch.device) -> None:
@@ -158,14 +158,14 @@ def test_auto_is_fp16_on_cuda_alone(device: torch.device) -> None:
 
 
 @contextmanager
-def room_for(count: int, whole: Painter) -> Iterator[Painter]:
-    """The painter with memory for `count` images: the allocator's own limit on CUDA, elsewhere a stand-in."""
+def room_for(count: int, whole: Sampler) -> Iterator[Sampler]:
+    """The sampler with memory for `count` images: the allocator's own limit on CUDA, elsewhere a stand-in."""
     if whole.device.type != "cuda":
         yield small_device(whole, count, lambda: torch.OutOfMemoryError("a stand-in"), [])
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(whole.device)
-    whole.paint(cells_of(whole.mode, count))
+    whole.draw(cells_of(whole.mode, count))
     peak = torch.cuda.max_memory_reserved(whole.device)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(
@@ -180,7 +180,7 @@ def room_for(count: int, whole: Painter) -> Iterator[Painter]:
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
 def test_out_of_memory_is_recovered_from(device: torch.device, mode: str, tmp_path: Path) -> None:
     dtype = "fp16" if device.type == "cuda" else "fp32"
-    whole, batches = painter(mode, dtype, device, steps=2), []
+    whole, batches = sampler(mode, dtype, device, steps=2), []
     fits, count = (32, 256) if device.type == "cuda" else (2, 6)
     settings = settings_of(mode, 2, dtype=dtype)
     cells = cells_of(mode, count)
@@ -188,7 +188,7 @@ def test_out_of_memory_is_recovered_from(device: torch.device, mode: str, tmp_pa
         rows = [row for _, row in draw(small, cells, run, str, count, on_step=batches.append)]
     assert [row["status"] for row in rows] == ["ok"] * count
     assert 0 < max(batches) < count, "it was halved"
-    expected = to_uint8(whole.paint(cells[:fits])[0]).double()
+    expected = to_uint8(whole.draw(cells[:fits])[0]).double()
     found = np.stack([np.asarray(Image.open(tmp_path / "run" / row["file"])) for row in rows[:fits]])
     error = (torch.from_numpy(found).double() - expected).square().flatten(1).mean(1)
     assert (10 * (255**2 / error.clamp(min=1e-9)).log10()).min() > 30.0, "and the images are the same"
@@ -199,8 +199,8 @@ def test_steps_do_not_wait_for_the_device(device: torch.device, scheduler: str) 
     """DDPM copies the noise of the seeds' generators at each step, and UniPC solves its equations on the device."""
     if device.type != "cuda":
         pytest.skip("only CUDA tells of synchronisations")
-    opened, done = painter("cfg", "fp16", device, scheduler), 0
-    opened.paint(cells_of("cfg"))
+    opened, done = sampler("cfg", "fp16", device, scheduler), 0
+    opened.draw(cells_of("cfg"))
 
     def on_step() -> None:
         nonlocal done
@@ -208,7 +208,7 @@ def test_steps_do_not_wait_for_the_device(device: torch.device, scheduler: str) 
         torch.cuda.set_sync_debug_mode("error" if done < len(opened.scheduler.timesteps) else "default")
 
     try:
-        opened.paint(cells_of("cfg"), on_step)
+        opened.draw(cells_of("cfg"), on_step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert done == len(opened.scheduler.timesteps)

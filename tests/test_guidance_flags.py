@@ -19,12 +19,12 @@ from guidegen.cli import app
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
 from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.pipeline import open_painters
+from guidegen.sampling.sampler import open_samplers
 from guidegen.scores.methods import METHODS
 from guidegen.spec.cell import Cell
 
 Command = Callable[..., Any]
-OWN = '''
+CUSTOM = '''
 def Damped(unconditional, conditional, w, step, *, rate=1.0):
     """Less guidance with every step."""
     return conditional + (w - 1) / (1 + rate * step.index) * (conditional - unconditional)
@@ -56,7 +56,7 @@ def test_interval_without_ends_is_none(guidegen: Command, with_null: Path, tmp_p
 
 
 def test_method_of_ones_own_is_run_when_named_by_its_path(guidegen: Command, with_null: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(CUSTOM)
     flags = ["sample", "-m", with_null, "--label", 1, "--steps", 3]
     own = [*flags, "--guidance", "own.py:Damped"]
     for name, command in (
@@ -72,7 +72,7 @@ def test_method_of_ones_own_is_run_when_named_by_its_path(guidegen: Command, wit
     assert settings["guidance"] == "own.py:Damped"
     assert settings["guidance_options"]["rate"] == 2.0
     assert len(settings["guidance_options"]["file_sha256"]) == 64
-    (tmp_path / "own.py").write_text(OWN.replace("1 + rate", "3 + rate"))
+    (tmp_path / "own.py").write_text(CUSTOM.replace("1 + rate", "3 + rate"))
     changed = guidegen(*own, "--guidance-opt", "rate=2", "-o", "some.png")
     assert changed.returncode == 2
     assert "holds something else" in changed.stderr
@@ -105,11 +105,11 @@ def test_refused_before_anything_is_drawn(
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
 def test_half_precision_at_a_large_weight_is_finite_with_every_method(mode: str) -> None:
     checkpoint = open_checkpoint(str(BUNDLED))
-    judge = open_classifier(str(checkpoint.bundled_classifier)) if mode == "classifier" else None
-    settings = settings_of(mode, 2, dtype="fp16", classifier="x" if judge else None)
-    painters = open_painters(checkpoint, judge, settings, torch.device("cpu"))
+    classifier = open_classifier(str(checkpoint.bundled_classifier)) if mode == "classifier" else None
+    settings = settings_of(mode, 2, dtype="fp16", classifier="x" if classifier else None)
+    samplers = open_samplers(checkpoint, classifier, settings, torch.device("cpu"))
     for name in METHODS:
         scheduler = plan_scheduler(checkpoint, None, 2, None)
-        painter = painters(settings_of(mode, 2, dtype="fp16", classifier=settings.classifier, guidance=name), scheduler)
-        images, _ = painter.paint([Cell(207, 0, 20.0), Cell(950, 1, 20.0)])
+        sampler = samplers(settings_of(mode, 2, dtype="fp16", classifier=settings.classifier, guidance=name), scheduler)
+        images, _ = sampler.draw([Cell(207, 0, 20.0), Cell(950, 1, 20.0)])
         assert images.isfinite().all(), name

@@ -1,4 +1,4 @@
-"""Finding a method and its options, the pace of its weight, and `guidegen guidances`."""
+"""Finding a method and its options, the schedule of its weight, and `guidegen guidances`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from guidegen.errors import UsageError
 from guidegen.scores.interfaces import Step, Weights
 from guidegen.scores.methods import METHODS, PARTS, choices, find_method
 from guidegen.scores.noise import Level
-from guidegen.scores.schedule import SCHEDULES, Pace, interval_factors, make_pace, schedule_factors
+from guidegen.scores.schedule import SCHEDULES, GuidanceSchedule, interval_factors, make_schedule, schedule_factors
 
 Command = Callable[..., Any]
 LEVELS = [Level(math.cos(angle), math.sin(angle)) for angle in torch.linspace(math.pi / 2 - 0.01, 0.05, 10).tolist()]
 FLOW = [Level(1 - s, s) for s in (1.0, 0.8, 0.6, 0.4, 0.2)]
 
-OWN = '''
+CUSTOM = '''
 def Halfway(unconditional, conditional, w, step, *, bias=0.5, name="a", odd=False, turns=2):
     """Towards the middle of the two."""
     middle = (unconditional + conditional) / 2 + bias
@@ -73,8 +73,8 @@ def test_what_is_wrong_is_said(ref: str, options: dict[str, str], told: str) -> 
 
 def test_a_method_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
-    file.write_text(OWN)
-    assert OWN.count("\n") <= 15
+    file.write_text(CUSTOM)
+    assert CUSTOM.count("\n") <= 15
     method, options = find_method(f"{file}:Halfway", {"bias": "0.25", "odd": "yes", "turns": "3", "name": "b"})
     assert options == {"bias": 0.25, "odd": True, "turns": 3, "name": "b"}
     assert (method.line, method.linear, method.gain) == ("Towards the middle of the two.", False, None)
@@ -223,46 +223,46 @@ def test_schedule_that_is_zero_everywhere() -> None:
 # --- both
 
 
-def test_pace_spends_the_same_weight_inside_the_interval() -> None:
+def test_schedule_spends_the_same_weight_inside_the_interval() -> None:
     for interval in (None, "0.3:2", "20%:50%"):
         inside = interval_factors(LEVELS, interval)
         for name in (None, *all_schedules()):
-            pace = make_pace(LEVELS, interval, name, METHODS["cfg"])
-            assert all((factor > 0) <= (flag > 0) for factor, flag in zip(pace.factors, inside, strict=True))
-            assert math.fsum(pace.factors) / sum(inside) == pytest.approx(1, abs=1e-12)
-            w = [pace.weights(i, Weights(6.0, 3.0, 2.0)) for i in range(10) if inside[i]]
+            schedule = make_schedule(LEVELS, interval, name, METHODS["cfg"])
+            assert all((factor > 0) <= (flag > 0) for factor, flag in zip(schedule.factors, inside, strict=True))
+            assert math.fsum(schedule.factors) / sum(inside) == pytest.approx(1, abs=1e-12)
+            w = [schedule.weights(i, Weights(6.0, 3.0, 2.0)) for i in range(10) if inside[i]]
             assert [math.fsum(each) / len(w) for each in zip(*w, strict=True)] == pytest.approx([6.0, 3.0, 2.0])
 
 
 def test_weights_of_a_step() -> None:
-    pace = Pace(gains=(1.0, 1.0, 1.0, 4.0), factors=(0.0, 1.0, 1.5, 0.5))
-    assert pace.weights(0, Weights(7.0, 5.0, 3.0)) == (
+    schedule = GuidanceSchedule(gains=(1.0, 1.0, 1.0, 4.0), factors=(0.0, 1.0, 1.5, 0.5))
+    assert schedule.weights(0, Weights(7.0, 5.0, 3.0)) == (
         1.0,
         0.0,
         1.0,
     )  # off: the model as it is
-    assert pace.weights(1, Weights(7.3, 5.1, 3.7)) == (7.3, 5.1, 3.7)  # on: to the last bit
-    assert pace.weights(2, Weights(7.0, 5.0, 3.0)) == (10.0, 7.5, 4.0)
-    assert pace.weights(3, Weights(7.0, 5.0, 3.0)) == (
+    assert schedule.weights(1, Weights(7.3, 5.1, 3.7)) == (7.3, 5.1, 3.7)  # on: to the last bit
+    assert schedule.weights(2, Weights(7.0, 5.0, 3.0)) == (10.0, 7.5, 4.0)
+    assert schedule.weights(3, Weights(7.0, 5.0, 3.0)) == (
         1 + 27 / 2,
         10.0,
         2.0,
     )  # w_guide has no gain
     for index in range(3):  # nothing is amplified at w <= 1, so there is nothing to vary
         for w in (0.0, 0.5, 1.0, -2.0):
-            assert pace.weights(index, Weights(w, 0.0, 1.0)) == (w, 0.0, 1.0)
-    assert pace.weights(3, Weights(0.1, 0.0, 1.0))[0] == pytest.approx(0.4)
-    assert pace.weights(3, Weights(0.0, 0.0, 1.0)) == (0.0, 0.0, 1.0)
+            assert schedule.weights(index, Weights(w, 0.0, 1.0)) == (w, 0.0, 1.0)
+    assert schedule.weights(3, Weights(0.1, 0.0, 1.0))[0] == pytest.approx(0.4)
+    assert schedule.weights(3, Weights(0.0, 0.0, 1.0)) == (0.0, 0.0, 1.0)
 
 
-def test_gains_of_a_pace() -> None:
-    assert make_pace(LEVELS, None, None, METHODS["apg"]).gains == (1.0,) * 10
-    gains = make_pace(FLOW, None, None, METHODS["cfg++"], [*FLOW[1:], Level(1.0, 0.0)]).gains
+def test_gains_of_a_schedule() -> None:
+    assert make_schedule(LEVELS, None, None, METHODS["apg"]).gains == (1.0,) * 10
+    gains = make_schedule(FLOW, None, None, METHODS["cfg++"], [*FLOW[1:], Level(1.0, 0.0)]).gains
     ratios = [level.sigma / level.alpha for level in FLOW[1:]]
     expected = [now / (now - then) for now, then in zip(ratios, [*ratios[1:], 0.0], strict=True)]
     assert gains == pytest.approx([1.0, *expected])
     with pytest.raises(UsageError, match="takes no noise away"):
-        make_pace(FLOW, None, None, METHODS["cfg++"], [*FLOW[1:], FLOW[-1]])
+        make_schedule(FLOW, None, None, METHODS["cfg++"], [*FLOW[1:], FLOW[-1]])
 
 
 # --- the command
@@ -294,7 +294,7 @@ def test_one_of_them(tmp_path: Path) -> None:
     assert "arXiv 2410.02416" in told
     assert "rho / (rho - rho')" in printed("cfg++")
     file = tmp_path / "own.py"
-    file.write_text(OWN)
+    file.write_text(CUSTOM)
     assert "Towards the middle of the two." in printed(f"{file}:Halfway")
 
 

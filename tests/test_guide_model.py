@@ -29,7 +29,7 @@ from guidegen.runs.directory import Run
 from guidegen.sampling.autoguidance import open_guide
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.loop import to_uint8
-from guidegen.sampling.pipeline import Painter, Tally, open_painter
+from guidegen.sampling.sampler import Sampler, Tally, open_sampler
 from guidegen.sampling.worker import draw
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import NULL
@@ -71,14 +71,14 @@ def attentive(unet: Any, times: float = 5) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(with_null: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint with a weaker network in its folder, that network as a checkpoint, and the published kinds."""
+    """A checkpoint with a guiding network in its folder, that network as a checkpoint, and the published kinds."""
     from diffusers import DDIMScheduler
 
     home = tmp_path_factory.mktemp("guides")
     shutil.copytree(with_null, home / "beside")
     weak_unet().save_pretrained(home / "beside" / "unet_weak")
-    save_pipeline(home / "weak", weak_unet(), DDIMScheduler(clip_sample=False), id2label=NAMES)
-    found = {name: home / name for name in ("beside", "weak")}
+    save_pipeline(home / "guiding", weak_unet(), DDIMScheduler(clip_sample=False), id2label=NAMES)
+    found = {name: home / name for name in ("beside", "guiding")}
     found |= {kind: getattr(pipelines, kind)(home / kind) for kind in ("dit", "stable_diffusion")}
     attentive(pipelines.tiny_text_unet()).save_pretrained(found["stable_diffusion"] / "unet")
     return found
@@ -93,20 +93,20 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def painter_of(
+def sampler_of(
     folder: Path, guide: str | None, mode: str = "cfg", steps: int = 4, scheduler: str = "ddim", **others: Any
-) -> Painter:
+) -> Sampler:
     checkpoint = open_checkpoint(folder)
     walker = plan_scheduler(checkpoint, scheduler, steps, None)
     settings = settings_of(mode, steps, guide_model=guide, **others)
-    weak = open_guide(guide, checkpoint) if guide else None
-    judge = open_classifier(checkpoint.bundled_classifier) if checkpoint.bundled_classifier else None
-    return open_painter(checkpoint, judge, walker, settings, torch.device("cpu"), guide=weak)
+    guiding = open_guide(guide, checkpoint) if guide else None
+    classifier = open_classifier(checkpoint.bundled_classifier) if checkpoint.bundled_classifier else None
+    return open_sampler(checkpoint, classifier, walker, settings, torch.device("cpu"), guide=guiding)
 
 
-def painted(painter: Painter, cells: Sequence[Cell]) -> Tensor:
+def drawn(sampler: Sampler, cells: Sequence[Cell]) -> Tensor:
     """(B, H, W, C) in [0, 1], in whole grey levels."""
-    return to_uint8(painter.paint(cells)[0]).float() / 255
+    return to_uint8(sampler.draw(cells)[0]).float() / 255
 
 
 def flags(model: Path | str, out: Path, **given: Any) -> Flags:
@@ -133,10 +133,10 @@ def picture(folder: Path, row: dict[str, Any]) -> Any:
 def test_mode_auto_equals_the_auto_guider_of_diffusers(w: float) -> None:
     from diffusers.guiders import AutoGuidance
 
-    strong, weak = torch.randn((2, 1, 3, 8, 8)).unbind()
+    strong, guiding = torch.randn((2, 1, 3, 8, 8)).unbind()
     theirs = AutoGuidance(guidance_scale=w, auto_guidance_layers=[0], dropout=0.1)
-    ours = Guide(Fixed(label=strong), [3], [1.0], weak=Fixed(label=weak), w_guide=[w])
-    expected = theirs.forward(pred_cond=strong, pred_uncond=weak).pred
+    ours = Guide(Fixed(label=strong), [3], [1.0], guiding=Fixed(label=guiding), w_guide=[w])
+    expected = theirs.forward(pred_cond=strong, pred_uncond=guiding).pred
     assert (ours(torch.zeros_like(strong), T, LEVEL) - expected).abs().max() < 1e-5, "fp32, weights up to 7"
 
 
@@ -146,11 +146,11 @@ def test_on_top_of_cfg_equals_the_pag_guider_of_diffusers(w: float) -> None:
 
     null, label, perturbed = torch.randn((3, 1, 3, 8, 8)).unbind()
     theirs = PerturbedAttentionGuidance(guidance_scale=w, perturbed_guidance_scale=2.5, perturbed_guidance_layers=[0])
-    weak = Fixed(label=perturbed)
-    ours = Guide(Fixed(null=null, label=label), [3], [w], weak=weak, w_guide=[1 + 2.5])
+    guiding = Fixed(label=perturbed)
+    ours = Guide(Fixed(null=null, label=label), [3], [w], guiding=guiding, w_guide=[1 + 2.5])
     expected = theirs.forward(pred_cond=label, pred_uncond=null, pred_cond_skip=perturbed).pred
     assert (ours(torch.zeros_like(null), T, LEVEL) - expected).abs().max() < 1e-5
-    assert weak.asked == [3]
+    assert guiding.asked == [3]
     assert ours.calls == [3]
 
 
@@ -172,9 +172,9 @@ class Gaussian:
 def test_against_a_wider_gaussian_the_score_is_that_of_a_narrower_one() -> None:
     """Scores of Gaussians of one mean are linear: the precisions mix as the scores do (Karras et al. 2024, section 3)."""
     mean, x, w = torch.randn((2, 1, 1)), torch.randn((64, 2, 1, 1)), 2.0
-    strong, weak = Gaussian(mean, 0.5), Gaussian(mean, 1.0)
-    guided = Guide(strong, [0] * 64, [1.0] * 64, weak=weak, w_guide=[w] * 64)(x, T, LEVEL)
-    precision = w / strong.variance() + (1 - w) / weak.variance()
+    strong, guiding = Gaussian(mean, 0.5), Gaussian(mean, 1.0)
+    guided = Guide(strong, [0] * 64, [1.0] * 64, guiding=guiding, w_guide=[w] * 64)(x, T, LEVEL)
+    precision = w / strong.variance() + (1 - w) / guiding.variance()
     assert precision > 1 / strong.variance()
     expected = LEVEL.sigma * precision * (x - LEVEL.alpha * mean)
     torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
@@ -262,25 +262,25 @@ def test_skip_equals_a_network_without_that_layer(name: str) -> None:
     assert torch.equal(call(name, network, x), before), "the network itself is as it was"
 
 
-def test_weaker_network_has_the_weights_of_the_first() -> None:
+def test_guiding_network_has_the_weights_of_the_first() -> None:
     network = tiny_unet(num_class_embeds=6)
-    weak = weakened(network, "skip", ["mid", "up_blocks"])
-    assert [id(p) for p in weak.parameters()] == [id(p) for p in network.parameters()]
+    guiding = weakened(network, "skip", ["mid", "up_blocks"])
+    assert [id(p) for p in guiding.parameters()] == [id(p) for p in network.parameters()]
     x = torch.randn((1, 3, 8, 8))
-    before = call("unet", weak, x)
+    before = call("unet", guiding, x)
     with torch.no_grad():
         network.conv_out.bias += 1.0
-    torch.testing.assert_close(call("unet", weak, x), before + 1.0, rtol=0, atol=1e-5)
+    torch.testing.assert_close(call("unet", guiding, x), before + 1.0, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["pag", "skip"])
-def test_weaker_network_compiles_to_itself_and_leaves_the_first_alone(how: str) -> None:
+def test_guiding_network_compiles_to_itself_and_leaves_the_first_alone(how: str) -> None:
     network, x = tiny_dit(2), torch.randn((1, 4, 8, 8))
-    weak = weakened(network, how)
-    for net in (network, weak):
+    guiding = weakened(network, how)
+    for net in (network, guiding):
         compiled: Any = torch.compile(net, backend="eager")  # its tracer is what hooks could escape
         assert (call("dit", compiled, x) - call("dit", net, x)).abs().max() < 1e-6
-    assert (call("dit", network, x) - call("dit", weak, x)).abs().max() > 1e-4
+    assert (call("dit", network, x) - call("dit", guiding, x)).abs().max() > 1e-4
 
 
 def test_layers_are_found_by_name() -> None:
@@ -327,30 +327,30 @@ def test_pag_on_top_of_cfg_equals_the_pag_pipelines_of_diffusers(folders: dict[s
     }[kind]
     prompts, w, scale = ["a red fox", "snow"], 4.0, 3.0
     cells = [Cell(None, i, w, None, text, i, 1 + scale) for i, text in enumerate(prompts)]
-    painter = painter_of(folder, "pag", negative_prompt="dull")
-    ours = painted(painter, cells)
+    sampler = sampler_of(folder, "pag", negative_prompt="dull")
+    ours = drawn(sampler, cells)
     assert (ours - their_pag(folder, cls, prompts, w, scale, 4)).abs().max() <= ONE_GREY
-    plain = painted(painter, [Cell(None, i, w, None, text, i) for i, text in enumerate(prompts)])
+    plain = drawn(sampler, [Cell(None, i, w, None, text, i) for i, text in enumerate(prompts)])
     assert (ours - plain).abs().max() > 3 * ONE_GREY, "what is compared is not the picture without it"
 
 
 # Second checkpoints
 
 
-def test_mode_auto_goes_from_the_weaker_network_to_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    given = {"mode": "auto", "sweep": True, "w": "0,1,3", "label": ["1", "tabby, tabby cat"], "num": 2}
+def test_mode_auto_goes_from_the_guiding_network_to_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    given = {"mode": "autoguidance", "sweep": True, "w": "0,1,3", "label": ["1", "tabby, tabby cat"], "num": 2}
     job = plan_job(flags(folders["beside"], tmp_path / "run", **given))
     rows = run_of(folders["beside"], tmp_path / "run", **given)
-    assert [row["nfe"] for row in rows] == [3, 3, 6] * 2, "a call of the weaker network is a call"
+    assert [row["nfe"] for row in rows] == [3, 3, 6] * 2, "a call of the guiding network is a call"
     assert (job.settings.guide_model, job.guide and job.guide.shares) == ("unet_weak", True)
     alone = {
-        0.0: run_of(folders["weak"], tmp_path / "weak", mode="none", num=2),
+        0.0: run_of(folders["guiding"], tmp_path / "guiding", mode="none", num=2),
         1.0: run_of(folders["beside"], tmp_path / "strong", mode="none", num=2),
     }
     for row in rows:
         if row["w"] == 3.0:
             continue
-        where = {0.0: "weak", 1.0: "strong"}[row["w"]]
+        where = {0.0: "guiding", 1.0: "strong"}[row["w"]]
         other = picture(tmp_path / where, alone[row["w"]][row["seed"]])
         assert np.abs(picture(tmp_path / "run", row) - other).max() <= 1
     about = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -360,29 +360,29 @@ def test_mode_auto_goes_from_the_weaker_network_to_the_model(folders: dict[str, 
     assert "autoguidance against unet_weak" in grid.title_of(about["settings"])
 
 
-@pytest.mark.parametrize("mode", ["cfg", "classifier", "both", "none", "auto"])
+@pytest.mark.parametrize("mode", ["cfg", "classifier", "both", "none", "autoguidance"])
 def test_the_model_as_its_own_guide_changes_nothing(folders: dict[str, Path], mode: str) -> None:
     wc = 2.0 if mode == "both" else None
-    plain = Cell(1, 0, {"none": 1.0, "auto": 1.0}.get(mode, 3.0), wc)
-    guided = Cell(1, 0, 5.0) if mode == "auto" else Cell(1, 0, plain.w, wc, w_guide=5.0)
-    painter = painter_of(folders["beside"], str(folders["beside"]), mode)
+    plain = Cell(1, 0, {"none": 1.0, "autoguidance": 1.0}.get(mode, 3.0), wc)
+    guided = Cell(1, 0, 5.0) if mode == "autoguidance" else Cell(1, 0, plain.w, wc, w_guide=5.0)
+    sampler = sampler_of(folders["beside"], str(folders["beside"]), mode)
     # the difference of the networks is zero but for the rounding of calls of another batch, times four
-    assert (painted(painter, [guided]) - painted(painter, [plain])).abs().max() <= ONE_GREY
+    assert (drawn(sampler, [guided]) - drawn(sampler, [plain])).abs().max() <= ONE_GREY
 
 
 @pytest.mark.parametrize("guide", ["folder", "unet", "checkpoint", "bundled", "./unet_weak"])
 def test_same_network_however_it_is_named(folders: dict[str, Path], guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folders["beside"])
-    ref = {"folder": str(folders["beside"] / "unet_weak"), "unet": str(folders["weak"] / "unet")}.get(guide, guide)
-    ref = str(folders["weak"]) if guide == "checkpoint" else ref
+    ref = {"folder": str(folders["beside"] / "unet_weak"), "unet": str(folders["guiding"] / "unet")}.get(guide, guide)
+    ref = str(folders["guiding"]) if guide == "checkpoint" else ref
     cell = Cell(1, 0, 3.0, w_guide=2.0)
-    ours = painted(painter_of(folders["beside"], ref), [cell])
-    plain = painted(painter_of(folders["beside"], None), [Cell(1, 0, 3.0)])
-    assert torch.equal(ours, painted(painter_of(folders["beside"], "bundled"), [cell]))
+    ours = drawn(sampler_of(folders["beside"], ref), [cell])
+    plain = drawn(sampler_of(folders["beside"], None), [Cell(1, 0, 3.0)])
+    assert torch.equal(ours, drawn(sampler_of(folders["beside"], "bundled"), [cell]))
     assert (ours - plain).abs().max() > 3 * ONE_GREY
 
 
-def test_weaker_checkpoint_reads_prompts_with_its_own_encoder(
+def test_guiding_checkpoint_reads_prompts_with_its_own_encoder(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import CLIPTextModel
@@ -392,7 +392,7 @@ def test_weaker_checkpoint_reads_prompts_with_its_own_encoder(
     CLIPTextModel(pipelines.clip_text_config()).eval().save_pretrained(other / "text_encoder")
     cells = [Cell(None, 0, 3.0, None, "a red fox", 0, 2.0)]
     model = folders["stable_diffusion"]
-    same, alone, theirs = (painted(painter_of(model, str(ref)), cells) for ref in (model, model / "unet", other))
+    same, alone, theirs = (drawn(sampler_of(model, str(ref)), cells) for ref in (model, model / "unet", other))
     assert (same - alone).abs().max() <= ONE_GREY, "the same network, alone in its folder"
     assert (same - theirs).abs().max() > ONE_GREY
 
@@ -412,8 +412,8 @@ def model(way, **more): return Model(lambda device: Pull(way), (3, 8, 8), SCHEDU
 STRONG, WEAK, OTHER = model(0.4), model(0.1), Model(lambda device: Pull(0.1), (3, 8, 8), SCHEDULER, {1: "dog"})
 """
     (tmp_path / "own.py").write_text(code)
-    strong, weak, other = (f"{tmp_path}/own.py:{name}" for name in ("STRONG", "WEAK", "OTHER"))
-    given = {"mode": "auto", "w": "2", "label": ["cat"], "guide_model": weak}
+    strong, guiding, other = (f"{tmp_path}/own.py:{name}" for name in ("STRONG", "WEAK", "OTHER"))
+    given = {"mode": "autoguidance", "w": "2", "label": ["cat"], "guide_model": guiding}
     (row,) = run_of(strong, tmp_path / "run", **given)
     assert np.abs(picture(tmp_path / "run", row) - (0.4 + 0.3 + 1) / 2 * 255).max() <= 1, "0.1 + 2 (0.4 - 0.1)"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["guide_model"] == "WEAK"
@@ -429,13 +429,13 @@ STRONG, WEAK, OTHER = model(0.4), model(0.1), Model(lambda device: Pull(0.1), (3
 def test_sweep_of_both_weights_is_resumed_counted_and_told(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"sweep": True, "w": "1,3", "w_guide": "1,2,0", "guide_model": str(folders["weak"])}
+    given = {"sweep": True, "w": "1,3", "w_guide": "1,2,0", "guide_model": str(folders["guiding"])}
     job = plan_job(flags(folders["beside"], tmp_path, json_rows=True, **given))
     say_what_it_takes(job)
     told = json.loads(capsys.readouterr().out)
     rows = run_of(folders["beside"], tmp_path, **given)
     nfe = {(row["w"], row["w_guide"]): row["nfe"] / 3 for row in rows}
-    # at (1, 0) the weaker network alone is asked; at (3, 0) it is needed beside both terms of CFG
+    # at (1, 0) the guiding network alone is asked; at (3, 0) it is needed beside both terms of CFG
     assert nfe == {(1.0, 1.0): 1, (1.0, 2.0): 2, (1.0, 0.0): 1, (3.0, 1.0): 2, (3.0, 2.0): 3, (3.0, 0.0): 3}
     assert told["nfe"] == sum(row["nfe"] for row in rows)
     assert rows[1]["file"] == "images/w1.0_g2.0/label0001/000000.png"
@@ -452,26 +452,26 @@ def test_sweep_of_both_weights_is_resumed_counted_and_told(
         run_of(folders["beside"], tmp_path, **(given | {"guide_model": "pag"}))
 
 
-def test_interval_and_mixtures_of_labels_with_a_weaker_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    given = {"mode": "auto", "w": "2", "steps": 4}
+def test_interval_and_mixtures_of_labels_with_a_guiding_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    given = {"mode": "autoguidance", "w": "2", "steps": 4}
     (half,) = run_of(folders["beside"], tmp_path / "half", interval="0%:50%", **given)
     assert half["nfe"] == 2 * 2 + 2 * 1, "outside of the interval the model alone is asked"
     (mixed,) = run_of(folders["beside"], tmp_path / "mixed", **(given | {"label": ["1:2,4:-0.5"]}))
     assert mixed["nfe"] == 4 * (3 + 3), "two labels and none, of both networks"
     without = given | {"label": ["1:2,4:-0.5"], "guide_model": "pag"}
-    assert plan_job(flags(folders["weak"], tmp_path / "made", **without)).settings.guide_model == "pag"
+    assert plan_job(flags(folders["guiding"], tmp_path / "made", **without)).settings.guide_model == "pag"
     given |= {"mode": "cfg", "w": "3", "w_guide": "2", "guide_model": "bundled"}
     (both,) = run_of(folders["beside"], tmp_path / "apg", guidance="apg", **given)
     assert both["nfe"] == 4 * 3
 
 
-def test_unguided_cells_share_an_image_for_each_weight_against_the_weaker_model(
+def test_unguided_cells_share_an_image_for_each_weight_against_the_guiding_model(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    painter, tally = painter_of(folders["beside"], "bundled"), Tally()
+    sampler, tally = sampler_of(folders["beside"], "bundled"), Tally()
     cells = make_cells([0, 1, 2], [0], [0.0], guide_weights=[1.0, 2.0])
     with Run(tmp_path, settings_of("cfg", 4), {}) as run:
-        rows = dict(draw(painter, cells, run, str, 16, tally=tally))
+        rows = dict(draw(sampler, cells, run, str, 16, tally=tally))
     pictures = {cell: picture(tmp_path, row) for cell, row in rows.items()}
     for cell in cells:
         assert (pictures[cell] == pictures[Cell(0, 0, 0.0, w_guide=cell.w_guide)]).all()
@@ -479,19 +479,19 @@ def test_unguided_cells_share_an_image_for_each_weight_against_the_weaker_model(
     assert tally.made == 4 * (1 + 1 + 1) - 1, "at the first step both ask the model for the same"
 
 
-def test_fixed_rows_and_half_precision_reach_the_weaker_network(folders: dict[str, Path]) -> None:
+def test_fixed_rows_and_half_precision_reach_the_guiding_network(folders: dict[str, Path]) -> None:
     from dataclasses import replace
 
     cells = make_cells([0, 1], [0, 1], [1.0, 3.0], guide_weights=[2.0])
-    fixed = replace(painter_of(folders["beside"], "bundled"), fixed_rows=4)
-    whole, _ = fixed.paint(cells)
+    fixed = replace(sampler_of(folders["beside"], "bundled"), fixed_rows=4)
+    whole, _ = fixed.draw(cells)
     for i, cell in enumerate(cells):
-        assert torch.equal(fixed.paint([cell])[0][0], whole[i])
-    half = painter_of(folders["beside"], "bundled", dtype="bf16")
+        assert torch.equal(fixed.draw([cell])[0][0], whole[i])
+    half = sampler_of(folders["beside"], "bundled", dtype="bf16")
     assert half.in_fp32 is not None
-    assert torch.equal(half.in_fp32().paint(cells)[0], painter_of(folders["beside"], "bundled").paint(cells)[0])
-    assert (half.paint(cells)[0] - whole).abs().mean() < 0.05 * whole.abs().mean()
-    assert not torch.equal(half.paint(cells)[0], half.in_fp32().paint(cells)[0])
+    assert torch.equal(half.in_fp32().draw(cells)[0], sampler_of(folders["beside"], "bundled").draw(cells)[0])
+    assert (half.draw(cells)[0] - whole).abs().mean() < 0.05 * whole.abs().mean()
+    assert not torch.equal(half.draw(cells)[0], half.in_fp32().draw(cells)[0])
 
 
 # Refusals
@@ -500,20 +500,29 @@ def test_fixed_rows_and_half_precision_reach_the_weaker_network(folders: dict[st
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"mode": "auto"}, "there is no weaker model beside it. Name one: --guide-model"),
+        ({"mode": "autoguidance"}, "there is no guiding model beside it. Name one: --guide-model"),
         ({"w_guide": "2"}, "there is none beside it. Name one"),
-        ({"mode": "auto", "guide_model": "bundled"}, "has no weaker network in its folder"),
-        ({"mode": "auto", "guide_model": "pag", "w_guide": "2"}, "in mode auto the weight is --w"),
-        ({"mode": "auto", "guide_model": "pag", "label": None}, "needs --label"),
-        ({"mode": "auto", "guide_model": "pag", "guidance": "apg"}, "combines predictions with and without the label"),
+        ({"mode": "autoguidance", "guide_model": "bundled"}, "has no guiding network in its folder"),
+        ({"mode": "autoguidance", "guide_model": "pag", "w_guide": "2"}, "in mode autoguidance the weight is --w"),
+        ({"mode": "autoguidance", "guide_model": "pag", "label": None}, "needs --label"),
+        (
+            {"mode": "autoguidance", "guide_model": "pag", "guidance": "apg"},
+            "combines predictions with and without the label",
+        ),
         ({"guide_model": "skip:up_blocks.9"}, "no such layer as up_blocks.9"),
         ({"guide_model": "skip:"}, "name layers after the colon"),
         ({"guide_model": "pag", "w_guide": "much"}, "--w-guide takes a finite number"),
-        ({"guide_model": "pag", "w_guide": "1"}, "--w-guide 1 is the model without the weaker one"),
-        ({"guide_model": "pag", "w_guide": "1,1.0", "sweep": True}, "--w-guide 1 is the model without the weaker one"),
-        ({"mode": "none", "guide_model": "pag"}, "--mode none draws the network as it is.*--mode auto"),
-        ({"mode": "none", "guide_model": "pag", "w_guide": "3"}, "--mode none draws the network as it is.*--mode auto"),
-        ({"mode": "none", "w_guide": "3", "interval": "0.3:5"}, "--mode none draws the network as it is.*--mode auto"),
+        ({"guide_model": "pag", "w_guide": "1"}, "--w-guide 1 is the model without autoguidance"),
+        ({"guide_model": "pag", "w_guide": "1,1.0", "sweep": True}, "--w-guide 1 is the model without autoguidance"),
+        ({"mode": "none", "guide_model": "pag"}, "--mode none draws the network as it is.*--mode autoguidance"),
+        (
+            {"mode": "none", "guide_model": "pag", "w_guide": "3"},
+            "--mode none draws the network as it is.*--mode autoguidance",
+        ),
+        (
+            {"mode": "none", "w_guide": "3", "interval": "0.3:5"},
+            "--mode none draws the network as it is.*--mode autoguidance",
+        ),
     ],
 )
 def test_usage(with_null: Path, tmp_path: Path, given: dict[str, Any], words: str) -> None:
@@ -523,17 +532,19 @@ def test_usage(with_null: Path, tmp_path: Path, given: dict[str, Any], words: st
 
 
 def test_command_line(folders: dict[str, Path], guidegen: Callable[..., Any], tmp_path: Path) -> None:
-    done = guidegen("sample", "-m", folders["beside"], "--mode", "auto", "--w", 2, "--label", 1, "--steps", 2, "--json")
+    done = guidegen(
+        "sample", "-m", folders["beside"], "--mode", "autoguidance", "--w", 2, "--label", 1, "--steps", 2, "--json"
+    )
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
-    assert (row["mode"], row["w"], row["nfe"]) == ("auto", 2.0, 4)
+    assert (row["mode"], row["w"], row["nfe"]) == ("autoguidance", 2.0, 4)
     assert "w_guide" not in row
     done = guidegen("sample", "-m", folders["beside"], "--guide-model", folders["dit"], "--label", 1, "-o", "run")
     assert done.returncode == 2
     assert "shape 4x8x8 where the model's is 3x8x8" in done.stderr
     assert not (tmp_path / "run").exists()
     facts = json.loads(guidegen("inspect", folders["beside"], "--json").stdout)
-    assert "auto" in facts["modes"]
+    assert "autoguidance" in facts["modes"]
 
 
 def other_schedule(folder: Path, home: Path, **scheduler: Any) -> Path:
@@ -553,7 +564,7 @@ def test_checkpoints_that_do_not_fit(
     folders: dict[str, Path], unconditional: Path, without_null: Path, tmp_path: Path
 ) -> None:
     model = open_checkpoint(folders["beside"])
-    changed = other_schedule(folders["weak"], tmp_path, prediction_type="v_prediction", beta_schedule="scaled_linear")
+    changed = other_schedule(folders["guiding"], tmp_path, prediction_type="v_prediction", beta_schedule="scaled_linear")
     said = refused(model, changed)
     assert "prediction type v_prediction where the model's is epsilon" in said
     assert "beta_schedule scaled_linear where the model's is linear" in said
@@ -566,7 +577,7 @@ def test_checkpoints_that_do_not_fit(
         open_guide(str(tmp_path / "nowhere"), model)
 
 
-def test_labels_that_the_weaker_checkpoint_does_not_know(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_labels_that_the_guiding_checkpoint_does_not_know(folders: dict[str, Path], tmp_path: Path) -> None:
     from diffusers import DDIMScheduler
 
     model, walker = open_checkpoint(folders["beside"]), DDIMScheduler(clip_sample=False)
@@ -593,22 +604,22 @@ def test_null_label_may_be_another_one(folders: dict[str, Path], tmp_path: Path)
     """The same network with its null row at another place is the same guide."""
     from diffusers import DDIMScheduler, UNet2DModel
 
-    weak = UNet2DModel.from_pretrained(folders["weak"] / "unet")
+    guiding = UNet2DModel.from_pretrained(folders["guiding"] / "unet")
     rows = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 9: 5}
     moved = weak_unet(num_class_embeds=10)
-    state = weak.state_dict()
+    state = guiding.state_dict()
     table = torch.randn((10, state["class_embedding.weight"].shape[1]))
     table[list(rows)] = state["class_embedding.weight"][list(rows.values())]
     moved.load_state_dict(state | {"class_embedding.weight": table})
     walker = DDIMScheduler(clip_sample=False)
     folder = save_pipeline(tmp_path / "moved", moved.eval(), walker, id2label=NAMES, null_label=9)
     cells = [Cell(1, 0, 0.0, w_guide=3.0), Cell(2, 0, 2.0, w_guide=3.0)]
-    ours, theirs = (painted(painter_of(folders["beside"], str(ref)), cells) for ref in (folder, folders["weak"]))
+    ours, theirs = (drawn(sampler_of(folders["beside"], str(ref)), cells) for ref in (folder, folders["guiding"]))
     assert torch.equal(ours, theirs)
 
 
 def test_hub_checkpoints_from_the_cache(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache that huggingface_hub keeps, filled by hand: the weaker network comes with the commit of its checkpoint."""
+    """The cache that huggingface_hub keeps, filled by hand: the guiding network comes with the commit of its checkpoint."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     for name, source in (("tiny", "beside"), ("net", "beside/unet_weak")):
         repo = tmp_path / f"models--someone--{name}"
@@ -617,7 +628,7 @@ def test_hub_checkpoints_from_the_cache(folders: dict[str, Path], tmp_path: Path
         (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    given = {"mode": "auto", "w": "2", "offline": True}
+    given = {"mode": "autoguidance", "w": "2", "offline": True}
     rows = run_of("someone/tiny", tmp_path / "run", **given)
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["guide_model"] == {"path": "someone/tiny/unet_weak", "revision": commit}

@@ -30,33 +30,33 @@ ERRORS: list[Callable[[], RuntimeError]] = [
 ]
 
 
-def small_device(painter: pipeline.Painter, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
-    """The painter on a device with room for `fits` images."""
+def small_device(sampler: pipeline.Sampler, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
+    """The sampler on a device with room for `fits` images."""
 
-    class Small(pipeline.Painter):
-        def paint(self, cells: Any, *others: Any, **named: Any) -> Any:
+    class Small(pipeline.Sampler):
+        def draw(self, cells: Any, *others: Any, **named: Any) -> Any:
             sizes.append(len(cells))
             if len(cells) > fits:
                 raise error()
-            return super().paint(cells, *others, **named)
+            return super().draw(cells, *others, **named)
 
-    return Small(**{field.name: getattr(painter, field.name) for field in fields(painter)})
+    return Small(**{field.name: getattr(sampler, field.name) for field in fields(sampler)})
 
 
 @pytest.fixture
-def painter(with_null: Path) -> pipeline.Painter:
+def sampler(with_null: Path) -> pipeline.Sampler:
     checkpoint = open_checkpoint(with_null)
     walker = cost.plan_scheduler(checkpoint, None, 2, None)
-    return pipeline.open_painter(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
+    return pipeline.open_sampler(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_batch_that_does_not_fit_is_halved(
-    painter: pipeline.Painter, error: Callable[[], RuntimeError], tmp_path: Path
+    sampler: pipeline.Sampler, error: Callable[[], RuntimeError], tmp_path: Path
 ) -> None:
     sizes: list[int] = []
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
-        drawn = list(worker.draw(small_device(painter, 3, error, sizes), CELLS, run, str, 8))
+        drawn = list(worker.draw(small_device(sampler, 3, error, sizes), CELLS, run, str, 8))
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [cell for cell, _ in drawn] == CELLS
     assert {row["status"] for _, row in drawn} == {"ok"}
@@ -64,15 +64,15 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 @pytest.mark.parametrize("error", [*ERRORS, lambda: RuntimeError("CUDA error: out of memory"), MemoryError])
 def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
-    painter: pipeline.Painter, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampler: pipeline.Sampler, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
     alive: list[list[bool]] = []
 
-    class Hungry(pipeline.Painter):
-        def paint(self, cells: Any, *others: Any, **named: Any) -> Any:
+    class Hungry(pipeline.Sampler):
+        def draw(self, cells: Any, *others: Any, **named: Any) -> Any:
             if len(cells) < 4:
-                return super().paint(cells, *others, **named)
+                return super().draw(cells, *others, **named)
             activations = torch.zeros(9)
             knot: list[Any] = [activations]
             knot.append(knot)  # a cycle, which only the garbage collector ends
@@ -83,7 +83,7 @@ def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
                 raise inner from ValueError(str(activations.shape))
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append([tensor() is not None for tensor in tensors]))
-    fields_of = {field.name: getattr(painter, field.name) for field in fields(painter)}
+    fields_of = {field.name: getattr(sampler, field.name) for field in fields(sampler)}
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
         gc.disable()
         try:
@@ -96,17 +96,17 @@ def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
     assert [cell for cell, _ in drawn] == CELLS
 
 
-def test_one_image_that_does_not_fit_is_told(painter: pipeline.Painter, tmp_path: Path) -> None:
+def test_one_image_that_does_not_fit_is_told(sampler: pipeline.Sampler, tmp_path: Path) -> None:
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(GuidegenError, match="Not even one image"):
-        list(worker.draw(small_device(painter, 0, ERRORS[0], []), CELLS, run, str, 8))
+        list(worker.draw(small_device(sampler, 0, ERRORS[0], []), CELLS, run, str, 8))
 
 
-def test_other_errors_are_not_taken_for_it(painter: pipeline.Painter, tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_it(sampler: pipeline.Sampler, tmp_path: Path) -> None:
     def broken() -> RuntimeError:
         return RuntimeError("shapes do not fit")
 
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(RuntimeError, match="shapes do not fit"):
-        list(worker.draw(small_device(painter, 0, broken, []), CELLS, run, str, 8))
+        list(worker.draw(small_device(sampler, 0, broken, []), CELLS, run, str, 8))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from guidegen.errors import UsageError
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.labels import Labels
 from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.pipeline import open_painter
+from guidegen.sampling.sampler import open_sampler
 from guidegen.spec.cell import Cell
 from guidegen.spec.composition import has_weights, label_parts, main_label, prompt_parts, split_weight
 from guidegen.spec.plan import Plan, read_plan
@@ -115,8 +115,8 @@ def test_prompts_of_several_parts_are_the_sum_of_their_scores(tmp_path: Path) ->
     folder = pipelines.stable_diffusion(tmp_path / "sd")
     checkpoint = open_checkpoint(folder)
     scheduler = plan_scheduler(checkpoint, "ddim", 3, None)
-    painter = open_painter(checkpoint, None, scheduler, settings_of("cfg", 3), torch.device("cpu"))
-    images, calls = painter.paint([Cell(None, 5, 2.0, prompt="a fox:1.5 AND snow AND a house:-0.5", prompt_index=0)])
+    sampler = open_sampler(checkpoint, None, scheduler, settings_of("cfg", 3), torch.device("cpu"))
+    images, calls = sampler.draw([Cell(None, 5, 2.0, prompt="a fox:1.5 AND snow AND a house:-0.5", prompt_index=0)])
     assert calls == [4 * 3]
 
     pipe = StableDiffusionPipeline.from_pretrained(folder)

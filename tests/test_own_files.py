@@ -13,7 +13,7 @@ from conftest import call
 
 from guidegen.errors import GuidegenError, UsageError
 from guidegen.models.python_ref import ClassifierModel, Model
-from guidegen.python_file import read_own
+from guidegen.python_file import read_python_ref
 
 Command = Callable[..., Any]
 PLAIN = """
@@ -71,11 +71,11 @@ def test_a_file_is_run_once(command: str, guidegen: Command, with_null: Path, tm
 def test_a_changed_file_is_run_again_and_modules_beside_it_are_found(tmp_path: Path) -> None:
     (tmp_path / "a_module_beside.py").write_text("value = 7\n")
     ref = f"{written(tmp_path, 'import a_module_beside; X = [a_module_beside.value]')}:X"
-    first = read_own(ref, list)
+    first = read_python_ref(ref, list)
     assert first == [7]
-    assert read_own(ref, list) is first
+    assert read_python_ref(ref, list) is first
     written(tmp_path, "X = [8]")
-    assert read_own(ref, list) == [8]
+    assert read_python_ref(ref, list) == [8]
 
 
 # what is wrong, its line, a word of the message
@@ -253,7 +253,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "latin.py").write_bytes(b"x = '\xff'\n")
     for name in ("pipe.py", "folder.py", "loop.py", "latin.py", "nothing.py", "~nobody-of-that-name/x.py"):
         with pytest.raises(GuidegenError) as found:
-            read_own(f"{tmp_path / name}:X" if name[0] != "~" else f"{name}:X", Model)
+            read_python_ref(f"{tmp_path / name}:X" if name[0] != "~" else f"{name}:X", Model)
         assert found.value.code == 4
 
 

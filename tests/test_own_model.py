@@ -55,9 +55,9 @@ def test_the_example_of_the_readme(example: Path, guidegen: Command, tmp_path: P
 
 
 def test_a_classifier_of_ones_own(example: Path, guidegen: Command, tmp_path: Path) -> None:
-    (tmp_path / "judge.py").write_text(CLASSIFIER)
-    flags = ["sample", "-m", "my_model.py:MODEL", "-c", "judge.py:JUDGE", "--mode", "classifier", "--steps", 4]
-    flags += ["--classifier-gradient", "cheap"]  # the network is not trained: its derivative means nothing
+    (tmp_path / "classifier.py").write_text(CLASSIFIER)
+    flags = ["sample", "-m", "my_model.py:MODEL", "-c", "classifier.py:JUDGE", "--mode", "classifier", "--steps", 4]
+    flags += ["--classifier-gradient", "detached"]  # the network is not trained: its derivative means nothing
     done = guidegen(*flags, "--label", "cat,dog", "--w", 10, "--json", "-o", "run")
     assert done.returncode == 0, done.stderr
     cat, dog = (np.asarray(Image.open(tmp_path / "run" / json.loads(line)["file"])) for line in done.stdout.splitlines())

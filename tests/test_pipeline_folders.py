@@ -106,9 +106,9 @@ def test_classifier_and_prompt_together(
     assert rows[0]["nfe"] == 3 * 4  # PNDM takes its first step of two in halves; null, prompt, and two a gradient
     tabby, lion = (Image.open(tmp_path / "run" / row["file"]).tobytes() for row in rows)
     assert tabby != lion
-    cheap = guidegen("sample", *flags, "--mode", "classifier", "--classifier-gradient", "cheap", "-o", "cheap")
-    assert cheap.returncode == 0, cheap.stderr
-    assert rows_of(tmp_path / "cheap")[0]["nfe"] == 3 * 2
+    detached = guidegen("sample", *flags, "--mode", "classifier", "--classifier-gradient", "detached", "-o", "detached")
+    assert detached.returncode == 0, detached.stderr
+    assert rows_of(tmp_path / "detached")[0]["nfe"] == 3 * 2
     unused = guidegen("sample", *flags, "--mode", "classifier", "--prompt", "snow")
     assert unused.returncode == 2
     assert "--mode both uses the prompt too" in unused.stderr

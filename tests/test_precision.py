@@ -27,19 +27,19 @@ from guidegen import (
 from guidegen.models.denoisers import Texts
 from guidegen.models.loading import cast_weights
 from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.pipeline import open_painter
+from guidegen.sampling.sampler import open_sampler
 from guidegen.spec.cell import Cell
 
 CELLS = [Cell(207, 0, 3.0), Cell(779, 1, 1.0), Cell(950, 2, 8.0), Cell(1, 3, 0.0)]
 STEPS = 8
 
 
-def paint(mode: str, dtype: str) -> Tensor:
+def draw(mode: str, dtype: str) -> Tensor:
     checkpoint = open_checkpoint(BUNDLED)
     judge = open_classifier(checkpoint.bundled_classifier or "") if mode == "classifier" else None
     scheduler = plan_scheduler(checkpoint, None, STEPS, None)
-    painter = open_painter(checkpoint, judge, scheduler, settings_of(mode, STEPS, dtype=dtype), torch.device("cpu"))
-    images, _ = painter.paint(CELLS)
+    sampler = open_sampler(checkpoint, judge, scheduler, settings_of(mode, STEPS, dtype=dtype), torch.device("cpu"))
+    images, _ = sampler.draw(CELLS)
     assert images.dtype == torch.float32
     assert images.isfinite().all()
     return to_uint8(images).float()
@@ -49,7 +49,7 @@ def paint(mode: str, dtype: str) -> Tensor:
 @pytest.mark.parametrize(("dtype", "decibels"), [("bf16", 22.0), ("fp16", 32.0)])
 def test_half_precision_draws_the_same_pictures(mode: str, dtype: str, decibels: float) -> None:
     """PSNR of each image against fp32; bf16 keeps 8 bits and fp16 11, over eight steps of up to three calls."""
-    error = (paint(mode, dtype) - paint(mode, "fp32")).square().flatten(1).mean(1)
+    error = (draw(mode, dtype) - draw(mode, "fp32")).square().flatten(1).mean(1)
     psnr = 10 * (255**2 / error.clamp(min=1e-9)).log10()
     assert psnr.min() > decibels, psnr
 

@@ -108,7 +108,7 @@ def test_stopped_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of the recipe that train in a moment; the weak one is the smaller."""
+    """Networks of the recipe that train in a moment; the guiding one is the smaller."""
     down = {"down_block_types": ("DownBlock2D",) * 2, "layers_per_block": 1}
     unet = {**down, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4, "num_class_embeds": 1001}
     monkeypatch.setattr(recipe, "UNET", {**unet, "block_out_channels": (16, 32)})
@@ -128,9 +128,9 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     judge = open_classifier(checkpoint.bundled_classifier or "")
     assert judge.columns(checkpoint.labels) == {1: 0, 207: 1, 281: 2}
     assert not checkpoint.refusal("both", classifier=True)
-    strong, weak = (UNet2DModel.from_pretrained(out, subfolder=name) for name in ("unet", "unet_weak"))
-    assert weak.config.num_class_embeds == strong.config.num_class_embeds
-    assert weak.num_parameters() < strong.num_parameters()
+    strong, guiding = (UNet2DModel.from_pretrained(out, subfolder=name) for name in ("unet", "unet_weak"))
+    assert guiding.config.num_class_embeds == strong.config.num_class_embeds
+    assert guiding.num_parameters() < strong.num_parameters()
 
 
 @pytest.mark.usefixtures("small")
@@ -143,13 +143,13 @@ def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
     written = UNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float16).state_dict()
     for name, weight in given.state_dict().items():
         assert torch.equal(weight.half(), written[name]), name
-    recipe.main(data, tmp_path, part="weak", classes="1,207", size=8, weak_images=0, start=tmp_path / "given", batch=4)
-    weak = UNet2DModel.from_pretrained(tmp_path / "unet_weak")
-    assert tuple(weak.config.block_out_channels) == recipe.WEAK["block_out_channels"]
+    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, weak_images=0, start=tmp_path / "given", batch=4)
+    guiding = UNet2DModel.from_pretrained(tmp_path / "unet_weak")
+    assert tuple(guiding.config.block_out_channels) == recipe.WEAK["block_out_channels"]
 
 
 @pytest.mark.usefixtures("small")
-def test_the_weak_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Path) -> None:
+def test_the_guiding_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Path) -> None:
     from diffusers import DDIMPipeline
 
     from guidegen.models.checkpoint import open_checkpoint
@@ -159,7 +159,7 @@ def test_the_weak_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Pa
     alone = open_checkpoint(tmp_path)
     identity = weights_sha256(alone.part_folders.values())
     unet = (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes()
-    recipe.main(data, tmp_path, part="weak", classes="1,207", size=8, weak_images=8, batch=4)
+    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, weak_images=8, batch=4)
     assert (tmp_path / "unet_weak/config.json").exists()
     after = open_checkpoint(tmp_path)
     assert (after.index, after.configs, after.part_folders) == (alone.index, alone.configs, alone.part_folders)
@@ -169,11 +169,11 @@ def test_the_weak_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Pa
 
 
 def test_parts_have_names(tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="weak"):
+    with pytest.raises(typer.BadParameter, match="guiding"):
         recipe.main(tmp_path, tmp_path, part="strong")
 
 
-def test_the_weak_model_is_the_smaller_and_speaks_the_same_labels() -> None:
-    strong, weak = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.WEAK))
-    assert weak.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
-    assert weak.num_parameters() < 3e6 < strong.num_parameters()
+def test_the_guiding_model_is_the_smaller_and_speaks_the_same_labels() -> None:
+    strong, guiding = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.WEAK))
+    assert guiding.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
+    assert guiding.num_parameters() < 3e6 < strong.num_parameters()

@@ -275,7 +275,7 @@ def test_the_slider_changes_every_image(page: Path, visit: Callable[..., Any]) -
         assert tab.evaluate(FILES) == expected_files(w, present)
         assert tab.locator("#now").inner_text() == f"w = {w:g}"
     slider.fill("1")
-    for file, shown in tab.evaluate(SHOWN):  # not the name alone: the pixels that the browser paints
+    for file, shown in tab.evaluate(SHOWN):  # not the name alone: the pixels that the browser draws
         label, seed = int(file.split("/")[2][5:]), int(file.split("/")[3][:-4])
         assert np.array_equal(np.reshape(shown, (8, 8, 4))[..., :3], pixels(label, seed, 1.5)), file
 

@@ -18,13 +18,13 @@ from guidegen.cli.drawing import carry_out
 from guidegen.cli.flags import Flags
 from guidegen.cli.options import find_classifier
 from guidegen.cli.resolve import Job, plan_job, say_what_it_takes
-from guidegen.cli.show import _judge
+from guidegen.cli.show import _classifier_line
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import ClassifierInfo, open_checkpoint
 from guidegen.models.classifiers.info import AnyClassifier, open_classifiers
 from guidegen.models.loading import load_classifier, load_network
 from guidegen.sampling.cost import plain_cost, plan_scheduler
-from guidegen.sampling.pipeline import Painter, Tally, open_painter
+from guidegen.sampling.sampler import Sampler, Tally, open_sampler
 from guidegen.scores.gradient import SummedScore
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Cost
@@ -43,11 +43,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     top = tmp_path_factory.mktemp("several")
     for name, seed, names in (("first", 1, NAMES), ("second", 2, SHUFFLED)):
-        judge = tiny_classifier(seed, names)
+        classifier = tiny_classifier(seed, names)
         with torch.no_grad():  # a gradient that shows in the picture
-            for weight in judge.parameters():
+            for weight in classifier.parameters():
                 weight *= 1.5
-        judge.save_pretrained(top / name)
+        classifier.save_pretrained(top / name)
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     names = {int(i): name for i, name in NAMES.items()}
@@ -76,30 +76,30 @@ def planned_nfe(job: Job, capfd: pytest.CaptureFixture[str]) -> int:
     return next(int(line.split()[0]) for line in capfd.readouterr().out.splitlines() if "(NFE)" in line)
 
 
-def painter_of(
-    model: Path, judge: AnyClassifier, mode: str = "classifier", fixed_rows: int | None = None, **others: Any
-) -> Painter:
+def sampler_of(
+    model: Path, classifier: AnyClassifier, mode: str = "classifier", fixed_rows: int | None = None, **others: Any
+) -> Sampler:
     checkpoint = open_checkpoint(model)
     walker = plan_scheduler(checkpoint, "ddim", STEPS, None)
-    settings = settings_of(mode, STEPS, classifier=judge.name, classifier_input=judge.input, **others)
-    return open_painter(checkpoint, judge, walker, settings, torch.device("cpu"), fixed_rows=fixed_rows)
+    settings = settings_of(mode, STEPS, classifier=classifier.name, classifier_input=classifier.input, **others)
+    return open_sampler(checkpoint, classifier, walker, settings, torch.device("cpu"), fixed_rows=fixed_rows)
 
 
 def test_weights_stand_after_the_last_colon(folders: dict[str, Path], with_null: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(with_null)
 
     def found(*refs: object) -> tuple[str, list[tuple[Path, float]]]:
-        judge = find_classifier([*map(str, refs)], checkpoint)
-        assert judge is not None
-        return judge.name, [(part.folder, weight) for part, weight in judge.parts]
+        classifier = find_classifier([*map(str, refs)], checkpoint)
+        assert classifier is not None
+        return classifier.name, [(part.folder, weight) for part, weight in classifier.parts]
 
     first, vit = folders["first"], folders["vit"]
     assert found(first, f"{vit}:0.5") == ("first:1.0, vit:0.5", [(first, 1.0), (vit, 0.5)])
     assert found(f"{vit}:-2e-1") == ("vit:-0.2", [(vit, -0.2)])
-    colon = tmp_path / "judge:2"
+    colon = tmp_path / "classifier:2"
     tiny_classifier().save_pretrained(colon)
-    assert found(colon) == ("judge:2", [(colon, 1.0)]), "a folder of that name is there"
-    assert found(f"{colon}:3") == ("judge:2:3.0", [(colon, 3.0)])
+    assert found(colon) == ("classifier:2", [(colon, 1.0)]), "a folder of that name is there"
+    assert found(f"{colon}:3") == ("classifier:2:3.0", [(colon, 3.0)])
     own = tmp_path / "own.py"
     own.write_text(
         "import torch\nfrom guidegen import ClassifierModel\n"
@@ -113,7 +113,7 @@ def test_weights_stand_after_the_last_colon(folders: dict[str, Path], with_null:
 
 def test_one_of_weight_1_is_as_without_a_weight(folders: dict[str, Path], with_null: Path) -> None:
     plain, weighed = (plan_job(flags(with_null, None, f"{folders['first']}{text}")) for text in ("", ":1"))
-    assert isinstance(weighed.judge, ClassifierInfo)
+    assert isinstance(weighed.classifier, ClassifierInfo)
     assert asdict(weighed.settings) == asdict(plain.settings)
     assert weighed.output == plain.output
 
@@ -141,19 +141,19 @@ def test_each_label_is_asked_of_the_classifier_that_it_belongs_to() -> None:
 
 def test_images_are_those_of_the_summed_gradients(folders: dict[str, Path], with_null: Path) -> None:
     """Against a loop of its own over diffusers' UNet and scheduler, and autograd through both classifiers."""
-    judge = open_classifiers([(str(folders["first"]), 30.0), (str(folders["second"]), -12.0)])
-    painter = painter_of(with_null, judge)
+    classifier = open_classifiers([(str(folders["first"]), 30.0), (str(folders["second"]), -12.0)])
+    sampler = sampler_of(with_null, classifier)
     tally = Tally()
-    images, calls = painter.paint([Cell(4, 3, 2.0), Cell(0, 9, 1.5)], tally=tally)
+    images, calls = sampler.draw([Cell(4, 3, 2.0), Cell(0, 9, 1.5)], tally=tally)
     assert calls == [STEPS * 3] * 2
     assert tally.made == 2 * STEPS * 3
-    assert plain_cost(5, settings_of("classifier", classifier="x", classifier_input="noisy, noisy"), painter.scheduler) == (
+    assert plain_cost(5, settings_of("classifier", classifier="x", classifier_input="noisy, noisy"), sampler.scheduler) == (
         5 * STEPS * 3
     )
 
     checkpoint = open_checkpoint(with_null)
     unet = load_network(checkpoint, "cpu")
-    networks = [load_classifier(part, "cpu") for part, _ in judge.parts]
+    networks = [load_classifier(part, "cpu") for part, _ in classifier.parts]
     for image, seed, w, columns in zip(images, (3, 9), (2.0, 1.5), ((4, 0), (0, 2)), strict=True):  # lion, goldfish
         walker = plan_scheduler(checkpoint, "ddim", STEPS, None)
         x = torch.randn((1, *checkpoint.shape), generator=torch.Generator().manual_seed(seed))
@@ -167,42 +167,42 @@ def test_images_are_those_of_the_summed_gradients(folders: dict[str, Path], with
             x = walker.step(eps - w * sigma * gradient, t, x).prev_sample
         # a batch of two in ours, one in theirs: fp32 rounding over three steps
         torch.testing.assert_close(image, x[0], rtol=1e-4, atol=1e-4)
-    plain, _ = painter_of(with_null, judge.parts[0][0]).paint([Cell(4, 3, 60.0)])
+    plain, _ = sampler_of(with_null, classifier.parts[0][0]).draw([Cell(4, 3, 60.0)])
     assert (plain[0] - images[0]).abs().max() > 1e-3, "the second one counts"
 
 
-@pytest.mark.parametrize(("gradient", "cost"), [("exact", Cost(1, False, (2,))), ("cheap", Cost(1, True, (1,)))])
+@pytest.mark.parametrize(("gradient", "cost"), [("exact", Cost(1, False, (2,))), ("detached", Cost(1, True, (1,)))])
 def test_noisy_and_denoised_together(folders: dict[str, Path], with_null: Path, gradient: str, cost: Cost) -> None:
     """The shift of the pair is the weighted sum of what each gives alone."""
     refs, cell = [(str(folders["first"]), 3.0), (str(folders["vit"]), 8.0)], Cell(1, 0, 1.0)
     pair = open_classifiers(refs)
-    both = painter_of(with_null, pair, classifier_gradient=gradient)
+    both = sampler_of(with_null, pair, classifier_gradient=gradient)
     assert isinstance(both.classifier, SummedScore)
     assert both.classifier.cost == cost
     assert both.target(cell) == ((2, 3.0), (3, 8.0))
     x = torch.randn((1, 3, 8, 8), generator=torch.Generator().manual_seed(1))
 
-    def shift(painter: Painter, weight: float) -> Tensor:
-        denoiser, labels = painter.condition([cell])
+    def shift(sampler: Sampler, weight: float) -> Tensor:
+        denoiser, labels = sampler.condition([cell])
         guides = [
-            Guide(denoiser, labels, [0.0], [w], painter.classifier, "cpu", [painter.target(cell)]) for w in (weight, 0)
+            Guide(denoiser, labels, [0.0], [w], sampler.classifier, "cpu", [sampler.target(cell)]) for w in (weight, 0)
         ]
         guided, plain = (guide(x, torch.tensor(400), Level(0.8, 0.6)) for guide in guides)
         return guided - plain
 
-    alone = [painter_of(with_null, part, classifier_gradient=gradient) for part, _ in pair.parts]
-    shifts = [shift(painter, weight) for painter, (_, weight) in zip(alone, refs, strict=True)]
+    alone = [sampler_of(with_null, part, classifier_gradient=gradient) for part, _ in pair.parts]
+    shifts = [shift(sampler, weight) for sampler, (_, weight) in zip(alone, refs, strict=True)]
     assert min(one.abs().max() for one in shifts) > 1e-4
     # differences of fp32 predictions of order 1
     torch.testing.assert_close(shift(both, 1.0), shifts[0] + shifts[1], rtol=1e-4, atol=2e-6)
 
 
 def test_bits_do_not_depend_on_the_batch(folders: dict[str, Path], with_null: Path) -> None:
-    judge = open_classifiers([(str(folders["first"]), 20.0), (str(folders["vit"]), 9.0)])
+    classifier = open_classifiers([(str(folders["first"]), 20.0), (str(folders["vit"]), 9.0)])
     cells = [Cell(label, seed, w) for label, seed, w in ((0, 0, 1.0), (1, 1, 2.0), (4, 2, 0.0), (0, 3, 3.0), (1, 4, 1.0))]
-    painter = painter_of(with_null, judge, fixed_rows=2)
-    together, _ = painter.paint(cells)
-    alone = torch.cat([painter.paint([cell])[0] for cell in cells])
+    sampler = sampler_of(with_null, classifier, fixed_rows=2)
+    together, _ = sampler.draw(cells)
+    alone = torch.cat([sampler.draw([cell])[0] for cell in cells])
     assert torch.equal(together, alone)
 
 
@@ -238,17 +238,17 @@ def test_run_and_resume(folders: dict[str, Path], with_null: Path, guidegen: Com
 
 def _text_of(folders: dict[str, Path]) -> list[str]:
     """What `inspect` says of two."""
-    judge = open_classifiers([(str(folders["first"]), 1.0), (str(folders["vit"]), 0.5)])
-    return [_judge(*part).rpartition("/")[2] for part in judge.parts]
+    classifier = open_classifiers([(str(folders["first"]), 1.0), (str(folders["vit"]), 0.5)])
+    return [_classifier_line(*part).rpartition("/")[2] for part in classifier.parts]
 
 
 @pytest.mark.parametrize("guidance", [None, "apg"])
 def test_calls_that_are_planned_are_those_that_are_made(
     folders: dict[str, Path], with_null: Path, tmp_path: Path, guidance: str | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Noisy, cheap and zero-shot ones, with labels that have weights: the dry run against the rows of the manifest."""
+    """Noisy, detached and zero-shot ones, with labels that have weights: the dry run against the rows of the manifest."""
     refs = (folders["first"], f"{folders['clip']}:2", folders["vit"])
-    given = {"mode": "both", "classifier_gradient": "cheap", "sweep": True, "w": "0,1,3", "w_classifier": "0,1"}
+    given = {"mode": "both", "classifier_gradient": "detached", "sweep": True, "w": "0,1,3", "w_classifier": "0,1"}
     given |= {"label": ["goldfish:2,lion:-1", "tabby"], "guidance": guidance}
     job = plan_job(flags(with_null, tmp_path / "run", *refs, **given))
     assert job.settings.classifier_input == "noisy, denoised, denoised"
@@ -268,12 +268,12 @@ def test_each_gets_the_label_or_the_prompt(
     named = plan_job(flags(unconditional, tmp_path / "a", *refs, label=["goldfish,lion"]))
     assert named.settings.classifier_texts == [f"a photo of a {name}" for name in ("lion", "crane", "goldfish")]
     assert [cell.label for cell in named.cells] == [2, 0]
-    painter = open_painter(named.checkpoint, named.judge, named.looks[()][1], named.settings, named.device)
-    assert painter.target(named.cells[0]) == ((2 * 2, 4.0), (2 * 2 + 1, 1.0))
+    sampler = open_sampler(named.checkpoint, named.classifier, named.looks[()][1], named.settings, named.device)
+    assert sampler.target(named.cells[0]) == ((2 * 2, 4.0), (2 * 2 + 1, 1.0))
     texts = plan_job(flags(unconditional, tmp_path / "b", *refs, label=["lion"], prompt=["a fox:2 AND snow"], w="5"))
     assert texts.settings.classifier_texts == ["a fox", "snow", ""]
-    painter = open_painter(texts.checkpoint, texts.judge, texts.looks[()][1], texts.settings, texts.device)
-    assert painter.target(texts.cells[0]) == ((0, 8.0), (2, 4.0), (1, 1.0))
+    sampler = open_sampler(texts.checkpoint, texts.classifier, texts.looks[()][1], texts.settings, texts.device)
+    assert sampler.target(texts.cells[0]) == ((0, 8.0), (2, 4.0), (1, 1.0))
     nfe = planned_nfe(texts, capfd)
     carry_out(texts)
     assert [row["nfe"] for row in drawn(tmp_path / "b")] == [nfe] == [STEPS * (1 + 2 * 2 + 1)]
@@ -284,7 +284,7 @@ REFUSED = [
     (("first", "first:2"), {}, "named twice"),
     (("first:0",), {}, "weighs nothing"),
     (("first:0.5", "clip"), {"label": None}, "needs --label"),
-    (("first", "second"), {"classifier_gradient": "cheap"}, "these read x_t itself"),
+    (("first", "second"), {"classifier_gradient": "detached"}, "these read x_t itself"),
     (("vit", "clip"), {"classifier_input": "noisy"}, "ViTForImageClassification takes no timestep"),
     (("first", "vit"), {"mode": "cfg"}, "for the modes classifier and both"),
 ]

@@ -117,12 +117,12 @@ def test_an_unconditional_model_needs_a_prompt(folder: Path, unconditional: Path
 
 def test_cheap_gradient_is_that_of_the_estimate_over_alpha(folder: Path) -> None:
     """d x0 / d x_t = 1 / alpha with the noise held fixed; one call of the classifier, none of the denoiser."""
-    from guidegen.scores.gradient import CheapScore
+    from guidegen.scores.gradient import DetachedScore
 
     network: Any = load_classifier(open_classifier(folder), "cpu", texts=TEXTS).double()
     level, columns = Level(0.6, 0.8), torch.tensor([0, 1])
     x_t, eps = images(2).double(), torch.randn((2, 3, 8, 8), dtype=torch.float64)
-    score = CheapScore(network, {0: 0, 1: 1}, "epsilon")
+    score = DetachedScore(network, {0: 0, 1: 1}, "epsilon")
     found = score(x_t, torch.tensor(500), columns, level, eps)
 
     leaf = x_t.clone().requires_grad_()

@@ -9,7 +9,7 @@ from guidegen.cli.flags import Flags
 from guidegen.cli.output import Output
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import AnyClassifier
-from guidegen.python_file import own_sha256, split_own
+from guidegen.python_file import python_sha256, split_python_ref
 from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
 from guidegen.spec.settings import FILE_SHA256
 from guidegen.spec.shard import Shard, parse_shard
@@ -23,12 +23,12 @@ def check_sweep(flags: Flags) -> None:
         raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
 
 
-def asked_gradient(flags: Flags, judge: AnyClassifier | None) -> str | None:
+def asked_gradient(flags: Flags, classifier: AnyClassifier | None) -> str | None:
     """Which derivative of the denoised estimate is taken; None on noisy input."""
-    if judge is not None and any(part.input == "denoised" for part, _ in judge.parts):
+    if classifier is not None and any(part.input == "denoised" for part, _ in classifier.parts):
         return flags.classifier_gradient or "exact"
     if flags.classifier_gradient is not None:
-        reads = "this one reads" if judge is None or len(judge.parts) == 1 else "these read"
+        reads = "this one reads" if classifier is None or len(classifier.parts) == 1 else "these read"
         raise UsageError(f"--classifier-gradient is for classifiers of denoised images; {reads} x_t itself.")
     return None
 
@@ -43,10 +43,10 @@ def asked_guidance(flags: Flags) -> dict[str, Any]:
 
     if flags.mode == "none" and (flags.interval or flags.w_schedule):
         raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
-    if flags.mode in ("none", "auto") and flags.guidance not in (None, "cfg"):
+    if flags.mode in ("none", "autoguidance") and flags.guidance not in (None, "cfg"):
         raise UsageError(
             f"--guidance {flags.guidance} combines predictions with and without the label, and mode {flags.mode} takes one "
-            "of them. For a method and a weaker model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
+            "of them. For a method and a guiding model: --mode cfg --guide-model ID|DIR --w-guide NUMBER."
         )
     words = [word.partition("=") for word in flags.guidance_opt or ()]
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
@@ -55,8 +55,8 @@ def asked_guidance(flags: Flags) -> dict[str, Any]:
     method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
     if method.name == "cfg":
         return {}
-    if split_own(ref):
-        options |= {FILE_SHA256: own_sha256(ref)}
+    if split_python_ref(ref):
+        options |= {FILE_SHA256: python_sha256(ref)}
     return {"guidance": method.name, "guidance_options": options or None}
 
 
@@ -83,20 +83,20 @@ def asked_classifier_weights(flags: Flags) -> list[float] | list[None]:
 
 def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
     text = flags.w_guide
-    if flags.mode == "auto":
+    if flags.mode == "autoguidance":
         if text is not None:
-            raise UsageError("--w-guide goes on top of the other modes; in mode auto the weight is --w.")
+            raise UsageError("--w-guide goes on top of the other modes; in mode autoguidance the weight is --w.")
         return [None]
     if text is None and flags.guide_model is None:
         return [None]
     if flags.mode == "none":
         raise UsageError(
             "--guide-model and --w-guide guide, and --mode none draws the network as it is. For the model against a "
-            "weaker one: --mode auto, with the weight --w."
+            "weaker one: --mode autoguidance, with the weight --w."
         )
     weights = _numbers(flags, "2" if text is None else text, "--w-guide")
     if weights == [1.0]:
-        raise UsageError("--w-guide 1 is the model without the weaker one: leave both out, or give another weight.")
+        raise UsageError("--w-guide 1 is the model without autoguidance: leave both out, or give another weight.")
     return weights
 
 

@@ -34,7 +34,7 @@ from guidegen.spec.names import named
 from guidegen.spec.plan import Cells
 
 if TYPE_CHECKING:
-    from guidegen.sampling.pipeline import Painter
+    from guidegen.sampling.sampler import Sampler
 
 _LISTED = 20
 """Failed images that are named one by one."""
@@ -58,8 +58,8 @@ def carry_out(job: Job) -> None:
     if not job.flags.quiet:
         for lack in job.checkpoint.missing:
             console.note(f"note: {job.checkpoint.ref} has no {lack}")
-        known = job.checkpoint.known(job.judge)
-        for part, _ in job.judge.parts if job.judge else ():
+        known = job.checkpoint.known(job.classifier)
+        for part, _ in job.classifier.parts if job.classifier else ():
             if part.labels is not known and part.renumbers(known):
                 console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
@@ -91,18 +91,18 @@ def _with_weights(job: Job) -> Job:
     from guidegen.models.loading import check_weights
 
     checkpoint, guide, access = job.checkpoint, job.guide, job.flags.access
-    judges = [part for part, _ in job.judge.parts] if job.judge else []
+    classifiers = [part for part, _ in job.classifier.parts] if job.classifier else []
     checkpoint.download(access)
-    for judge in judges:
-        judge.download(access)
+    for classifier in classifiers:
+        classifier.download(access)
     if guide:
         guide.download(access)
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
-    for folder in parts + [part.folder for part in judges if part.own is None]:
+    for folder in parts + [part.folder for part in classifiers if part.custom is None]:
         check_weights(folder, access)
     hashes: dict[str, Any] = {
         "model_sha256": _sha256(checkpoint, access),
-        "classifier_sha256": SEPARATOR.join(_sha256(part, access) for part in judges) or None,
+        "classifier_sha256": SEPARATOR.join(_sha256(part, access) for part in classifiers) or None,
         "guide_model_sha256": _guide_sha256(guide, access),
     }
     looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
@@ -113,12 +113,12 @@ def _with_weights(job: Job) -> Job:
 def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
     if guide is None or guide.checkpoint is None:
         return None
-    return str(guide.checkpoint.config["sha256"]) if guide.checkpoint.own else weights_sha256(guide.folders, access)
+    return str(guide.checkpoint.config["sha256"]) if guide.checkpoint.custom else weights_sha256(guide.folders, access)
 
 
 def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
     """Identity of the weights; a network of one's own says its own."""
-    if part.own is not None:
+    if part.custom is not None:
         return str(part.config["sha256"])
     return weights_sha256(part.part_folders.values() if isinstance(part, Checkpoint) else [part.folder], access)
 
@@ -126,7 +126,7 @@ def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
 def _draw(job: Job, run: Run, signals: Signals) -> Rows:
     """Draws the cells that are not finished; rows of all."""
     from guidegen.sampling.device import pick_batch_size
-    from guidegen.sampling.pipeline import Tally, open_painters
+    from guidegen.sampling.sampler import Tally, open_samplers
     from guidegen.sampling.worker import draw
 
     flags = job.flags
@@ -142,9 +142,9 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
         )
     if todo:
         size, fixed = pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
-        painters = open_painters(
+        samplers = open_samplers(
             job.checkpoint,
-            job.judge,
+            job.classifier,
             job.settings,
             job.device,
             flags.access,
@@ -152,21 +152,21 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
             size if fixed else None,
             job.guide,
         )
-        parts = [(painters(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
+        parts = [(samplers(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
         if not flags.quiet:
             _tell_cut_prompts(parts[0][0], job.plan.prompts or ())
             _tell_alike(job)
         tally = Tally()
-        steps = sum(len(some) * len(painter.scheduler.timesteps) for painter, some in parts)
+        steps = sum(len(some) * len(sampler.scheduler.timesteps) for sampler, some in parts)
         with console.progress(steps, len(todo), flags.quiet) as bar:
 
             def on_step(cells: int) -> None:
                 bar.step(cells)
                 signals.check(signal.SIGINT)
 
-            windows = ((painter, window) for painter, some in parts for window in some.windows(limits.WINDOW))
-            for painter, some in windows:
-                with closing(draw(painter, some, run, job.name_of, size, on_step, signals.check, tally)) as drawn:
+            windows = ((sampler, window) for sampler, some in parts for window in some.windows(limits.WINDOW))
+            for sampler, some in windows:
+                with closing(draw(sampler, some, run, job.name_of, size, on_step, signals.check, tally)) as drawn:
                     for _, row in drawn:
                         bar.image()
                         if show_rows:
@@ -200,9 +200,9 @@ def _tell_cost(job: Job, todo: Cells, made: int) -> None:
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
 
 
-def _tell_cut_prompts(painter: Painter, prompts: Sequence[str]) -> None:
+def _tell_cut_prompts(sampler: Sampler, prompts: Sequence[str]) -> None:
     for prompt in prompts:
-        if painter.is_cut and any(painter.is_cut(text) for text, _ in prompt_parts(prompt)):
+        if sampler.is_cut and any(sampler.is_cut(text) for text, _ in prompt_parts(prompt)):
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
@@ -251,16 +251,16 @@ def _about(job: Job) -> dict[str, Any]:
         where = part.ref if part.revision else str(part.folder.resolve())
         return {"path": where, "revision": part.revision}
 
-    def classifiers(judge: AnyClassifier) -> Any:
-        if isinstance(judge, ClassifierInfo):
-            return identity(judge)
-        return [{**identity(part), "weight": weight} for part, weight in judge.parts]
+    def classifiers(classifier: AnyClassifier) -> Any:
+        if isinstance(classifier, ClassifierInfo):
+            return identity(classifier)
+        return [{**identity(part), "weight": weight} for part, weight in classifier.parts]
 
     return {
         "guidegen": __version__,
         "command": ["guidegen", *sys.argv[1:]],
         "checkpoint": identity(job.checkpoint),
-        "classifier": job.judge and classifiers(job.judge),
+        "classifier": job.classifier and classifiers(job.classifier),
         **({"guide_model": identity(job.guide.checkpoint)} if job.guide and job.guide.checkpoint else {}),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},

@@ -19,7 +19,7 @@ class Mode(StrEnum):
     classifier = "classifier"
     both = "both"
     none = "none"
-    auto = "auto"
+    autoguidance = "autoguidance"
 
 
 class Input(StrEnum):
@@ -29,7 +29,7 @@ class Input(StrEnum):
 
 class Gradient(StrEnum):
     exact = "exact"
-    cheap = "cheap"
+    detached = "detached"
 
 
 class Dtype(StrEnum):
@@ -48,7 +48,7 @@ class Flags:
         Mode,
         typer.Option(
             help="cfg: with the label against without. classifier: a classifier's gradient. both, or none. "
-            "auto: the model against a weaker one.",
+            "autoguidance: the model against a weaker version of it.",
             rich_help_panel=_WHAT,
         ),
     ] = Mode.cfg
@@ -77,7 +77,7 @@ class Flags:
         typer.Option(
             "--w-guide",
             metavar="NUMBER",
-            help="With a weaker model, on top of cfg, classifier or both: its weight, 1 the model. In mode auto it is --w. "
+            help="Weight of autoguidance on top of cfg, classifier or both; 1 adds nothing. In mode autoguidance it is --w. "
             "[default: 2 with --guide-model]",
             rich_help_panel=_WHAT,
         ),
@@ -147,7 +147,7 @@ class Flags:
         Gradient | None,
         typer.Option(
             "--classifier-gradient",
-            help="On denoised input. exact: through the denoiser. cheap: as if the noise in x_t were known, at half "
+            help="On denoised input. exact: through the denoiser. detached: as if the noise in x_t were known, at half "
             "the calls. [default: exact]",
             rich_help_panel=options._MODEL,
         ),

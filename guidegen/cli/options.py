@@ -58,7 +58,7 @@ GuideRef = Annotated[
         metavar="ID|DIR|WORD",
         help="Weaker model for autoguidance: a smaller or earlier checkpoint, or its network folder; bundled: the one in "
         "the checkpoint's folder; or made of the model's own network: pag (identity for self-attention) or skip (layers "
-        "left out), perhaps with layers: skip:mid_block. Default in mode auto: bundled.",
+        "left out), perhaps with layers: skip:mid_block. Default in mode autoguidance: bundled.",
         rich_help_panel=_MODEL,
     ),
 ]

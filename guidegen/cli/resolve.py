@@ -47,8 +47,8 @@ class Job:
     Attributes:
         flags: as given.
         checkpoint: what will be drawn from.
-        judge: the classifier that guides, or several; None in modes without one.
-        guide: the weaker model that the checkpoint is weighed against; None without autoguidance.
+        classifier: the classifier that guides, or several; None in modes without one.
+        guide: the guiding model that the checkpoint is weighed against; None without autoguidance.
         name_of: the name of a cell's label.
         plan: what the run is to hold.
         shard: which part of it this process draws; None for all.
@@ -62,7 +62,7 @@ class Job:
 
     flags: Flags
     checkpoint: Checkpoint
-    judge: AnyClassifier | None
+    classifier: AnyClassifier | None
     guide: GuideModel | None
     name_of: Callable[[Cell], str]
     plan: Plan
@@ -108,32 +108,34 @@ def plan_job(flags: Flags) -> Job:
     own_weights = [w for axis in axes for w in axis.weights or ()]
     output = parse_output(flags.out)
     needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
-    checkpoint, judge, guide = _open(flags, needs_null=needs_null)
-    known = checkpoint.known(judge)
-    prompts = _prompts(flags, checkpoint, judge)
-    labels = _labels(flags, checkpoint, judge, known, prompts)
+    checkpoint, classifier, guide = _open(flags, needs_null=needs_null)
+    known = checkpoint.known(classifier)
+    prompts = _prompts(flags, checkpoint, classifier)
+    labels = _labels(flags, checkpoint, classifier, known, prompts)
     mixed = any(isinstance(label, str) for label in labels) or any(map(has_weights, prompts or ()))
-    if flags.negative_prompt is not None and prompts and not mixed and flags.mode in ("none", "auto"):
+    if flags.negative_prompt is not None and prompts and not mixed and flags.mode in ("none", "autoguidance"):
         raise UsageError(
             f"--negative-prompt is what the null condition says, and --mode {flags.mode} draws a prompt without it."
         )
     ws = list(dict.fromkeys(own_weights)) or asked_weights(flags, mixed)
-    mode = "cfg" if flags.mode == "auto" else flags.mode  # labels with weights are asked against none in mode auto too
-    if mixed and (reason := checkpoint.refusal(mode, judge is not None, needs_null=True)):
+    mode = (
+        "cfg" if flags.mode == "autoguidance" else flags.mode
+    )  # labels with weights are asked against none in mode autoguidance too
+    if mixed and (reason := checkpoint.refusal(mode, classifier is not None, needs_null=True)):
         raise UsageError(f"Labels with weights cannot be served: {reason}.")
     if flags.mode == "none":
         ws = [0.0 if labels == [None] and prompts is None else 1.0]
     if guide:
-        needs_null = mixed or flags.mode == "classifier" or (flags.mode != "auto" and 0 in ws)
+        needs_null = mixed or flags.mode == "classifier" or (flags.mode != "autoguidance" and 0 in ws)
         guide.check_labels(single_labels(labels), checkpoint, needs_null)
     from guidegen.sampling.device import pick_device  # torch, from here on
     from guidegen.sampling.networks import check_networks
 
-    check_networks(checkpoint, judge, guide)
+    check_networks(checkpoint, classifier, guide)
     device = pick_device(flags.device)
 
     def look(flags: Flags) -> tuple[Settings, Any]:
-        return _look(flags, checkpoint, judge, guide, prompts, device)
+        return _look(flags, checkpoint, classifier, guide, prompts, device)
 
     own_scheduler = checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
     varied = vary(flags, axes, look, own_scheduler, checkpoint.steps)
@@ -156,7 +158,9 @@ def plan_job(flags: Flags) -> Job:
             return "" if cell.label is None else known.name(cell.label)
         return ", ".join(f"{known.name(label) or label}:{weight:g}" for label, weight in label_parts(cell.mixture))
 
-    job = Job(flags, checkpoint, judge, guide, name_of, plan, shard, cells, varied.looks, device, varied.base, None, output)
+    job = Job(
+        flags, checkpoint, classifier, guide, name_of, plan, shard, cells, varied.looks, device, varied.base, None, output
+    )
     pages = _pages(job) if flags.sweep else None
     if flags.dtype == "fp16" and device.type == "cpu" and not flags.quiet:
         console.note(
@@ -185,7 +189,12 @@ def _run_name(job: Job) -> str:
     flags, plan, checkpoint = job.flags, job.plan, job.checkpoint
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
     names = list(dict.fromkeys(map(job.name_of, make_cells(plan.labels, plan.seeds[:1], plan.weights[:1]))))
-    refs = (checkpoint.ref, checkpoint.revision, job.judge and job.judge.ref, *([job.guide.ref] if job.guide else []))
+    refs = (
+        checkpoint.ref,
+        checkpoint.revision,
+        job.classifier and job.classifier.ref,
+        *([job.guide.ref] if job.guide else []),
+    )
     command = "sweep" if flags.sweep else "sample"
     return f"{checkpoint.name}-{command}-{flags.mode}-{fingerprint(asdict(job.settings), *refs, drawn, names)}"
 
@@ -193,7 +202,7 @@ def _run_name(job: Job) -> str:
 def _look(
     flags: Flags,
     checkpoint: Checkpoint,
-    judge: AnyClassifier | None,
+    classifier: AnyClassifier | None,
     guide: GuideModel | None,
     prompts: list[str] | None,
     device: torch.device,
@@ -220,16 +229,16 @@ def _look(
         null_label=checkpoint.null_label,
         size=list(checkpoint.size),
         negative_prompt=flags.negative_prompt,
-        classifier=judge.name if judge else None,
-        classifier_input=judge.input if judge else None,
-        classifier_gradient=asked_gradient(flags, judge),
-        classifier_texts=_texts(flags, checkpoint, judge, prompts),
+        classifier=classifier.name if classifier else None,
+        classifier_input=classifier.input if classifier else None,
+        classifier_gradient=asked_gradient(flags, classifier),
+        classifier_texts=_texts(flags, checkpoint, classifier, prompts),
         config_sha256=digest(
             checkpoint.configs,
             checkpoint.scheduler_config,
             checkpoint.index.get("force_zeros_for_empty_prompt"),
-            judge and judge.config,
-            judge and judge.preprocessor,
+            classifier and classifier.config,
+            classifier and classifier.preprocessor,
             *([guide.checkpoint.configs] if guide and guide.checkpoint else []),
         ),
         interval=flags.interval,
@@ -247,8 +256,8 @@ def _check_different(looks: Mapping[Variant, tuple[Settings, Any]]) -> None:
 
     seen: dict[Any, Variant] = {}
     for variant, (settings, scheduler) in looks.items():
-        _, pace = plan_guidance(settings, scheduler)
-        look = digest(asdict(replace(settings, interval=None, w_schedule=None))), pace
+        _, schedule = plan_guidance(settings, scheduler)
+        look = digest(asdict(replace(settings, interval=None, w_schedule=None))), schedule
         if (other := seen.setdefault(look, variant)) != variant:
             raise UsageError(
                 f"--by: {describe(*zip(*other, strict=True))} and {describe(*zip(*variant, strict=True))} are the same "
@@ -264,7 +273,7 @@ def say_what_it_takes(job: Job) -> None:
     sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
     count = len(job.cells)
     costs = [
-        (some, cost(some.groups(), settings, scheduler, job.checkpoint, job.judge))
+        (some, cost(some.groups(), settings, scheduler, job.checkpoint, job.classifier))
         for settings, scheduler, some in job.by_variant(job.cells)
     ]
     nfe = sum(cost for _, cost in costs)
@@ -291,49 +300,49 @@ def say_what_it_takes(job: Job) -> None:
 
 
 def _open(flags: Flags, needs_null: bool = True) -> tuple[Checkpoint, AnyClassifier | None, GuideModel | None]:
-    """The checkpoint and, where there are any, the classifier and the weaker model; refuses a mode that cannot be served."""
+    """The checkpoint, the classifier and the guiding model, if any; refuses a mode that cannot be served."""
     size = options.parse_size(flags.size)
     checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, flags.access)
-    judge = None
+    classifier = None
     if flags.mode in ("classifier", "both"):
-        judge = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, flags.access)
+        classifier = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, flags.access)
     elif any((flags.classifier, flags.classifier_input, flags.classifier_gradient)):
         raise UsageError(
             "--classifier, --classifier-input and --classifier-gradient are for the modes classifier and both, "
             f"not {flags.mode}."
         )
-    needs_null = needs_null or flags.classifier_gradient == "cheap"
-    reason = checkpoint.refusal(flags.mode, judge is not None, needs_null)
-    if reason and not (flags.mode == "auto" and flags.guide_model):
+    needs_null = needs_null or flags.classifier_gradient == "detached"
+    reason = checkpoint.refusal(flags.mode, classifier is not None, needs_null)
+    if reason and not (flags.mode == "autoguidance" and flags.guide_model):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
-    for part, _ in judge.parts if judge else ():
-        if part.input == "noisy" and not part.own:
+    for part, _ in classifier.parts if classifier else ():
+        if part.input == "noisy" and not part.custom:
             _check_noisy(part, checkpoint)
-    return checkpoint, judge, _open_guide(flags, checkpoint, size)
+    return checkpoint, classifier, _open_guide(flags, checkpoint, size)
 
 
 def _open_guide(flags: Flags, checkpoint: Checkpoint, size: tuple[int, int] | None) -> GuideModel | None:
-    """The weaker model that is named, or the one in the checkpoint's folder; None where none is asked for."""
-    if flags.mode != "auto" and flags.guide_model is None and flags.w_guide is None:
+    """The guiding model that is named, or the one in the checkpoint's folder; None where none is asked for."""
+    if flags.mode != "autoguidance" and flags.guide_model is None and flags.w_guide is None:
         return None
-    if flags.guide_model is None and checkpoint.weak_folder is None:
-        raise UsageError(f"--w-guide weighs the model against a weaker one, and there is none beside it. {NAME_ONE}.")
+    if flags.guide_model is None and checkpoint.guiding_folder is None:
+        raise UsageError(f"--w-guide needs a guiding model, and there is none beside the model. {NAME_ONE}.")
     return open_guide(flags.guide_model or BUNDLED_GUIDE, checkpoint, size, flags.access)
 
 
-def _check_noisy(judge: ClassifierInfo, checkpoint: Checkpoint) -> None:
+def _check_noisy(classifier: ClassifierInfo, checkpoint: Checkpoint) -> None:
     """A noise-aware classifier reads the very x_t that the network draws."""
-    channels = judge.config.get("in_channels", 3)
+    channels = classifier.config.get("in_channels", 3)
     if channels != checkpoint.shape[0]:
         raise UsageError(
-            f"--classifier {judge.ref} reads {channels} channels, and the model draws {checkpoint.shape[0]}"
+            f"--classifier {classifier.ref} reads {channels} channels, and the model draws {checkpoint.shape[0]}"
             f"{' (latents)' if checkpoint.kind.latent else ''}: it was made for another. --classifier-input denoised may do."
         )
 
 
-def _prompts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None) -> list[str] | None:
+def _prompts(flags: Flags, checkpoint: Checkpoint, classifier: AnyClassifier | None) -> list[str] | None:
     """The texts that are asked for; None where none is needed."""
-    zero_shot = judge is not None and judge.zero_shot
+    zero_shot = classifier is not None and classifier.zero_shot
     model_reads = checkpoint.kind.text and flags.mode != "classifier"
     if not (model_reads or zero_shot):
         given = "--prompt" if flags.prompt else "--negative-prompt" if flags.negative_prompt is not None else None
@@ -344,7 +353,7 @@ def _prompts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None) 
         return None
     if flags.prompt:
         return options.read_prompts(flags.prompt)
-    has_labels = checkpoint.class_conditional or (judge is not None and judge.takes_labels)
+    has_labels = checkpoint.class_conditional or (classifier is not None and classifier.takes_labels)
     if (model_reads and flags.mode != "none") or (zero_shot and not has_labels):
         instead = "takes text, not labels: give" if flags.label else f"needs, in mode {flags.mode},"
         part = "model" if model_reads else "classifier"
@@ -352,12 +361,14 @@ def _prompts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None) 
     return None
 
 
-def _texts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None, prompts: list[str] | None) -> list[str] | None:
+def _texts(
+    flags: Flags, checkpoint: Checkpoint, classifier: AnyClassifier | None, prompts: list[str] | None
+) -> list[str] | None:
     """What a zero-shot classifier tells apart: the prompts and the null text, or the names of all labels."""
-    if judge is None or not judge.zero_shot:
+    if classifier is None or not classifier.zero_shot:
         return None
     if prompts is None:
-        return label_texts(checkpoint.known(judge))
+        return label_texts(checkpoint.known(classifier))
     return list(
         dict.fromkeys([*(text for prompt in prompts for text, _ in prompt_parts(prompt)), flags.negative_prompt or ""])
     )
@@ -366,13 +377,13 @@ def _texts(flags: Flags, checkpoint: Checkpoint, judge: AnyClassifier | None, pr
 def _labels(
     flags: Flags,
     checkpoint: Checkpoint,
-    judge: AnyClassifier | None,
+    classifier: AnyClassifier | None,
     known: Labels,
     prompts: list[str] | None,
 ) -> list[int | str] | list[None]:
     """Label ids and mixtures of them that are asked for; [None] where none is needed."""
     if not flags.label:
-        if not _needs_label(flags.mode, checkpoint, judge, prompts):
+        if not _needs_label(flags.mode, checkpoint, classifier, prompts):
             return [None]
         first = next(iter(known), 0)
         example = f'"{known.name(first)}"' if len(known) and known.name(first) else first
@@ -381,15 +392,15 @@ def _labels(
         takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
-    for part, _ in judge.parts if judge else ():
+    for part, _ in classifier.parts if classifier else ():
         knows = part.columns(known) if prompts is None or part.takes_labels else single_labels(ids)
         if missing := [i for i in single_labels(ids) if i not in knows]:
             raise UsageError(f"--label {missing[0]} {known.name(missing[0])}: the classifier {part.ref} does not know it.")
     return ids
 
 
-def _needs_label(mode: str, checkpoint: Checkpoint, judge: AnyClassifier | None, prompts: list[str] | None) -> bool:
-    if judge is not None and judge.takes_labels:
+def _needs_label(mode: str, checkpoint: Checkpoint, classifier: AnyClassifier | None, prompts: list[str] | None) -> bool:
+    if classifier is not None and classifier.takes_labels:
         return True
     if not checkpoint.class_conditional:
         return False

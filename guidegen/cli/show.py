@@ -51,11 +51,11 @@ def _inspect(
 ) -> None:
     access = Access(offline, allow_pickle, variant)
     checkpoint = options.find_checkpoint(model, null_label, access=access)
-    judge = options.find_classifier(classifier, checkpoint, access=access)
+    opened = options.find_classifier(classifier, checkpoint, access=access)
     # a hub checkpoint is looked at, not downloaded
     folders = checkpoint.part_folders if checkpoint.revision is None else {}
     parameters = {part: sum(map(_parameters, find_weights(folder, access).files)) for part, folder in folders.items()}
-    refusals = {mode: checkpoint.refusal(mode, judge is not None) for mode in MODES}
+    refusals = {mode: checkpoint.refusal(mode, opened is not None) for mode in MODES}
     facts: dict[str, Any] = {
         "checkpoint": checkpoint.ref,
         "revision": checkpoint.revision,
@@ -71,7 +71,7 @@ def _inspect(
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
         "default steps": checkpoint.steps,
         "learned variance": checkpoint.learned_variance,
-        "classifier": judge and SEPARATOR.join(_judge(*part) for part in judge.parts),
+        "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
         "missing": checkpoint.missing,
@@ -103,10 +103,10 @@ def _kind(checkpoint: Checkpoint) -> str:
     return f"{name}, class-conditional {'with' if checkpoint.has_null else 'without'} a null label"
 
 
-def _judge(judge: ClassifierInfo, weight: float) -> str:
-    knows = "any text" if judge.zero_shot else f"{len(judge.labels)} labels"
+def _classifier_line(classifier: ClassifierInfo, weight: float) -> str:
+    knows = "any text" if classifier.zero_shot else f"{len(classifier.labels)} labels"
     weighs = "" if weight == 1 else f", weight {weight:g}"
-    return f"{judge.ref} ({judge.input} input, {knows}{weighs})"
+    return f"{classifier.ref} ({classifier.input} input, {knows}{weighs})"
 
 
 def _text(value: Any) -> str:
@@ -146,11 +146,11 @@ def _labels(
     checkpoint = options.find_checkpoint(model, access=access)
     labels = checkpoint.labels
     if not checkpoint.class_conditional:
-        judge = options.find_classifier(classifier, checkpoint, access=access)
-        if judge is None or not judge.takes_labels:
+        opened = options.find_classifier(classifier, checkpoint, access=access)
+        if opened is None or not opened.takes_labels:
             takes = "takes prompts" if checkpoint.kind.text else "is unconditional"
             raise UsageError(f"{checkpoint.ref} {takes}: it has no labels. Name a classifier that has: --classifier.")
-        labels = judge.labels
+        labels = opened.labels
     found = labels.search(query)
     if not found:
         raise UsageError(

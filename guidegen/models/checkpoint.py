@@ -17,8 +17,8 @@ from guidegen.models.configs import check_scheduler, read_config, read_index
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.kinds.kind import (
     ADM,
+    CUSTOM,
     KINDS,
-    OWN,
     PIXEL,
     Kind,
     check_network,
@@ -27,7 +27,7 @@ from guidegen.models.kinds.kind import (
     class_count,
     is_dit,
     kind_of,
-    own_size,
+    native_size,
     part_config,
     vae_factor,
 )
@@ -35,12 +35,12 @@ from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import is_flow, scheduler_config_in
 from guidegen.models.python_ref import Model, label_names
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, refuse_special, variants
-from guidegen.python_file import own_sha256, read_own, split_own
+from guidegen.python_file import python_sha256, read_python_ref, split_python_ref
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
-MODES = ("cfg", "classifier", "both", "none", "auto")
+MODES = ("cfg", "classifier", "both", "none", "autoguidance")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Checkpoint:
         size: (height, width) of the images.
         steps: the number of steps to take unless told.
         missing: what the folder lacks and what stands in for it.
-        own: a model of the person's own, which has no parts.
+        custom: what a Python file declares (`file.py:NAME`), which has no parts; None for a folder.
     """
 
     ref: str
@@ -75,12 +75,12 @@ class Checkpoint:
     size: tuple[int, int]
     steps: int
     missing: list[str] = field(default_factory=list)
-    own: Model | None = None
+    custom: Model | None = None
 
     @property
     def name(self) -> str:
         """A short name for files and grids."""
-        if self.own is not None:
+        if self.custom is not None:
             return self.ref.rpartition(":")[2]
         if self.revision is None:
             return self.folder.resolve().name
@@ -94,7 +94,7 @@ class Checkpoint:
     @property
     def part_folders(self) -> dict[str, Path]:
         """Where the config and the weights of each part are."""
-        if self.own is not None:
+        if self.custom is not None:
             return {}
         return {part: self.folder / part if self.index else self.folder for part in self.configs}
 
@@ -115,7 +115,7 @@ class Checkpoint:
     @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
-        return self.own.has_null if self.own is not None else self.kind.text or self.null_label is not None
+        return self.custom.has_null if self.custom is not None else self.kind.text or self.null_label is not None
 
     @property
     def learned_variance(self) -> bool:
@@ -124,15 +124,15 @@ class Checkpoint:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network draws: of the latents where there is a VAE."""
-        if self.own is not None:
-            return self.own.shape
+        if self.custom is not None:
+            return self.custom.shape
         factor = vae_factor(self.configs["vae"]) if self.kind.latent else 1
         return (self.config["in_channels"], self.size[0] // factor, self.size[1] // factor)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images."""
-        latent = self.kind.latent or (self.own is not None and self.own.image_size is not None)
+        latent = self.kind.latent or (self.custom is not None and self.custom.image_size is not None)
         channels = self.configs.get("vae", {}).get("out_channels", 3) if latent else self.config["in_channels"]
         return (channels, *self.size)
 
@@ -149,7 +149,7 @@ class Checkpoint:
             UsageError: it has no weights of the variant asked for.
         """
         download_weights(self.ref, self.revision, self.part_folders.values(), access)
-        if access.variant is not None and self.own is None:
+        if access.variant is not None and self.custom is None:
             self.check_variant(access.variant)
 
     def check_variant(self, variant: str) -> None:
@@ -166,7 +166,7 @@ class Checkpoint:
         return str(folder) if (folder / "config.json").is_file() else None
 
     @property
-    def weak_folder(self) -> Path | None:
+    def guiding_folder(self) -> Path | None:
         """The weaker version of the network in the same folder, if there is one: `unet_weak` beside `unet`."""
         folder = self.folder / f"{self.kind.network}_weak"
         return folder if self.index and (folder / "config.json").is_file() else None
@@ -183,9 +183,9 @@ class Checkpoint:
             classifier: whether there is one.
             needs_null: mode both: whether some weight of the label's own score is not 1.
         """
-        if mode == "auto":
-            lack = "there is no weaker model beside it. Name one: --guide-model ID|DIR"
-            return None if self.weak_folder else lack + ("" if self.own else ", or pag or skip")
+        if mode == "autoguidance":
+            lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
+            return None if self.guiding_folder else lack + ("" if self.custom else ", or pag or skip")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
         needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
@@ -225,8 +225,8 @@ def open_checkpoint(
     for side in () if size is None else several("size", size, 2, "of height and width"):
         whole("size", side, 1)
     ref = str(ref)
-    if split_own(ref):
-        return _own_checkpoint(ref, read_own(ref, Model), null_label, size)
+    if split_python_ref(ref):
+        return _custom_checkpoint(ref, read_python_ref(ref, Model), null_label, size)
     folder, revision = locate(ref, access.offline)
     index: dict[str, Any] = {}
     missing = []
@@ -253,11 +253,11 @@ def open_checkpoint(
     said = configs[kind.network] | index
     labels, null = declared_labels(said, configs[kind.network], folder, null_label)
     steps = said.get("default_steps") or DEFAULT_STEPS
-    own = own_size(kind, configs, folder)
+    native = native_size(kind, configs, folder)
     if size is not None:
-        check_size(kind, configs, size, own)
+        check_size(kind, configs, size, native)
     checkpoint = Checkpoint(
-        ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or own, steps, missing
+        ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or native, steps, missing
     )
     if weights:
         checkpoint.download(access)
@@ -266,30 +266,30 @@ def open_checkpoint(
     return checkpoint
 
 
-def _own_checkpoint(ref: str, own: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
+def _custom_checkpoint(ref: str, custom: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
     if null_label is not None or size is not None:
-        raise UsageError("--null-label and --size: a model of your own declares them itself.")
-    channels, height, width = own.shape
-    check_scheduler(own.scheduler, f"{ref}: its scheduler")
-    if "_class_name" not in own.scheduler:
+        raise UsageError("--null-label and --size: a custom model declares them itself.")
+    channels, height, width = custom.shape
+    check_scheduler(custom.scheduler, f"{ref}: its scheduler")
+    if "_class_name" not in custom.scheduler:
         raise CheckpointError(f"{ref}: its scheduler has no _class_name, such as DDIMScheduler.")
-    config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": len(own.labels) or None}
-    identity = {"sha256": own_sha256(ref, own.version)}
+    config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": len(custom.labels) or None}
+    identity = {"sha256": python_sha256(ref, custom.version)}
     folder = Path(ref.rpartition(":")[0]).parent
-    image_size = own.image_size or (height, width)
+    image_size = custom.image_size or (height, width)
     return Checkpoint(
         ref,
-        OWN,
+        CUSTOM,
         folder,
         None,
         {"own": config | identity},
-        own.scheduler,
+        custom.scheduler,
         {},
-        Labels(own.labels),
+        Labels(custom.labels),
         None,
         image_size,
-        own.steps,
-        own=own,
+        custom.steps,
+        custom=custom,
     )
 
 

@@ -69,14 +69,14 @@ def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] 
     Raises:
         CheckpointError: it does not make one.
     """
-    if checkpoint.own is None:
+    if checkpoint.custom is None:
         network = empty_network(checkpoint)
         if checkpoint.kind in (PIXEL, ADM):
             _try(network, checkpoint)
         if checkpoint.kind.latent and checkpoint.index:
             _empty(_class_of(checkpoint, "vae"), checkpoint.configs["vae"], checkpoint.part_folders["vae"])
     for classifier in classifiers:
-        if classifier.own is None and classifier.preprocessor is None:
+        if classifier.custom is None and classifier.preprocessor is None:
             from guidegen.models.classifiers.noisy import NoisyClassifier
 
             _empty(NoisyClassifier, classifier.config, classifier.folder)
@@ -172,10 +172,10 @@ def load_classifier(
 
     instance("classifier", classifier, ClassifierInfo, "what open_classifier returns")
     one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
-    if classifier.own is not None:
-        from guidegen.models.own_networks import OwnClassifier
+    if classifier.custom is not None:
+        from guidegen.models.custom_networks import CustomClassifier
 
-        return OwnClassifier(classifier, classifier.own, torch.device(device))
+        return CustomClassifier(classifier, classifier.custom, torch.device(device))
     if classifier.preprocessor is None:
         from guidegen.models.classifiers.noisy import NoisyClassifier
 

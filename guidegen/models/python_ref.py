@@ -1,4 +1,4 @@
-"""Networks of your own: what guidegen needs to know to draw from one, or to be guided by one."""
+"""Custom networks: what guidegen needs to know to draw from one, or to be guided by one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Steps = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusion model of your own, for `--model path/to/file.py:NAME`.
+    """A custom diffusion model, for `--model path/to/file.py:NAME`.
 
     Attributes:
         load: from a device to a denoiser there: `(x_t (B, C, H, W), t (), labels (B,)) -> prediction
@@ -67,7 +67,7 @@ class Model:
 
 @dataclass(frozen=True)
 class ClassifierModel:
-    """A classifier of your own, for `--classifier path/to/file.py:NAME`.
+    """A custom classifier, for `--classifier path/to/file.py:NAME`.
 
     Attributes:
         load: from a device to a module there: `(x_t, t) -> logits (B, K)` for noisy input,
@@ -91,16 +91,16 @@ class ClassifierModel:
             raise UsageError("ClassifierModel: labels is empty; it should name what each column tells.")
 
 
-def _check(own: Model | ClassifierModel, kinds: Mapping[str, Any]) -> None:
+def _check(custom: Model | ClassifierModel, kinds: Mapping[str, Any]) -> None:
     """Makes the fields what their types say, or says which cannot be."""
-    name = type(own).__name__
-    if not callable(own.load):
-        raise UsageError(f"{name}: load should be a function from a device, found {type(own.load).__name__}.")
+    name = type(custom).__name__
+    if not callable(custom.load):
+        raise UsageError(f"{name}: load should be a function from a device, found {type(custom.load).__name__}.")
     for key, kind in kinds.items():
-        value = getattr(own, key)
+        value = getattr(custom, key)
         plain = dict(value) if isinstance(value, Mapping) else value
-        object.__setattr__(own, key, convert(plain, kind, f"{name}: {key}", UsageError))
-    object.__setattr__(own, "labels", label_names(own.labels, f"{name}: labels", UsageError))
+        object.__setattr__(custom, key, convert(plain, kind, f"{name}: {key}", UsageError))
+    object.__setattr__(custom, "labels", label_names(custom.labels, f"{name}: labels", UsageError))
 
 
 def label_names(value: Any, where: object, error: type[GuidegenError]) -> dict[int, str]:

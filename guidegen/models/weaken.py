@@ -35,13 +35,13 @@ def weakened(network: nn.Module, how: str, layers: Sequence[str] = ()) -> nn.Mod
 
     picked = pick_layers(network, how, layers)
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-    weak = copy.deepcopy(network, shared)
+    guiding = copy.deepcopy(network, shared)
     for name in picked:
         stack, _, index = name.rpartition(".")
         perturbed = {"skip_attention": False, "skip_attention_scores": True, "skip_ff": False}
         left_out = {"skip_attention": True, "skip_ff": not _is_attention(network.get_submodule(name))}
-        apply_layer_skip(weak, LayerSkipConfig([int(index)], stack, **(perturbed if how == "pag" else left_out)))
-    return weak
+        apply_layer_skip(guiding, LayerSkipConfig([int(index)], stack, **(perturbed if how == "pag" else left_out)))
+    return guiding
 
 
 def pick_layers(network: nn.Module, how: str, layers: Sequence[str] = ()) -> list[str]:

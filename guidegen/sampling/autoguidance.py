@@ -1,4 +1,4 @@
-"""The weaker model of autoguidance: what `--guide-model` names, without its weights.
+"""The guiding model of autoguidance: what `--guide-model` names, without its weights.
 
 Autoguidance (Karras et al. 2024, arXiv 2406.02507) weighs a model against a worse version of itself:
 a checkpoint with fewer parameters or of an earlier training step, or the model's own network with
@@ -20,12 +20,12 @@ from guidegen.models.kinds.kind import ADM, PIXEL, Kind, check_network
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import scheduler_config_in
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
-from guidegen.python_file import split_own
+from guidegen.python_file import split_python_ref
 
 BUNDLED_GUIDE = "bundled"
-"""The word for the weaker network in the checkpoint's own folder."""
+"""The word for the guiding network in the checkpoint's own folder."""
 WEAKENINGS = ("pag", "skip")
-"""The words for a weaker network that is made of the model's own: `guidegen.models.weaken`."""
+"""The words for a guiding network that is made of the model's own: `guidegen.models.weaken`."""
 _CONDITION = ("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type")
 
 
@@ -36,7 +36,7 @@ class GuideModel:
     Attributes:
         ref: as the person named it.
         name: a short name for settings and grids.
-        checkpoint: where the weaker network is; None where it is made of the model's own.
+        checkpoint: where the guiding network is; None where it is made of the model's own.
         shares: whether labels, prompts and null condition are those of the model.
         weakening: one of `WEAKENINGS`; None with a checkpoint.
         layers: which layers it disturbs, as the person named them; empty for the usual ones.
@@ -65,7 +65,7 @@ class GuideModel:
             download_weights(self.checkpoint.ref, self.checkpoint.revision, self.folders, access)
 
     def check_labels(self, labels: Iterable[int], model: Checkpoint, needs_null: bool) -> None:
-        """Refuses labels that the weaker model does not know as the model does.
+        """Refuses labels that the guiding model does not know as the model does.
 
         Args:
             labels: that are asked for.
@@ -75,20 +75,20 @@ class GuideModel:
         Raises:
             UsageError: it does not know one, or knows something else by it.
         """
-        weak = self.checkpoint
-        if weak is None or not weak.class_conditional:
+        guiding = self.checkpoint
+        if guiding is None or not guiding.class_conditional:
             return
         for label in labels:
             wanted = model.labels.name(label)
-            if label not in weak.labels:
+            if label not in guiding.labels:
                 raise UsageError(f"--guide-model {self.ref} does not know label {label} {wanted}".rstrip() + ".")
-            found = weak.labels.name(label)
+            found = guiding.labels.name(label)
             if wanted and found and wanted.casefold() != found.casefold():
                 raise UsageError(f"--guide-model {self.ref}: label {label} is {found!r} there, and {wanted!r} in the model.")
-        if needs_null and not weak.has_null:
+        if needs_null and not guiding.has_null:
             raise UsageError(
                 f"--guide-model {self.ref} has no null label, and these weights ask it without a label. "
-                "--mode auto does not, nor does --mode cfg without a weight of 0."
+                "--mode autoguidance does not, nor does --mode cfg without a weight of 0."
             )
 
 
@@ -98,7 +98,7 @@ def open_guide(
     size: tuple[int, int] | None = None,
     access: Access = DEFAULT_ACCESS,
 ) -> GuideModel:
-    """Reads what a weaker model says of itself, and holds it against the model.
+    """Reads what a guiding model says of itself, and holds it against the model.
 
     Args:
         ref: what `open_checkpoint` takes; a folder or hub id of a network alone, which shares labels,
@@ -115,37 +115,37 @@ def open_guide(
     """
     word, colon, layers = ref.partition(":")
     if word in WEAKENINGS:
-        if model.own is not None:
+        if model.custom is not None:
             raise UsageError(f"--guide-model {ref}: the layers of a model of your own are not known; name a second model.")
         names = tuple(filter(None, (name.strip() for name in layers.split(","))))
         if colon and not names:
             raise UsageError(f"--guide-model {ref}: name layers after the colon, such as {word}:mid_block, or leave it out.")
         return GuideModel(ref, f"{word}:{','.join(names)}" if names else word, None, True, word, names)
-    weak, shares = _open_weak(ref, model, size, access)
-    if differences := _differences(weak, model, shares):
+    guiding, shares = _open_guiding(ref, model, size, access)
+    if differences := _differences(guiding, model, shares):
         raise UsageError(f"--guide-model {ref} does not fit the model: {'; '.join(differences)}.")
-    return GuideModel(ref, weak.name, weak, shares)
+    return GuideModel(ref, guiding.name, guiding, shares)
 
 
-def _open_weak(ref: str, model: Checkpoint, size: tuple[int, int] | None, access: Access) -> tuple[Checkpoint, bool]:
+def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, access: Access) -> tuple[Checkpoint, bool]:
     if ref == BUNDLED_GUIDE:
-        folder = model.weak_folder
+        folder = model.guiding_folder
         if folder is None:
-            raise UsageError(f"--guide-model {ref}: {model.ref} has no weaker network in its folder. {NAME_ONE}")
+            raise UsageError(f"--guide-model {ref}: {model.ref} has no guiding network in its folder. {NAME_ONE}")
         return _bare(f"{model.ref.partition('@')[0]}/{folder.name}", folder, model.revision, model), True
     pinned = ref
-    if split_own(ref) is None and model.own is None:
+    if split_python_ref(ref) is None and model.custom is None:
         folder, revision = locate(ref, access.offline)
         pinned = f"{ref.partition('@')[0]}@{revision}" if revision else ref
         if _bare_kind(folder, model) is not None:
             return _bare(ref, folder, revision, model), True
-    weak = replace(open_checkpoint(pinned, None, size if split_own(ref) is None else None, access=access), ref=ref)
+    guiding = replace(open_checkpoint(pinned, None, size if split_python_ref(ref) is None else None, access=access), ref=ref)
     null = model.null_label
-    unsaid = weak.null_label is None and weak.classes == model.classes
-    if null is not None and unsaid and null in weak.labels and not weak.labels.name(null):
-        names = {label: name for label, name in weak.labels.names.items() if label != null}
-        weak = replace(weak, null_label=null, labels=Labels(names))  # the model says what it does not
-    return weak, False
+    unsaid = guiding.null_label is None and guiding.classes == model.classes
+    if null is not None and unsaid and null in guiding.labels and not guiding.labels.name(null):
+        names = {label: name for label, name in guiding.labels.names.items() if label != null}
+        guiding = replace(guiding, null_label=null, labels=Labels(names))  # the model says what it does not
+    return guiding, False
 
 
 def _bare_kind(folder: Path, model: Checkpoint) -> Kind | None:
@@ -184,21 +184,21 @@ def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Ch
 NAME_ONE = "Name one: --guide-model ID|DIR, or pag or skip, which make one of the model's own network"
 
 
-def _differences(weak: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
-    """What of a weaker model is not as in the model and has to be; a sentence each."""
+def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
+    """What of a guiding model is not as in the model and has to be; a sentence each."""
     from guidegen.sampling.schedulers import noise_schedule  # torch and diffusers
 
     pairs: list[tuple[str, Any, Any]] = [
-        ("condition", _takes(weak), _takes(model)),
-        ("shape", "x".join(map(str, weak.shape)), "x".join(map(str, model.shape))),
-        ("prediction type", weak.prediction_type, model.prediction_type),
+        ("condition", _takes(guiding), _takes(model)),
+        ("shape", "x".join(map(str, guiding.shape)), "x".join(map(str, model.shape))),
+        ("prediction type", guiding.prediction_type, model.prediction_type),
     ]
-    weak_noise, model_noise = (noise_schedule(c.scheduler_config) for c in (weak, model))
-    pairs += [(key, weak_noise.get(key), model_noise.get(key)) for key in {**model_noise, **weak_noise}]
+    its_noise, model_noise = (noise_schedule(c.scheduler_config) for c in (guiding, model))
+    pairs += [(key, its_noise.get(key), model_noise.get(key)) for key in {**model_noise, **its_noise}]
     if shares:
-        pairs += [(key, weak.config.get(key), model.config.get(key)) for key in _CONDITION]
-    elif model.kind.latent and weak.kind.latent:
-        theirs, ours = (c.configs["vae"].get("scaling_factor") for c in (weak, model))
+        pairs += [(key, guiding.config.get(key), model.config.get(key)) for key in _CONDITION]
+    elif model.kind.latent and guiding.kind.latent:
+        theirs, ours = (c.configs["vae"].get("scaling_factor") for c in (guiding, model))
         pairs.append(("scaling_factor of the VAE", theirs, ours))
     return [f"{what} {_said(its)} where the model's is {_said(own)}" for what, its, own in pairs if its != own]
 

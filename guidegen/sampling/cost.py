@@ -10,13 +10,13 @@ from typing import Any
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint
 from guidegen.models.classifiers.info import SEPARATOR
-from guidegen.python_file import own_sha256
+from guidegen.python_file import python_sha256
 from guidegen.sampling.loop import try_out
 from guidegen.sampling.schedulers import levels_after, make_scheduler, noise_levels, takes_eta
 from guidegen.scores.calls import calls_per_step, cost_with
 from guidegen.scores.interfaces import FREE, Cost, Mixture, Weights
 from guidegen.scores.methods import Method, find_method
-from guidegen.scores.schedule import Pace, make_pace
+from guidegen.scores.schedule import GuidanceSchedule, make_schedule
 from guidegen.spec.cell import Cell, digest, mode_weights
 from guidegen.spec.settings import FILE_SHA256, Settings
 
@@ -34,7 +34,7 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
     return scheduler
 
 
-def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
+def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, GuidanceSchedule]:
     """The method with its options filled in, and how strongly it acts at each step of the scheduler.
 
     Raises:
@@ -43,7 +43,7 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
     given = {name: str(value) for name, value in (settings.guidance_options or {}).items() if name != FILE_SHA256}
     ref, file = settings.guidance or "cfg", (settings.guidance_options or {}).get(FILE_SHA256)
     method, options = find_method(ref, given)
-    if file is not None and file != own_sha256(ref):
+    if file is not None and file != python_sha256(ref):
         raise UsageError(f"--guidance {ref}: the file was changed while it was in use.")
     after = levels_after(scheduler) if method.gain is not None and not settings.eta else None
     if method.gain is not None and after is None:
@@ -52,15 +52,15 @@ def plan_guidance(settings: Settings, scheduler: Any) -> tuple[Method, Pace]:
             f"--guidance {method.name}: renoises with the unguided prediction, which is exact only for "
             f"--scheduler ddim with --eta 0 and --scheduler euler; this is {found}."
         )
-    pace = make_pace(noise_levels(scheduler), settings.interval, settings.w_schedule, method, after)
-    return replace(method, combine=partial(method.combine, **options)) if options else method, pace
+    schedule = make_schedule(noise_levels(scheduler), settings.interval, settings.w_schedule, method, after)
+    return replace(method, combine=partial(method.combine, **options)) if options else method, schedule
 
 
 def what_counts(settings: Settings, scheduler: Any, cell: Cell) -> Hashable:
     """What decides the image of a cell: equal for two settings that draw the same one at its weights."""
-    _, pace = plan_guidance(settings, scheduler)
+    _, schedule = plan_guidance(settings, scheduler)
     weights = Weights(*mode_weights(settings.mode, cell))
-    steps = tuple(pace.weights(index, weights) for index in range(len(scheduler.timesteps)))
+    steps = tuple(schedule.weights(index, weights) for index in range(len(scheduler.timesteps)))
     idle = all(step.w in (0, 1) and step.w_classifier == 0 and step.w_guide == 1 for step in steps)
     plain: dict[str, Any] = {"interval": None, "w_schedule": None}  # the steps tell
     plain |= {"guidance": None, "guidance_options": None} if idle else {}
@@ -83,22 +83,22 @@ def cost(
         checkpoint: what draws.
         classifier: what guides; None in modes without one.
     """
-    method, pace = plan_guidance(settings, scheduler)
+    method, schedule = plan_guidance(settings, scheduler)
     each = cost_with(method, _cost_of_gradient(settings))
 
     @cache
     def calls(weights: Weights, labels: Mixture, targets: Mixture) -> int:
         steps = range(len(scheduler.timesteps))
-        return sum(calls_per_step(pace.weights(index, weights), each, labels, targets) for index in steps)
+        return sum(calls_per_step(schedule.weights(index, weights), each, labels, targets) for index in steps)
 
     def numbered(parts: Sequence[tuple[Any, float]], count: int = 1, place: int = 0) -> Mixture:
         return tuple((i * count + place, weight) for i, (_, weight) in enumerate(parts))
 
-    judges = [part for part, _ in classifier.parts] if classifier else []
+    classifiers = [part for part, _ in classifier.parts] if classifier else []
 
     def asked(cell: Cell) -> tuple[Mixture, Mixture]:
         labels = cell.prompt_parts if checkpoint.kind.text else cell.label_parts
-        own = [cell.targets if part.zero_shot else cell.label_parts for part in judges]
+        own = [cell.targets if part.zero_shot else cell.label_parts for part in classifiers]
         targets = [target for i, parts in enumerate(own) for target in numbered(parts, len(own), i)]
         return numbered(labels), tuple(targets)
 
@@ -108,17 +108,19 @@ def cost(
 def plain_cost(count: int, settings: Settings, scheduler: Any) -> int:
     """Network calls of a loop over `count` cells that skips none and shares none."""
     w, w_classifier = settings.mode in ("cfg", "both"), settings.mode in ("classifier", "both")
-    weights = Weights(2.0 * w or 1.0 * (settings.mode == "auto"), 2.0 * w_classifier, 2.0 if settings.guide_model else 1.0)
+    weights = Weights(
+        2.0 * w or 1.0 * (settings.mode == "autoguidance"), 2.0 * w_classifier, 2.0 if settings.guide_model else 1.0
+    )
     cost = _cost_of_gradient(settings)
     calls = calls_per_step(weights, cost, targets=tuple((i, 1.0) for i in range(1 + len(cost.others))))
     return calls * count * len(scheduler.timesteps)
 
 
 def _cost_of_gradient(settings: Settings) -> Cost:
-    from guidegen.scores.gradient import CheapScore, DenoisedScore, NoisyScore, summed_cost
+    from guidegen.scores.gradient import DenoisedScore, DetachedScore, NoisyScore, summed_cost
 
     if settings.classifier is None:
         return FREE
-    denoised = CheapScore if settings.classifier_gradient == "cheap" else DenoisedScore
+    denoised = DetachedScore if settings.classifier_gradient == "detached" else DenoisedScore
     inputs = (settings.classifier_input or "noisy").split(SEPARATOR)
     return summed_cost([denoised.cost if each == "denoised" else NoisyScore.cost for each in inputs])

@@ -22,16 +22,16 @@ Condition = Callable[[Sequence[Cell]], tuple[Denoiser, list[Mixture]]]
 
 
 class Networks(NamedTuple):
-    """A checkpoint's networks: those of `Painter`, and a denoiser that is asked for nothing but the null condition.
+    """A checkpoint's networks: those of `Sampler`, and a denoiser that is asked for nothing but the null condition.
 
-    `weak` is a weaker network that reads labels and prompts as the network does.
+    `guiding` is a guiding network that reads labels and prompts as the network does.
     """
 
     condition: Condition
     null_denoiser: Denoiser
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     is_cut: Callable[[str], bool] | None = None
-    weak: Condition | None = None
+    guiding: Condition | None = None
 
 
 def open_networks(
@@ -46,17 +46,17 @@ def open_networks(
     decodes: bool = True,
 ) -> Networks:
     """Loads the networks, for autocast to that dtype."""
+    from guidegen.models.custom_networks import CustomDenoiser
     from guidegen.models.denoisers import DiTDenoiser, TextDenoiser, UNetDenoiser, latent_decoder
     from guidegen.models.loading import load_part
-    from guidegen.models.own_networks import OwnDenoiser
 
-    if checkpoint.own is not None:
-        own = OwnDenoiser(checkpoint, checkpoint.own, kind, device)
-        return Networks(partial(_by_label, own), own, own.decode)
+    if checkpoint.custom is not None:
+        custom = CustomDenoiser(checkpoint, checkpoint.custom, kind, device)
+        return Networks(partial(_by_label, custom), custom, custom.decode)
     network = _network(checkpoint, device, access, autocast)
-    weak = _weak_network(guide, network, device, access, autocast)
+    guiding = _guiding_network(guide, network, device, access, autocast)
     compiled: Any = torch.compile(network) if compile_networks else network
-    weak_compiled: Any = torch.compile(weak) if compile_networks and weak is not None else weak
+    guiding_compiled: Any = torch.compile(guiding) if compile_networks and guiding is not None else guiding
     latent = checkpoint.kind.latent and decodes
     decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if latent else None
     if checkpoint.kind.text:
@@ -71,13 +71,13 @@ def open_networks(
             return TextDenoiser(net, kind, encoder(texts), autocast), labels
 
         null_denoiser = TextDenoiser(compiled, kind, encoder([]), autocast)
-        weaker = partial(by_prompt, weak_compiled) if weak_compiled is not None else None
-        return Networks(partial(by_prompt, compiled), null_denoiser, decode, encoder.is_cut, weaker)
+        guiding_condition = partial(by_prompt, guiding_compiled) if guiding_compiled is not None else None
+        return Networks(partial(by_prompt, compiled), null_denoiser, decode, encoder.is_cut, guiding_condition)
     cls = DiTDenoiser if checkpoint.kind.network == "transformer" else UNetDenoiser
     denoiser = cls(compiled, kind, checkpoint.null_label, autocast)
     null = guide.checkpoint.null_label if guide and guide.checkpoint else checkpoint.null_label
-    weaker = None if weak_compiled is None else partial(_by_label, cls(weak_compiled, kind, null, autocast))
-    return Networks(partial(_by_label, denoiser), denoiser, decode, weak=weaker)
+    guiding_condition = None if guiding_compiled is None else partial(_by_label, cls(guiding_compiled, kind, null, autocast))
+    return Networks(partial(_by_label, denoiser), denoiser, decode, guiding=guiding_condition)
 
 
 def _network(checkpoint: Checkpoint, device: torch.device, access: Access, weights: torch.dtype | None) -> Any:
@@ -89,7 +89,7 @@ def _network(checkpoint: Checkpoint, device: torch.device, access: Access, weigh
     return network
 
 
-def _weak_network(
+def _guiding_network(
     guide: GuideModel | None, network: Any, device: torch.device, access: Access, weights: torch.dtype | None
 ) -> Any:
     """The network of a guide that shares all else with the model; None where there is no such guide."""
@@ -132,13 +132,13 @@ def target_of(classifier: AnyClassifier | None, checkpoint: Checkpoint, settings
     if classifier is None:
         return _label_ids
     known = checkpoint.known(classifier)
-    count, targets = len(classifier.parts), [(_own_target(part, known, settings), own) for part, own in classifier.parts]
+    count, targets = len(classifier.parts), [(_target(part, known, settings), own) for part, own in classifier.parts]
     return lambda cell: tuple(
         (label * count + i, own * weight) for i, (target, own) in enumerate(targets) for label, weight in target(cell)
     )
 
 
-def _own_target(classifier: ClassifierInfo, known: Labels, settings: Settings) -> Callable[[Cell], Mixture]:
+def _target(classifier: ClassifierInfo, known: Labels, settings: Settings) -> Callable[[Cell], Mixture]:
     """From a cell to its labels as one classifier counts them: a zero-shot one counts texts."""
     if not classifier.zero_shot:
         return _label_ids
@@ -167,11 +167,11 @@ def open_gradient(
 
     known = checkpoint.known(classifier)
     parts = [part for part, _ in classifier.parts]
-    scores = [_open_own_score(part, known, settings, device, access, compile_networks, networks) for part in parts]
+    scores = [_open_score(part, known, settings, device, access, compile_networks, networks) for part in parts]
     return scores[0] if len(scores) == 1 else SummedScore(scores)
 
 
-def _open_own_score(
+def _open_score(
     classifier: ClassifierInfo,
     known: Labels,
     settings: Settings,
@@ -182,7 +182,7 @@ def _open_own_score(
 ) -> Classifier:
     """`open_gradient` of one classifier."""
     from guidegen.models.loading import load_classifier
-    from guidegen.scores.gradient import CheapScore, DenoisedScore, NoisyScore
+    from guidegen.scores.gradient import DenoisedScore, DetachedScore, NoisyScore
 
     autocast = DTYPES[settings.dtype]
     network: Any = load_classifier(classifier, device, access, settings.classifier_texts or (), autocast)
@@ -192,7 +192,7 @@ def _open_own_score(
     if classifier.input == "noisy":
         return NoisyScore(network, columns, autocast)
     decode, denoiser = networks.decode, networks.null_denoiser
-    judge = network if decode is None else (lambda x0: network(decode(x0)))
-    if settings.classifier_gradient == "cheap":
-        return CheapScore(judge, columns, denoiser.prediction_type, autocast)
-    return DenoisedScore(judge, columns, denoiser, autocast)
+    logits = network if decode is None else (lambda x0: network(decode(x0)))
+    if settings.classifier_gradient == "detached":
+        return DetachedScore(logits, columns, denoiser.prediction_type, autocast)
+    return DenoisedScore(logits, columns, denoiser, autocast)

@@ -15,12 +15,12 @@ import torch
 from guidegen.errors import GuidegenError, first_line, is_out_of_memory
 from guidegen.runs.directory import Row, Run
 from guidegen.sampling.loop import to_uint8
-from guidegen.sampling.pipeline import Painter, Tally
+from guidegen.sampling.sampler import Sampler, Tally
 from guidegen.spec.cell import Cell, mode_weights
 
 
 def draw(
-    painter: Painter,
+    sampler: Sampler,
     cells: Sequence[Cell],
     run: Run,
     name_of: Callable[[Cell], str],
@@ -38,7 +38,7 @@ def draw(
     saved come before it. Who leaves it half-way closes it (`contextlib.closing`) before the run.
 
     Args:
-        painter: the networks.
+        sampler: the networks.
         cells: what to draw.
         run: where it goes.
         name_of: the name of a cell's label.
@@ -48,17 +48,17 @@ def draw(
         tally: counts the network calls.
     """
     tally = tally or Tally()
-    brush = _Brush(painter, batch_size, on_step, tally)
-    first, twins = _unguided_twins(cells, painter.mode)
+    batches = _Batches(sampler, batch_size, on_step, tally)
+    first, twins = _unguided_twins(cells, sampler.mode)
     start = 0
     with _Writer(run, name_of) as writer:
         try:
             while start < len(first):
                 if between:
                     between()
-                batch = first[start : start + brush.size]
+                batch = first[start : start + batches.size]
                 same = [[cell, *twins.get(cell, ())] for cell in batch]
-                finished = brush.paint(batch, [len(group) for group in same])
+                finished = batches.draw(batch, [len(group) for group in same])
                 if finished is None:
                     continue
                 start += len(batch)
@@ -79,7 +79,7 @@ def draw(
 def _unguided_twins(cells: Sequence[Cell], mode: str) -> tuple[Sequence[Cell], dict[Cell, list[Cell]]]:
     """The cells to draw, and for some of them those that are the same image.
 
-    They are those whose label and classifier weigh nothing, of the same seed and, against a weaker
+    They are those whose label and classifier weigh nothing, of the same seed and, with a guiding
     model without a label, of the same weight.
     """
     first: dict[Hashable, Cell] = {}
@@ -101,98 +101,98 @@ class _Finished(NamedTuple):
 
 
 @dataclass
-class _Brush:
-    """Paints batches of what fits into memory, and counts."""
+class _Batches:
+    """Draws batches of what fits into memory, and counts."""
 
-    painter: Painter
+    sampler: Sampler
     size: int
     on_step: Callable[[int], None] | None
     tally: Tally
     split: bool = False
     no_room: bool = False
 
-    def paint(self, cells: Sequence[Cell], counts: Sequence[int]) -> list[_Finished] | None:
+    def draw(self, cells: Sequence[Cell], counts: Sequence[int]) -> list[_Finished] | None:
         """The images of a batch, each of which stands for so many cells; None if it has to be tried again, as a smaller one.
 
         Raises:
             GuidegenError: not even a single image fits into memory.
         """
         step = partial(self.on_step, sum(counts)) if self.on_step else None
-        painted = self._try(self.painter, cells, self.split, step)
-        if isinstance(painted, str):
-            self._shrink(len(cells), painted)
+        drawn = self._try(self.sampler, cells, self.split, step)
+        if isinstance(drawn, str):
+            self._shrink(len(cells), drawn)
             return None
-        made = [_Finished(pixels, calls) for pixels, calls in painted]
+        made = [_Finished(pixels, calls) for pixels, calls in drawn]
         if any(one.pixels is None for one in made) and (exact := self._exact()) is not None:
             self._again(exact, cells, made)
         return made
 
-    def _exact(self) -> Painter | None:
+    def _exact(self) -> Sampler | None:
         """The networks in fp32; None where there are none, or no room for them beside those that draw."""
-        if self.painter.in_fp32 is None or self.no_room:
+        if self.sampler.in_fp32 is None or self.no_room:
             return None
         try:
-            return self.painter.in_fp32()
+            return self.sampler.in_fp32()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         self.no_room = True  # known without reading all the weights for each batch
-        _free_memory(self.painter.device)
+        _free_memory(self.sampler.device)
         return None
 
-    def _again(self, painter: Painter, cells: Sequence[Cell], made: list[_Finished]) -> None:
+    def _again(self, sampler: Sampler, cells: Sequence[Cell], made: list[_Finished]) -> None:
         """Draws what is not finite once more, in fp32; an image that does not fit so stays as it is."""
         bad = [i for i, one in enumerate(made) if one.pixels is None]
         size, split = len(bad), False
         while bad:
             some = bad[:size]
-            painted = self._try(painter, [cells[i] for i in some], split)
-            if not isinstance(painted, str):
-                for i, (pixels, calls) in zip(some, painted, strict=True):
+            drawn = self._try(sampler, [cells[i] for i in some], split)
+            if not isinstance(drawn, str):
+                for i, (pixels, calls) in zip(some, drawn, strict=True):
                     made[i] = _Finished(pixels, made[i].calls + calls, "fp32")
             elif len(some) > 1:
                 size = len(some) // 2
                 continue
-            elif painter.fixed_rows is None and not split:
+            elif sampler.fixed_rows is None and not split:
                 split = True
                 continue
             bad = bad[size:]
 
     def _try(
-        self, painter: Painter, cells: Sequence[Cell], split: bool, step: Callable[[], None] | None = None
+        self, sampler: Sampler, cells: Sequence[Cell], split: bool, step: Callable[[], None] | None = None
     ) -> list[tuple[Any, int]] | str:
         """Pixels (None where not finite) and network calls of each cell; what the device said where memory is short."""
         try:
-            return self._pixels(replace(painter, fixed_rows=1) if split else painter, cells, step)
+            return self._pixels(replace(sampler, fixed_rows=1) if split else sampler, cells, step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             said = first_line(error)
-        _free_memory(painter.device)  # not before the block is left: the traceback holds the tensors of the batch
+        _free_memory(sampler.device)  # not before the block is left: the traceback holds the tensors of the batch
         return said
 
-    def _pixels(self, painter: Painter, cells: Sequence[Cell], step: Callable[[], None] | None) -> list[tuple[Any, int]]:
-        images, calls = painter.paint(cells, step, self.tally)
+    def _pixels(self, sampler: Sampler, cells: Sequence[Cell], step: Callable[[], None] | None) -> list[tuple[Any, int]]:
+        images, calls = sampler.draw(cells, step, self.tally)
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = to_uint8(images).numpy()
         return [(image if good else None, n) for image, good, n in zip(pixels, finite, calls, strict=True)]
 
     def _shrink(self, cells: int, said: str) -> None:
         """Half the batch, or, of a single image, one network row at a time; an error where that is all."""
-        painter = self.painter
-        if painter.in_fp32 and painter.drop_fp32 and painter.drop_fp32():  # room that nothing draws in now
-            _free_memory(painter.device)
-        elif painter.fixed_rows is not None and painter.fixed_rows > 1:
+        sampler = self.sampler
+        if sampler.in_fp32 and sampler.drop_fp32 and sampler.drop_fp32():  # room that nothing draws in now
+            _free_memory(sampler.device)
+        elif sampler.fixed_rows is not None and sampler.fixed_rows > 1:
             raise GuidegenError(
-                f"{painter.fixed_rows} rows do not fit into the memory of {painter.device}: with --deterministic, "
+                f"{sampler.fixed_rows} rows do not fit into the memory of {sampler.device}: with --deterministic, "
                 f"give a smaller --batch-size. ({said})"
             )
         elif cells > 1:
             self.size = min(self.size, cells // 2)
-        elif painter.fixed_rows is None and not self.split:
+        elif sampler.fixed_rows is None and not self.split:
             self.split = True
         else:
-            raise GuidegenError(f"Not even one image at a time fits into the memory of {painter.device}. ({said})")
+            raise GuidegenError(f"Not even one image at a time fits into the memory of {sampler.device}. ({said})")
 
 
 def _free_memory(device: torch.device) -> None:

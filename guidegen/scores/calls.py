@@ -19,19 +19,19 @@ class Needs(NamedTuple):
     Attributes:
         null: the unconditional prediction; empty where it is not needed.
         conditional: the one that the label's own score comes from; empty where it weighs nothing.
-        weak: what the weaker network predicts for the same; empty where it is not needed.
+        guiding: what the guiding network predicts for the same; empty where it is not needed.
         gradients: what the classifier is asked for.
     """
 
     null: Mixture
     conditional: Mixture
-    weak: Mixture
+    guiding: Mixture
     gradients: Mixture
 
     def calls(self, cost: Cost) -> int:
         """How many they are; a label that two predictions read is asked for once."""
         network = {label for label, _ in (*self.null, *self.conditional)}
-        return len(network) + len(self.weak) + cost.of(label for label, _ in self.gradients)
+        return len(network) + len(self.guiding) + cost.of(label for label, _ in self.gradients)
 
 
 _WITHOUT: Mixture = ((NULL, 1.0),)
@@ -43,12 +43,12 @@ def needs_of(weights: Weights, labels: Mixture, targets: Mixture, needs_null: bo
     whole = abs(rest) < 1e-9
     conditional = labels if whole else (*labels, (NULL, rest))
     null = w != 1 or (w_classifier != 0 and needs_null)
-    weak = w_guide != 1
-    strong = w_guide != 0 or w != 1 or w_classifier != 0  # else the weaker network alone is asked for
+    guiding = w_guide != 1
+    strong = w_guide != 0 or w != 1 or w_classifier != 0  # else the guiding network alone is asked for
     return Needs(
         _WITHOUT if null else (),
         conditional if w != 0 and strong else (),
-        (conditional if w != 0 else _WITHOUT) if weak else (),
+        (conditional if w != 0 else _WITHOUT) if guiding else (),
         targets if w_classifier != 0 else (),
     )
 
@@ -56,7 +56,7 @@ def needs_of(weights: Weights, labels: Mixture, targets: Mixture, needs_null: bo
 def calls_per_step(
     weights: Weights, cost: Cost = FREE, labels: Mixture = ((0, 1.0),), targets: Mixture = ((0, 1.0),)
 ) -> int:
-    """Network calls of one sample at one step: null, labels, weaker network and gradients, less those of zero weight.
+    """Network calls of one sample at one step: null, labels, guiding network and gradients, less those of zero weight.
 
     Args:
         weights: of this step.
@@ -113,34 +113,34 @@ class StepCalls:
         device: torch.device | str,
     ):
         strong: dict[tuple[Hashable, int], int] = {}  # (start, label) -> a sample that has it
-        weak: dict[tuple[Hashable, int], int] = {}
+        guiding: dict[tuple[Hashable, int], int] = {}
         gradients: dict[tuple[Hashable, int], int] = {}
-        for table, part in ((strong, "null"), (strong, "conditional"), (weak, "weak"), (gradients, "gradients")):
+        for table, part in ((strong, "null"), (strong, "conditional"), (guiding, "guiding"), (gradients, "gradients")):
             for i, need in enumerate(needs):
                 for label, _ in getattr(need, part):
                     table.setdefault((starts[i], label), i)
         place = {(False, *key): n for n, key in enumerate(strong)}
-        place |= {(True, *key): n + len(strong) for n, key in enumerate(weak)}
+        place |= {(True, *key): n + len(strong) for n, key in enumerate(guiding)}
         gradient_place = {key: n for n, key in enumerate(gradients)}
 
         def index(values: Iterable[int]) -> Tensor:
             return torch.tensor(list(values), dtype=torch.long, device=device)
 
-        def terms(i: int, part: Mixture, is_weak: bool = False) -> list[tuple[int, float]]:
-            return [(place[is_weak, starts[i], label], weight) for label, weight in part]
+        def terms(i: int, part: Mixture, is_guiding: bool = False) -> list[tuple[int, float]]:
+            return [(place[is_guiding, starts[i], label], weight) for label, weight in part]
 
         self.samples, self.labels = index(strong.values()), index(label for _, label in strong)
-        self.weak_samples, self.weak_labels = index(weak.values()), index(label for _, label in weak)
+        self.guiding_samples, self.guiding_labels = index(guiding.values()), index(label for _, label in guiding)
         self.gradient_samples, self.gradient_labels = index(gradients.values()), index(label for _, label in gradients)
         # A sample with one prediction only takes it for all, whose differences are then zero.
-        nulls, conditionals, weaks = [], [], []
+        nulls, conditionals, guidings = [], [], []
         for i, need in enumerate(needs):
-            null, conditional, other = terms(i, need.null), terms(i, need.conditional), terms(i, need.weak, True)
+            null, conditional, other = terms(i, need.null), terms(i, need.conditional), terms(i, need.guiding, True)
             nulls.append(null or conditional or other)
             conditionals.append(conditional or null or other)
-            weaks.append(other or conditionals[-1])
+            guidings.append(other or conditionals[-1])
         self.null, self.conditional = WeightedSum(nulls, device), WeightedSum(conditionals, device)
-        self.weak = WeightedSum(weaks, device) if weak else None
+        self.guiding = WeightedSum(guidings, device) if guiding else None
         self.weights = weights
         self.combined = [bool(need.null and (need.conditional or need.gradients)) for need in needs]
         guided = [i for i, need in enumerate(needs) if need.gradients]
@@ -151,7 +151,7 @@ class StepCalls:
         )
         self.w, self.w_classifier, self.w_guide = (column(values, device) for values in zip(*weights, strict=True))
         self.calls = [need.calls(cost) for need in needs]
-        self.made = len(strong) + len(weak) + cost.of(label for _, label in gradients)
+        self.made = len(strong) + len(guiding) + cost.of(label for _, label in gradients)
 
 
 def cost_with(method: Method, cost: Cost) -> Cost:

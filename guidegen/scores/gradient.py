@@ -145,7 +145,7 @@ class DenoisedScore(_Score):
         return gradient_of_log_probability(logits_of, x_t, self._columns(labels), self.autocast == torch.float16)
 
 
-class CheapScore(_Score):
+class DetachedScore(_Score):
     """`DenoisedScore` with the denoiser's own derivative left out: d x0 / d x_t = 1 / alpha.
 
     x0 = (x_t - sigma eps) / alpha with eps held fixed. It reads the unconditional prediction that

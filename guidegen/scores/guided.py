@@ -12,7 +12,7 @@ from torch import Tensor
 from guidegen.arguments import finite, instance, one_of, several, whole
 from guidegen.scores.calls import Needs, StepCalls, cost_with, needs_of
 from guidegen.scores.guidance import autoguided, classifier_guided, clipped, jointly
-from guidegen.scores.interfaces import FREE, Classifier, Denoiser, Mixture, Pace, Step, Weights, as_mixture
+from guidegen.scores.interfaces import FREE, Classifier, Denoiser, Mixture, Schedule, Step, Weights, as_mixture
 from guidegen.scores.methods import METHODS, Combine, Method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, score_shift
 
@@ -20,9 +20,9 @@ from guidegen.scores.noise import PREDICTION_TYPES, Level, score_shift
 class Guide:
     """All kinds of guidance over one batch, with weights for each sample.
 
-    score = s(x) + w (s(x|y) - s(x)) + w_classifier grad log p(y|x) + (w_guide - 1) (s - s_weak), which
+    score = s(x) + w (s(x|y) - s(x)) + w_classifier grad log p(y|x) + (w_guide - 1) (s - s_guiding), which
     covers every mode: classifier-free (w_classifier = 0), classifier (w = 0), both, none, and
-    autoguidance, where s - s_weak is at the condition that the mode draws with. A method other than
+    autoguidance, where s - s_guiding is at the condition that the mode draws with. A method other than
     the plain one takes the place of the first three terms: its conditional prediction is the one
     whose score is that of a weight of one, or what `jointly` makes of both weights. Calls of zero weight are
     skipped; the rest go through each network as one batch. No sample depends on the others.
@@ -37,16 +37,16 @@ class Guide:
         classifier_labels: B labels or mixtures as the classifier counts them, where it counts otherwise.
         starts: B names of the noise that each sample starts from, such as its seed: at step 0 samples of
             one start have the same x_t and share their calls.
-        weak: the weaker network; needed where any `w_guide` is not one.
-        w_guide: B weights of the network against the weaker one.
+        guiding: the guiding network; needed where any `w_guide` is not one.
+        w_guide: B weights of autoguidance.
         method: how the unconditional and the conditional prediction are combined.
-        pace: the weights of each step; None for the same at all.
+        schedule: the weights of each step; None for the same at all.
         steps: how many evaluations a method can count on.
         clip: keeps the denoised estimate of each prediction within [-clip, clip], before guidance.
 
     Raises:
         TypeError, ValueError: an argument that cannot be, by its name: a list of another length than `labels`, weights
-            that are not finite, labels that a network does not have, a classifier or a weaker network without
+            that are not finite, labels that a network does not have, a classifier or a guiding network without
             weights or weights without them.
     """
 
@@ -61,25 +61,25 @@ class Guide:
         classifier_labels: Sequence[int | Mixture] | None = None,
         starts: Sequence[Hashable] | None = None,
         *,
-        weak: Denoiser | None = None,
+        guiding: Denoiser | None = None,
         w_guide: Sequence[float] | None = None,
         method: Method = METHODS["cfg"],
-        pace: Pace | None = None,
+        schedule: Schedule | None = None,
         steps: int = 1,
         clip: float | None = None,
     ):
         self._labels = [as_mixture(label) for label in several("labels", labels)]
         count = len(self._labels)
-        for name, network in (("denoiser", denoiser), ("weak", weak)):
+        for name, network in (("denoiser", denoiser), ("guiding", guiding)):
             if network is not None or name == "denoiser":
                 one_of(f"{name}.prediction_type", getattr(network, "prediction_type", None), PREDICTION_TYPES)
         instance("method", method, Method, "a Method, such as METHODS['apg']")
-        self.denoiser, self.classifier, self.weak, self.device = denoiser, classifier, weak, device
-        self.method, self.pace, self.steps = method, pace, whole("steps", steps, 1)
+        self.denoiser, self.classifier, self.guiding, self.device = denoiser, classifier, guiding, device
+        self.method, self.schedule, self.steps = method, schedule, whole("steps", steps, 1)
         self.clip = clip
         if clip is not None and finite("clip", clip) <= 0:
             raise ValueError(f"clip takes a number above 0, found {clip}.")
-        self._weights = _weights_of(count, w, w_classifier, w_guide, classifier, weak)
+        self._weights = _weights_of(count, w, w_classifier, w_guide, classifier, guiding)
         self._cost = cost_with(method, classifier.cost) if classifier is not None else FREE
         targets = labels if classifier_labels is None else several("classifier_labels", classifier_labels, count)
         self._targets = [as_mixture(label, "classifier_labels") for label in targets]
@@ -113,7 +113,9 @@ class Guide:
         null, conditional = calls.null(rows), calls.conditional(rows)
         shift = self._gradient(calls, x_t, t, level, null)
         prediction = self._combined(calls, null, conditional, shift, x_t, level, index)
-        return prediction if calls.weak is None else autoguided(prediction, conditional, calls.weak(rows), calls.w_guide)
+        return (
+            prediction if calls.guiding is None else autoguided(prediction, conditional, calls.guiding(rows), calls.w_guide)
+        )
 
     def _needs(self, weights: Sequence[Weights]) -> list[Needs]:
         each = zip(weights, self._labels, self._targets, strict=True)
@@ -124,14 +126,14 @@ class Guide:
         for need in self._needs(self._weights):
             for network, asked in (
                 (self.denoiser, need.null + need.conditional),
-                (self.weak, need.weak),
+                (self.guiding, need.guiding),
                 (self.classifier, need.gradients),
             ):
                 if check := getattr(network, "check_labels", None):
                     check([label for label, _ in asked])
 
     def _calls_of(self, index: int) -> StepCalls:
-        weights = tuple(self.pace(index, each) if self.pace else each for each in self._weights)
+        weights = tuple(self.schedule(index, each) if self.schedule else each for each in self._weights)
         shared = index == 0 and self._starts is not None
         key = (shared, weights)
         if key not in self._step_calls:
@@ -140,11 +142,11 @@ class Guide:
         return self._step_calls[key]
 
     def _rows(self, calls: StepCalls, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
-        """What the networks predict, a row a call; those of the weaker one last."""
+        """What the networks predict, a row a call; those of the guiding network last."""
         made = []
         for network, samples, labels in (
             (self.denoiser, calls.samples, calls.labels),
-            (self.weak, calls.weak_samples, calls.weak_labels),
+            (self.guiding, calls.guiding_samples, calls.guiding_labels),
         ):
             if network is not None and len(samples):
                 x_some = x_t.index_select(0, samples)
@@ -210,7 +212,7 @@ def _weights_of(
     w_classifier: Sequence[float] | None,
     w_guide: Sequence[float] | None,
     classifier: Classifier | None,
-    weak: Denoiser | None,
+    guiding: Denoiser | None,
 ) -> list[Weights]:
     """The weights of each sample; refuses those without what they weigh, and what is given without weights."""
     lists = [
@@ -220,10 +222,10 @@ def _weights_of(
     weights = [Weights(*triple) for triple in zip(*lists, strict=True)]
     if classifier is None and any(each.w_classifier for each in weights):
         raise ValueError("w_classifier is not zero, but there is no classifier")
-    if weak is None and any(each.w_guide != 1 for each in weights):
-        raise ValueError("w_guide is not one, but there is no weaker network: give weak")
+    if guiding is None and any(each.w_guide != 1 for each in weights):
+        raise ValueError("w_guide is not one, but there is no guiding network: give guiding")
     if classifier is not None and w_classifier is None:
         raise ValueError("classifier has no effect without w_classifier: give a weight for each label")
-    if weak is not None and w_guide is None:
-        raise ValueError("weak has no effect without w_guide: give a weight for each label")
+    if guiding is not None and w_guide is None:
+        raise ValueError("guiding has no effect without w_guide: give a weight for each label")
     return weights

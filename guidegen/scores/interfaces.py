@@ -80,7 +80,7 @@ class Weights(NamedTuple):
     Attributes:
         w: of the label's own score: 0 without it, 1 as it is.
         w_classifier: of the classifier's gradient.
-        w_guide: of the network against a weaker one: 0 the weaker one, 1 the network.
+        w_guide: of autoguidance: 0 the guiding network, 1 the network.
     """
 
     w: float
@@ -88,7 +88,7 @@ class Weights(NamedTuple):
     w_guide: float = 1.0
 
 
-Pace = Callable[[int, Weights], Weights]
+Schedule = Callable[[int, Weights], Weights]
 """From the index of a step, and the weights that were asked for, to those of that step."""
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from guidegen.errors import UsageError, first_line
-from guidegen.python_file import blamed, read_own, refuse_own, split_own
+from guidegen.python_file import blamed, read_python_ref, refuse_custom, split_python_ref
 from guidegen.scores.interfaces import Step
 from guidegen.scores.noise import Level
 
@@ -114,7 +114,7 @@ def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Met
     Raises:
         UsageError: no such method or option, a value of the wrong type, or one that the method cannot take.
     """
-    method = _own_method(ref) if split_own(ref) else METHODS.get(ref.lower())
+    method = _own_method(ref) if split_python_ref(ref) else METHODS.get(ref.lower())
     if method is None:
         close = get_close_matches(ref.lower(), METHODS, 1, 0.5)
         asked = f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}."
@@ -125,7 +125,7 @@ def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Met
 
 
 def _own_method(ref: str) -> Method:
-    function = read_own(ref, object, UsageError)
+    function = read_python_ref(ref, object, UsageError)
     if not callable(function):
         raise UsageError(f"{ref} is a {type(function).__name__}; it should be a function.")
     with blamed(ref, UsageError, function):
@@ -133,7 +133,7 @@ def _own_method(ref: str) -> Method:
         method = Method(ref, _own_combine(ref, function), line, "", ref.rpartition(":")[0])
         required = [name for name, default in method.options.items() if default is inspect.Parameter.empty]
     if required:
-        raise refuse_own(ref, UsageError, function, f"give {', '.join(required)} a default.")
+        raise refuse_custom(ref, UsageError, function, f"give {', '.join(required)} a default.")
     return method
 
 
@@ -145,11 +145,11 @@ def _own_combine(ref: str, function: Combine) -> Combine:
         with blamed(ref, UsageError, function, drawing=True):
             guided: Any = function(unconditional, conditional, w, step, **options)
         if not isinstance(guided, Tensor):
-            raise refuse_own(ref, UsageError, function, f"gives a {type(guided).__name__}; it should be a tensor.")
+            raise refuse_custom(ref, UsageError, function, f"gives a {type(guided).__name__}; it should be a tensor.")
         asked, found = ((tuple(x.shape), x.dtype, x.device.type) for x in (conditional, guided))
         if found != asked:
             message = f"gives {' '.join(map(str, found))} for predictions of {' '.join(map(str, asked))}."
-            raise refuse_own(ref, UsageError, function, message)
+            raise refuse_custom(ref, UsageError, function, message)
         return guided
 
     return combine

@@ -209,7 +209,7 @@ def apg(
 
 @method(
     "apg-mix",
-    "weak plain guidance in the first steps, apg in the others",
+    "guiding plain guidance in the first steps, apg in the others",
     "u + (1 + early (w - 1)) d, then apg",
     "HunyuanImage 2.1, Tencent 2025; Sadat et al. 2024, arXiv 2410.02416",
     changes="difference",
@@ -227,7 +227,7 @@ def apg_mix(
     momentum: float = -0.5,
     space: Space = "native",
 ) -> Tensor:
-    """Plain and weak first, then `apg`: u + w' (c - u) with w' = 1 + early (w - 1) up to step `start`.
+    """Plain and guiding first, then `apg`: u + w' (c - u) with w' = 1 + early (w - 1) up to step `start`.
 
     The momentum gathers from the first step on. HunyuanImage 2.1 (Tencent 2025), which goes from a
     scale of 3.5 to one of 10: early = 2.5 / 9. Over Sadat et al. 2024 (arXiv 2410.02416).

@@ -128,7 +128,7 @@ def _scale(values: Sequence[float], on: Sequence[float], name: str | None) -> fl
 
 
 @dataclass(frozen=True)
-class Pace:
+class GuidanceSchedule:
     """How strongly guidance acts at each evaluation.
 
     Attributes:
@@ -158,14 +158,14 @@ class Pace:
         )
 
 
-def make_pace(
+def make_schedule(
     levels: Sequence[Level],
     interval: str | None,
     w_schedule: str | None,
     method: Method,
     after: Sequence[Level] | None = None,
-) -> Pace:
-    """The pace of one sampler.
+) -> GuidanceSchedule:
+    """The schedule of one sampler.
 
     The schedule runs over all steps, keeps its part inside the interval, and is scaled so that its mean
     there is 1: with equal w, grids of different schedules spend the same weight.
@@ -184,7 +184,7 @@ def make_pace(
     values = schedule_factors(w_schedule, len(levels))
     scale = _scale(values, on, w_schedule)
     factors = tuple(value * scale * each for value, each in zip(values, on, strict=True))
-    return Pace(_gains(levels, method, after), factors)
+    return GuidanceSchedule(_gains(levels, method, after), factors)
 
 
 def _gains(levels: Sequence[Level], method: Method, after: Sequence[Level] | None) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ class Cell:
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
         prompt_index: its place among the prompts of the run, which names its folder.
-        w_guide: weight of the model against a weaker one, beside `w`; None where there is no such weight.
+        w_guide: weight of autoguidance, beside `w`; None where there is no such weight.
         mixture: several labels with a weight each, as `format_labels` writes them; `label` is then the main one.
         variant: its values along the axes of `--by`; they set it apart from the run's settings.
     """
@@ -115,8 +115,8 @@ def _percent(text: str) -> str:
 
 
 def mode_weights(mode: str, cell: Cell) -> tuple[float, float, float]:
-    """Weights of a cell: of the label's own score, of the classifier's gradient, of the model against a weaker one."""
-    if mode == "auto":
+    """Weights of a cell: of the label's own score, of the classifier's gradient, of autoguidance."""
+    if mode == "autoguidance":
         return 1.0, 0.0, cell.w
     w_guide = 1.0 if cell.w_guide is None else cell.w_guide
     if mode == "classifier":

@@ -10,7 +10,7 @@ MODE_NAMES = {
     "classifier": "classifier guidance",
     "both": "classifier-free and classifier guidance",
     "none": "no guidance",
-    "auto": "autoguidance",
+    "autoguidance": "autoguidance",
 }
 _AXIS_NAMES = {"w_classifier": "classifier w", "w_guide": "guide w", "w_schedule": "w-schedule", "guide_model": "against"}
 _BARE = ("model", "guidance", "run")  # values that are names of themselves

@@ -37,7 +37,7 @@ class Plan:
         classifier_weights: of mode `both`; [None] elsewhere.
         prompts: the texts; None where none are given.
         grid: whether a grid of the weights is wanted.
-        guide_weights: of the model against a weaker one, beside `weights`; [None] where there are none.
+        guide_weights: of autoguidance, beside `weights`; [None] where there are none.
         by: (axis, values) of each axis of `--by`; crossed with each other and all the others.
         own_weights: (axis of `by`, the weight of each of its values) where each has its own instead of `weights`.
         columns: axes across the grid; none means as `guidegen.report.grid.layout` has it.

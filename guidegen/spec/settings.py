@@ -25,7 +25,7 @@ class Settings:
     """Everything besides the cell that decides what a sample looks like.
 
     Attributes:
-        mode: cfg, classifier, both, none or auto.
+        mode: cfg, classifier, both, none or autoguidance.
         model: name of the checkpoint.
         model_sha256: of its weights.
         scheduler: diffusers class name.
@@ -38,14 +38,14 @@ class Settings:
         classifier: name of the classifier; None in modes without one.
         classifier_input: noisy or denoised.
         classifier_sha256: of its weights.
-        classifier_gradient: exact or cheap on denoised input; None elsewhere.
+        classifier_gradient: exact or detached on denoised input; None elsewhere.
         classifier_texts: what a zero-shot classifier tells apart; None elsewhere.
         config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
         guidance: name of the method, or path/to/file.py:Name; None for plain guidance.
         guidance_options: its options that were given, and the sha256 of a file of one's own as `file_sha256`.
         interval: where guidance is on, as `--interval` takes it; None everywhere.
         w_schedule: how the weight goes over the steps; None for a constant one.
-        guide_model: name of the weaker model of autoguidance, or `pag` or `skip`, with layers or not; None without.
+        guide_model: name of the guiding model of autoguidance, or `pag` or `skip`, with layers or not; None without.
         guide_model_sha256: of its weights; None where they are the model's.
     """
 
@@ -93,8 +93,8 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     axes = dict.fromkeys(("mode", "model", *VARIED, "guide_model", *options))
     apart = [axis for axis in axes if len({axis_value(axis, some) for some in settings}) > 1]
-    judges = {some.get("classifier") for some in settings} - {None}  # a mode without one says so itself
-    return [*apart, *(["classifier"] if len(judges) > 1 else [])]
+    classifiers = {some.get("classifier") for some in settings} - {None}  # a mode without one says so itself
+    return [*apart, *(["classifier"] if len(classifiers) > 1 else [])]
 
 
 def run_names(settings: Sequence[Mapping[str, Any]], folders: Sequence[str], told: Collection[str] = ()) -> list[str]:

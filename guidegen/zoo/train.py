@@ -1,6 +1,6 @@
 """The recipe of the bundled checkpoint: `python -m guidegen.zoo.train --data DIR --out DIR`.
 
-Trains the noise-aware classifier, the class-conditional UNet and a weak UNet beside it, and writes
+Trains the noise-aware classifier, the class-conditional UNet and a guiding UNet beside it, and writes
 the folder that guidegen opens. Every choice is a published one:
 
 - v-prediction (Salimans & Ho 2022, arXiv 2202.00512) on the linear schedule of DDPM (2006.11239),
@@ -11,7 +11,7 @@ the folder that guidegen opens. Every choice is a published one:
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
   their side (He et al. 2016, 1512.03385, section 4.2);
 - constant learning rate, linear to zero over the last quarter;
-- the weak UNet is what autoguidance pushes away from (Karras et al. 2024, 2406.02507): the same data,
+- the guiding UNet is what autoguidance pushes away from (Karras et al. 2024, 2406.02507): the same data,
   labels, schedule and loss, a fifth of the parameters, a twentieth of the images.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
@@ -305,11 +305,11 @@ def export(folder: Path, part: str, network: Any, names: dict[str, str]) -> None
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and labels.json.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")],
-    part: Annotated[str, typer.Option(help="classifier, unet, weak or all.")] = "all",
+    part: Annotated[str, typer.Option(help="classifier, unet, guiding or all.")] = "all",
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 1_200_000,
-    weak_images: Annotated[int, typer.Option(help="Images the weak UNet sees.")] = 64_000,
+    weak_images: Annotated[int, typer.Option(help="Images the guiding UNet sees.")] = 64_000,
     classifier_images: Annotated[int, typer.Option(help="Images the classifier sees.")] = 300_000,
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
@@ -319,8 +319,8 @@ def main(
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for GPUs.")] = False,
 ) -> None:
     """Train the bundled checkpoint; run again to go on."""
-    if part not in ("all", "classifier", "unet", "weak"):
-        raise typer.BadParameter(f"--part {part}: classifier, unet, weak or all.")
+    if part not in ("all", "classifier", "unet", "guiding"):
+        raise typer.BadParameter(f"--part {part}: classifier, unet, guiding or all.")
     from diffusers import UNet2DModel
 
     from guidegen.models.classifiers.noisy import NoisyClassifier
@@ -340,7 +340,7 @@ def main(
         train(classifier, loss, out / "classifier.state", steps, batch, 1e-3, 0.05, compile_model)
         classifier.calibrate(fit_logit_scales(classifier, batches, ids))
         export(out, "classifier", classifier, names)
-    for name, config, seen in (("unet", UNET, images), ("weak", WEAK, weak_images)):
+    for name, config, seen in (("unet", UNET, images), ("guiding", WEAK, weak_images)):
         if part in ("all", name):
             torch.manual_seed(seed)
             unet = UNet2DModel(sample_size=size, **config)

@@ -51,7 +51,7 @@ from guidegen.errors import is_out_of_memory
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.sampler import Sampler, open_sampler
 from guidegen.sampling.schedulers import SCHEDULERS, noise_levels
 from guidegen.sampling.worker import draw
 from guidegen.scores.gradient import gradient_of_log_probability
@@ -128,7 +128,7 @@ class Subject:
         return open_checkpoint(self.folder)
 
     @cached_property
-    def judge(self) -> Any:
+    def classifier(self) -> Any:
         return open_classifier(self.checkpoint.bundled_classifier)
 
     @property
@@ -138,11 +138,11 @@ class Subject:
     def settings(self, mode: str, dtype: str, steps: int) -> Settings:
         return Settings(mode, self.name, "", "", steps, None, dtype, self.checkpoint.null_label)
 
-    def painter(self, mode: str, dtype: str, steps: int, scheduler: str | None = "ddim", compiled: bool = False) -> Painter:
-        judge = self.judge if mode in ("classifier", "both") else None
+    def sampler(self, mode: str, dtype: str, steps: int, scheduler: str | None = "ddim", compiled: bool = False) -> Sampler:
+        classifier = self.classifier if mode in ("classifier", "both") else None
         walker = plan_scheduler(self.checkpoint, scheduler, steps, None)
         settings = self.settings(mode, dtype, steps)
-        return open_painter(self.checkpoint, judge, walker, settings, self.bench.device, compile_networks=compiled)
+        return open_sampler(self.checkpoint, classifier, walker, settings, self.bench.device, compile_networks=compiled)
 
     def cells(self, mode: str, count: int) -> list[Cell]:
         labels = (self.labels * count)[:count]
@@ -239,7 +239,7 @@ class ClassifierLoop(Pipeline):
         super().__init__(checkpoint.folder, checkpoint.null_label, device, dtype)
         self.classifier = NoisyClassifier.from_pretrained(checkpoint.folder / "classifier", torch_dtype=dtype)
         self.classifier = self.classifier.to(device).eval().requires_grad_(False)
-        self.columns, self.prediction_type = subject.judge.columns(checkpoint.labels), subject.prediction_type
+        self.columns, self.prediction_type = subject.classifier.columns(checkpoint.labels), subject.prediction_type
 
     def __call__(self, labels: list[int], seeds: list[int], guidance_scale: float, steps: int) -> list[Image.Image]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -308,18 +308,18 @@ def speed_of(subject: Subject, mode: str) -> None:
     bench = subject.bench
     kind, way = diffusers_way(subject, mode, DTYPES[bench.dtype] or torch.float32)
     settings = subject.settings(mode, bench.dtype, bench.steps)
-    painters = {"guidegen": subject.painter(mode, bench.dtype, bench.steps)}
+    samplers = {"guidegen": subject.sampler(mode, bench.dtype, bench.steps)}
     if bench.options.compile:
-        painters["--compile"] = subject.painter(mode, bench.dtype, bench.steps, compiled=True)
+        samplers["--compile"] = subject.sampler(mode, bench.dtype, bench.steps, compiled=True)
     for batch in bench.options.batches:
         rounds = 1 if bench.small else 4 if batch < 64 else 2
         cells = subject.cells(mode, rounds * batch)
-        for name, painter in painters.items():
+        for name, sampler in samplers.items():
             if bench.late(f"{subject.name} {mode}, batch {batch}"):
                 return
             bench.free()
             with on_memory(f"{subject.name} {mode}, batch {batch}"):
-                work = saving(painter, cells, settings, batch, bench.folder)
+                work = saving(sampler, cells, settings, batch, bench.folder)
                 theirs = saved(way, cells, batch, bench.steps, bench.folder)
                 pairs = in_pairs(work, theirs, bench.options.pairs)
                 rates = [len(cells) / statistics.median(column) for column in zip(*pairs, strict=True)]
@@ -361,33 +361,33 @@ def overhead(bench: Bench, subjects: Sequence[Subject]) -> None:
             if bench.late(f"overhead of {subject.name} {mode}"):
                 return
             with on_memory(f"{subject.name} {mode}, batch {batch}"):
-                painter = subject.painter(mode, bench.dtype, bench.steps)
+                sampler = subject.sampler(mode, bench.dtype, bench.steps)
                 cells = subject.cells(mode, batch)
-                bare = bare_calls(painter, batch, [cell.label or 0 for cell in cells])
-                sampling = in_pairs(partial(sampled, painter, cells), bare, bench.options.pairs)
+                bare = bare_calls(sampler, batch, [cell.label or 0 for cell in cells])
+                sampling = in_pairs(partial(sampled, sampler, cells), bare, bench.options.pairs)
                 settings = subject.settings(mode, bench.dtype, bench.steps)
-                whole = in_pairs(saving(painter, subject.cells(mode, 4 * batch), settings, batch, bench.folder), bare, 1)
+                whole = in_pairs(saving(sampler, subject.cells(mode, 4 * batch), settings, batch, bench.folder), bare, 1)
                 median, least, most = ratios_of(sampling)
                 print(
                     f"{subject.name:<16} {mode:<11} {statistics.median(b for _, b in sampling):6.3f} "
-                    f"{decoding(painter, batch):16.3f}   "
+                    f"{decoding(sampler, batch):16.3f}   "
                     f"{median:.3f} ({least:.3f}-{most:.3f}){'':<13} {whole[0][0] / whole[0][1] / 4:.3f}",
                     flush=True,
                 )
 
 
 @torch.no_grad()
-def decoding(painter: Painter, batch: int) -> float:
+def decoding(sampler: Sampler, batch: int) -> float:
     """Seconds that the latents of a batch take to become images; 0 for a network that draws images."""
-    if painter.decode is None:
+    if sampler.decode is None:
         return 0.0
-    latents = torch.randn((batch, *painter.shape), device=painter.device)
-    return min(seconds(partial(painter.decode, latents)) for _ in range(2))
+    latents = torch.randn((batch, *sampler.shape), device=sampler.device)
+    return min(seconds(partial(sampler.decode, latents)) for _ in range(2))
 
 
-def sampled(painter: Painter, cells: list[Cell]) -> None:
+def sampled(sampler: Sampler, cells: list[Cell]) -> None:
     """Drawing without saving: to bytes on the host."""
-    to_uint8(painter.paint(cells)[0])
+    to_uint8(sampler.draw(cells)[0])
 
 
 # -- precision -----------------------------------------------------------------------------------------------------
@@ -423,8 +423,8 @@ def clean(subject: Subject, count: int) -> Tensor:
     key = (subject.name, count)
     if key not in _CLEAN:
         if subject.name == "bundled":
-            painter = subject.painter("cfg", "fp32", 4 if subject.bench.small else 20)
-            _CLEAN[key] = painter.paint(subject.cells("cfg", count))[0].clamp(-1, 1)
+            sampler = subject.sampler("cfg", "fp32", 4 if subject.bench.small else 20)
+            _CLEAN[key] = sampler.draw(subject.cells("cfg", count))[0].clamp(-1, 1)
         else:
             shape = (count, *subject.checkpoint.shape)
             drawn = torch.randn(shape, generator=torch.Generator().manual_seed(count))
@@ -446,7 +446,7 @@ def predictions(subject: Subject) -> None:
     )
     count = 2 if subject.bench.small else 8
     labels = torch.tensor(subject.labels[:count], device=subject.bench.device)
-    denoisers = {name: subject.painter("cfg", name, 2).condition([])[0] for name in DTYPES}
+    denoisers = {name: subject.sampler("cfg", name, 2).condition([])[0] for name in DTYPES}
     for t in TIMESTEPS[:: 4 if subject.bench.small else 1]:
         x_t, when, _ = noised(subject, t, count)
         with torch.no_grad():
@@ -464,7 +464,7 @@ def gradients(subject: Subject) -> None:
     )
     count = 2 if subject.bench.small else 8
     labels = torch.tensor(subject.labels[:count], device=subject.bench.device)
-    scores: dict[str, Any] = {name: subject.painter("classifier", name, 2).classifier for name in DTYPES}
+    scores: dict[str, Any] = {name: subject.sampler("classifier", name, 2).classifier for name in DTYPES}
     for t in TIMESTEPS[:: 4 if subject.bench.small else 1]:
         x_t, when, level = noised(subject, t, count)
         made = {name: score(x_t, when, labels, level, x_t) for name, score in scores.items()}
@@ -480,7 +480,7 @@ def gradients(subject: Subject) -> None:
 
 def unscaled(score: Any, subject: Subject, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     """The gradient in fp16 without a scale, for comparison."""
-    columns = subject.judge.columns(subject.checkpoint.labels)
+    columns = subject.classifier.columns(subject.checkpoint.labels)
 
     def logits_of(x: Tensor) -> Tensor:
         with autocast(x, torch.float16):
@@ -504,7 +504,7 @@ def images(subject: Subject) -> None:
                 return
             cells = subject.cells(mode, count)
             drawn = {
-                name: to_uint8(subject.painter(mode, name, steps, scheduler).paint(cells)[0]).double() for name in DTYPES
+                name: to_uint8(subject.sampler(mode, name, steps, scheduler).draw(cells)[0]).double() for name in DTYPES
             }
             columns = []
             for name in ("fp16", "bf16"):
@@ -573,13 +573,13 @@ def limit(bench: Bench, subjects: Sequence[Subject]) -> None:
                 break
             with on_memory(f"limit of {subject.name} {mode}"):
                 steps = min(bench.steps, 4)
-                painter = replace(subject.painter(mode, bench.dtype, steps), decode=None)
-                painter.scheduler.set_timesteps(steps)
+                sampler = replace(subject.sampler(mode, bench.dtype, steps), decode=None)
+                sampler.scheduler.set_timesteps(steps)
                 cells = subject.cells(mode, bench.options.batch)
-                one = bare_calls(painter, 1, [cells[0].label or 0])
+                one = bare_calls(sampler, 1, [cells[0].label or 0])
                 total = flop(one) * len(cells)
-                bare = bare_calls(painter, len(cells), [cell.label or 0 for cell in cells])
-                work = partial(sampled_latents, painter, cells)
+                bare = bare_calls(sampler, len(cells), [cell.label or 0 for cell in cells])
+                work = partial(sampled_latents, sampler, cells)
                 pairs = in_pairs(work, bare, bench.options.pairs)
                 ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
                 rate = matrix_rate(bench)
@@ -597,8 +597,8 @@ def limit(bench: Bench, subjects: Sequence[Subject]) -> None:
         print(f"{name} {shares}", flush=True)
 
 
-def sampled_latents(painter: Painter, cells: list[Cell]) -> None:
-    painter.paint(cells)
+def sampled_latents(sampler: Sampler, cells: list[Cell]) -> None:
+    sampler.draw(cells)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
@@ -613,60 +613,60 @@ def memory(bench: Bench, subjects: Sequence[Subject]) -> None:
         for mode in subject.modes:
             if bench.late(f"memory of {subject.name} {mode}"):
                 return
-            painter = capped(subject.painter(mode, bench.dtype, 2), 6 if bench.device.type == "cpu" else None)
-            memory_of(subject, mode, painter)
+            sampler = capped(subject.sampler(mode, bench.dtype, 2), 6 if bench.device.type == "cpu" else None)
+            memory_of(subject, mode, sampler)
 
 
-class _Capped(Painter):
+class _Capped(Sampler):
     """A device with room for few images, where there is no device whose memory could be filled."""
 
     room: int
 
-    def paint(self, cells: Sequence[Cell], *others: Any, **named: Any) -> Any:
+    def draw(self, cells: Sequence[Cell], *others: Any, **named: Any) -> Any:
         if len(cells) > self.room:
             raise torch.OutOfMemoryError("a stand-in for a full device")
-        return super().paint(cells, *others, **named)
+        return super().draw(cells, *others, **named)
 
 
-def capped(painter: Painter, room: int | None) -> Painter:
+def capped(sampler: Sampler, room: int | None) -> Sampler:
     if room is None:
-        return painter
-    small = _Capped(**{each.name: getattr(painter, each.name) for each in fields(painter)})
+        return sampler
+    small = _Capped(**{each.name: getattr(sampler, each.name) for each in fields(sampler)})
     object.__setattr__(small, "room", room)
     return small
 
 
-def peak(painter: Painter, cells: list[Cell]) -> float | None:
+def peak(sampler: Sampler, cells: list[Cell]) -> float | None:
     """GiB at the peak of drawing a batch, nan off CUDA; None if it does not fit."""
-    cuda = painter.device.type == "cuda"
+    cuda = sampler.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(painter.device)
+        torch.cuda.reset_peak_memory_stats(sampler.device)
     try:
-        sampled(painter, cells)
+        sampled(sampler, cells)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return None
-    return torch.cuda.max_memory_allocated(painter.device) / 2**30 if cuda else float("nan")
+    return torch.cuda.max_memory_allocated(sampler.device) / 2**30 if cuda else float("nan")
 
 
-def memory_of(subject: Subject, mode: str, painter: Painter) -> None:
+def memory_of(subject: Subject, mode: str, sampler: Sampler) -> None:
     most = subject.bench.options.most
     peaks: dict[int, float] = {}
     size = 2
-    while size <= most and (found := peak(painter, subject.cells(mode, size))) is not None:
+    while size <= most and (found := peak(sampler, subject.cells(mode, size))) is not None:
         peaks[size] = found
         size *= 2
     between = size // 2 + size // 4
-    if len(peaks) > 1 and size <= most and (found := peak(painter, subject.cells(mode, between))) is not None:
+    if len(peaks) > 1 and size <= most and (found := peak(sampler, subject.cells(mode, between))) is not None:
         peaks[between] = found
     if len(peaks) < 2:
         print(f"{subject.name:<16} {mode:<11} {max(peaks, default=0):7}   too few batches fit", flush=True)
         return
     largest, (low, high) = max(peaks), sorted(peaks)[:2]
     predicted = peaks[low] + (peaks[high] - peaks[low]) / (high - low) * (largest - low)
-    finished, batches = recovered(subject, mode, painter, largest, peaks)
+    finished, batches = recovered(subject, mode, sampler, largest, peaks)
     print(
         f"{subject.name:<16} {mode:<11} {largest:5}{'+' if size > most else ' '} {peaks[largest]:11.2f} {predicted:11.2f}   "
         f"{finished} of {largest}, {', '.join(map(str, batches))}",
@@ -674,23 +674,23 @@ def memory_of(subject: Subject, mode: str, painter: Painter) -> None:
     )
 
 
-def recovered(subject: Subject, mode: str, painter: Painter, largest: int, peaks: dict[int, float]) -> tuple[int, list[int]]:
+def recovered(subject: Subject, mode: str, sampler: Sampler, largest: int, peaks: dict[int, float]) -> tuple[int, list[int]]:
     """Images that are drawn from one batch where half of it fits, and the batches that they were drawn in."""
     bench, settings = subject.bench, subject.settings(mode, subject.bench.dtype, 2)
     half = max(size for size in peaks if size <= largest // 2)
-    cuda, batches = painter.device.type == "cuda", []
+    cuda, batches = sampler.device.type == "cuda", []
     if cuda:
         torch.cuda.empty_cache()
-        whole = torch.cuda.get_device_properties(painter.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, 1.1 * peaks[half] * 2**30 / whole), painter.device)
+        whole = torch.cuda.get_device_properties(sampler.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 1.1 * peaks[half] * 2**30 / whole), sampler.device)
     else:
-        painter = capped(painter, half)
+        sampler = capped(sampler, half)
     try:
         with Run(Path(tempfile.mkdtemp(dir=bench.folder)), settings, {}) as run:
-            rows = list(draw(painter, subject.cells(mode, largest), run, str, largest, batches.append))
+            rows = list(draw(sampler, subject.cells(mode, largest), run, str, largest, batches.append))
     finally:
         if cuda:
-            torch.cuda.set_per_process_memory_fraction(1.0, painter.device)
+            torch.cuda.set_per_process_memory_fraction(1.0, sampler.device)
     return sum(row["status"] == "ok" for _, row in rows), list(dict.fromkeys(batches))
 
 

@@ -22,7 +22,7 @@ from guidegen.models.checkpoint import open_classifier
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.sampler import Sampler, open_sampler
 from guidegen.sampling.worker import draw
 from guidegen.scores.interfaces import autocast
 from guidegen.spec.cell import Cell
@@ -40,41 +40,41 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def bare_calls(painter: Painter, batch: int, labels: list[int]) -> Callable[[], None]:
-    """The network calls of one batch at w = 3 with nothing around them, in the painter's precision."""
-    denoiser: Any = painter.condition([])[0]
-    judge: Any = painter.classifier
-    x = torch.randn((batch, *painter.shape), device=painter.device)
-    y = torch.tensor(labels, device=painter.device)
-    null = torch.full((batch,), denoiser.null_label, device=painter.device)
-    joined = (torch.cat([x, x]), torch.cat([null, y])) if painter.mode == "cfg" else (x, null)
-    timesteps = painter.scheduler.timesteps.to(painter.device)
+def bare_calls(sampler: Sampler, batch: int, labels: list[int]) -> Callable[[], None]:
+    """The network calls of one batch at w = 3 with nothing around them, in the sampler's precision."""
+    denoiser: Any = sampler.condition([])[0]
+    classifier: Any = sampler.classifier
+    x = torch.randn((batch, *sampler.shape), device=sampler.device)
+    y = torch.tensor(labels, device=sampler.device)
+    null = torch.full((batch,), denoiser.null_label, device=sampler.device)
+    joined = (torch.cat([x, x]), torch.cat([null, y])) if sampler.mode == "cfg" else (x, null)
+    timesteps = sampler.scheduler.timesteps.to(sampler.device)
 
     def gradient(t: torch.Tensor) -> None:
         leaf = x.detach().requires_grad_()
-        with autocast(x, judge.autocast):
-            logits = judge.network(leaf.view_as(leaf), t.expand(batch))  # counting FLOP cannot begin at a leaf
+        with autocast(x, classifier.autocast):
+            logits = classifier.network(leaf.view_as(leaf), t.expand(batch))  # counting FLOP cannot begin at a leaf
         torch.autograd.grad(logits.float().log_softmax(-1)[:, 0].sum(), leaf)
 
     def work() -> None:
         for t in timesteps:
             with torch.no_grad(), autocast(x, denoiser.autocast):
                 denoiser.network(joined[0], t.expand(len(joined[0])), class_labels=joined[1], return_dict=False)
-            if painter.mode == "classifier":
+            if sampler.mode == "classifier":
                 gradient(t)
-        if painter.decode:
+        if sampler.decode:
             with torch.no_grad():
-                painter.decode(x)
+                sampler.decode(x)
 
     return work
 
 
-def saving(painter: Painter, cells: list[Cell], settings: Settings, batch: int, where: str | Path) -> Callable[[], None]:
+def saving(sampler: Sampler, cells: list[Cell], settings: Settings, batch: int, where: str | Path) -> Callable[[], None]:
     """Drawing the cells and saving them as the command does, each time into a new run under `where`."""
 
     def work() -> None:
         with Run(Path(tempfile.mkdtemp(dir=where)), settings, {}) as run:
-            for _ in draw(painter, cells, run, str, batch):
+            for _ in draw(sampler, cells, run, str, batch):
                 pass
 
     return work
@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = open_checkpoint(options.model)
-    judge = open_classifier(checkpoint.bundled_classifier or "")
+    classifier = open_classifier(checkpoint.bundled_classifier or "")
     labels = (list(checkpoint.labels) * options.batch)[: options.batch]
     cells = [Cell(label, seed, 3.0) for seed, label in enumerate(labels)]
     print(
@@ -110,9 +110,9 @@ def main() -> None:
             settings = Settings(
                 mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, options.dtype, checkpoint.null_label
             )
-            painter = open_painter(checkpoint, judge, scheduler, settings, device)
-            bare = bare_calls(painter, options.batch, labels)
-            total = saving(painter, cells, settings, options.batch, where)
+            sampler = open_sampler(checkpoint, classifier, scheduler, settings, device)
+            bare = bare_calls(sampler, options.batch, labels)
+            total = saving(sampler, cells, settings, options.batch, where)
             total(), bare()
             pairs = [(seconds(total), seconds(bare)) for _ in range(options.pairs)]
             ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))

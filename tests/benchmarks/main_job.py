@@ -49,8 +49,8 @@ def timed() -> dict[str, float]:
 
     spent["imports"] = time.perf_counter() - start
     clock(drawing, "_with_weights", "loading")  # looks for them and hashes them
-    clock(pipeline, "open_painters", "loading")
-    clock(pipeline.Painter, "paint", "sampling")
+    clock(pipeline, "open_samplers", "loading")
+    clock(pipeline.Sampler, "draw", "sampling")
     clock(run.Run, "write", "writing")
     app(JOB.split(), standalone_mode=False)
     return spent

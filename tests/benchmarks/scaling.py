@@ -19,7 +19,7 @@ from guidegen import open_checkpoint
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.pipeline import Tally, open_painter
+from guidegen.sampling.sampler import Tally, open_sampler
 from guidegen.sampling.worker import draw
 from guidegen.spec.plan import make_cells
 from guidegen.spec.settings import Settings
@@ -41,12 +41,12 @@ def main() -> None:
         """Seconds and network calls."""
         scheduler = plan_scheduler(checkpoint, "ddim", steps, None)
         settings = Settings("cfg", checkpoint.name, "", "DDIM", steps, None, "fp32", checkpoint.null_label)
-        painter = open_painter(checkpoint, None, scheduler, settings, device)
+        sampler = open_sampler(checkpoint, None, scheduler, settings, device)
         cells = make_cells(list(checkpoint.labels)[:labels], [0, 1], WEIGHTS[:weights])
         tally = Tally()
         with tempfile.TemporaryDirectory() as folder, Run(Path(folder), settings, {}) as run:
             start = time.perf_counter()
-            for _ in draw(painter, cells, run, str, size, tally=tally):
+            for _ in draw(sampler, cells, run, str, size, tally=tally):
                 pass
             return time.perf_counter() - start, tally.made
 

@@ -28,7 +28,7 @@ from guidegen import Checkpoint, open_checkpoint
 from guidegen.runs.directory import Run
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.pipeline import Tally, open_painter
+from guidegen.sampling.sampler import Tally, open_sampler
 from guidegen.sampling.worker import draw
 from guidegen.spec.cell import Cell
 from guidegen.spec.plan import make_cells
@@ -111,13 +111,13 @@ def take_turns(
     def sweep(dtype: str) -> Callable[[Path], None]:
         scheduler = plan_scheduler(checkpoint, "ddim", options.steps, None)
         settings = Settings("cfg", checkpoint.name, "", "DDIM", options.steps, None, dtype, checkpoint.null_label)
-        painter = open_painter(checkpoint, None, scheduler, settings, device)
+        sampler = open_sampler(checkpoint, None, scheduler, settings, device)
         size = pick_batch_size("auto", device, checkpoint.image_shape)
 
         def work(folder: Path) -> None:
             tallies[dtype] = Tally()
             with Run(folder, settings, {}) as run:
-                for _ in draw(painter, cells, run, str, size, tally=tallies[dtype]):
+                for _ in draw(sampler, cells, run, str, size, tally=tallies[dtype]):
                     pass
 
         return work

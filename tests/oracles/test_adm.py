@@ -23,7 +23,7 @@ from guidegen.models.convert import adm
 from guidegen.models.convert.adm_layout import Choices
 from guidegen.models.loading import load_classifier, load_network
 from guidegen.sampling.loop import initial_noise
-from guidegen.sampling.pipeline import open_painter
+from guidegen.sampling.sampler import open_sampler
 from guidegen.sampling.schedulers import make_scheduler
 from guidegen.spec.cell import Cell
 
@@ -168,28 +168,30 @@ def test_guided_samples_equal_the_published_sampler(
     stay within a few units, where the untrained network multiplies its rounding by up to 50.
     """
     unet = randomise(UNet(Options(classes=5 if mode == "both" else None)), seed=3)
-    judge = randomise(Classifier(Options(res_blocks=2)), seed=4)
+    classifier = randomise(Classifier(Options(res_blocks=2)), seed=4)
     checkpoint = open_checkpoint(converted(unet, tmp_path / "unet", replace(choices_of(unet.o), schedule=schedule)))
-    classifier = open_classifier(converted(judge, tmp_path / "judge", replace(choices_of(judge.o), schedule=None), 2))
+    classifier = open_classifier(
+        converted(classifier, tmp_path / "classifier", replace(choices_of(classifier.o), schedule=None), 2)
+    )
     assert checkpoint.scheduler_config["clip_sample"] is True
     scheduler = make_scheduler({**checkpoint.scheduler_config, "clip_sample": clip})
     scheduler.set_timesteps(count)
     assert scheduler.timesteps.tolist() == ddim_times(count)
-    painter = open_painter(checkpoint, classifier, scheduler, settings_of(mode, count), torch.device("cpu"))
+    sampler = open_sampler(checkpoint, classifier, scheduler, settings_of(mode, count), torch.device("cpu"))
     weights, labels = [0.0, 1.0, 10.0], torch.tensor([0, 1, 4])
     cells = [Cell(y, seed, w) for seed, (y, w) in enumerate(zip(labels.tolist(), weights, strict=True))]
     if mode == "both":
         cells = [replace(cell, w=1.0, w_classifier=cell.w) for cell in cells]
-    images, _ = painter.paint(cells)
+    images, _ = sampler.draw(cells)
     noise, _ = initial_noise(range(3), checkpoint.shape)
-    expected = guided_ddim(unet, judge, noise, labels, weights, schedule, count, clip=clip)
-    unguided = guided_ddim(unet, judge, noise, labels, [0.0] * 3, schedule, count, clip=clip)
+    expected = guided_ddim(unet, classifier, noise, labels, weights, schedule, count, clip=clip)
+    unguided = guided_ddim(unet, classifier, noise, labels, [0.0] * 3, schedule, count, clip=clip)
     size = expected.abs().amax(dim=(1, 2, 3))  # an untrained network's images are not bounded
     error = (images - expected).abs().amax(dim=(1, 2, 3)) / size
     tolerance = 10 * TOLERANCE if clip else TOLERANCE
     assert error.max() <= tolerance, error  # 2e-6 and 1e-4 were seen
     assert (expected - unguided).abs().amax(dim=(1, 2, 3))[2] / size[2] > 100 * tolerance  # guidance shows
-    other = guided_ddim(unet, judge, noise, labels, weights, schedule, count, clip=not clip)
+    other = guided_ddim(unet, classifier, noise, labels, weights, schedule, count, clip=not clip)
     assert ((expected - other).abs().amax(dim=(1, 2, 3)) / size).min() > 100 * tolerance  # and so does the clip
 
 
@@ -206,8 +208,8 @@ def test_diffusers_opens_the_folder_and_draws_the_same(tmp_path: Path) -> None:
     theirs = pipeline(1, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
     checkpoint = open_checkpoint(folder)
     scheduler = make_scheduler(checkpoint.scheduler_config)
-    painter = open_painter(checkpoint, None, scheduler, settings_of("none", 10), torch.device("cpu"))
-    images, _ = painter.paint([Cell(None, 3, 0.0)])
+    sampler = open_sampler(checkpoint, None, scheduler, settings_of("none", 10), torch.device("cpu"))
+    images, _ = sampler.draw([Cell(None, 3, 0.0)])
     drawn = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     assert (drawn - torch.from_numpy(theirs)).abs().max() <= TOLERANCE
     assert drawn.std() > 0.1

@@ -13,7 +13,7 @@ from torch import Tensor
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.denoisers import UNetDenoiser
 from guidegen.sampling.loop import sample, to_uint8
-from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.sampler import Sampler, open_sampler
 from guidegen.sampling.schedulers import SCHEDULERS, make_scheduler
 from guidegen.scores.gradient import NoisyScore
 from guidegen.scores.guidance import classifier_free
@@ -30,7 +30,7 @@ LABELS = [0, 1, 2, 3]
 ONE_LEVEL = 2 / 255  # one grey level of images in [-1, 1]
 
 
-def plain_loop(unet: Any, scheduler: Any, steps: int, extra: dict[str, Any], judge: Any = None) -> Tensor:
+def plain_loop(unet: Any, scheduler: Any, steps: int, extra: dict[str, Any], classifier: Any = None) -> Tensor:
     """Guidance as diffusers' users write it; one weight a sample so that all are seen."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     scheduler.set_timesteps(steps)
@@ -44,9 +44,9 @@ def plain_loop(unet: Any, scheduler: Any, steps: int, extra: dict[str, Any], jud
         with torch.no_grad():
             free = unet(x_in, t, class_labels=null).sample
             prediction = free + w * (unet(x_in, t, class_labels=labels).sample - free)
-        if judge is not None:  # Dhariwal & Nichol 2021, algorithm 2, for epsilon on the DDIM schedule
+        if classifier is not None:  # Dhariwal & Nichol 2021, algorithm 2, for epsilon on the DDIM schedule
             leaf = x_in.detach().requires_grad_()
-            log_p = judge(leaf, t.expand(len(x))).log_softmax(-1)[range(len(x)), labels].sum()
+            log_p = classifier(leaf, t.expand(len(x))).log_softmax(-1)[range(len(x)), labels].sum()
             gradient = torch.autograd.grad(log_p, leaf)[0]
             prediction = free - w * (1 - scheduler.alphas_cumprod[t]).sqrt() * gradient
         x = scheduler.step(prediction, t, x, **extra).prev_sample
@@ -73,11 +73,15 @@ def test_cfg_equals_the_plain_loop(name: str, kind: str) -> None:
 
 
 def test_classifier_guidance_equals_the_published_loop() -> None:
-    unet, judge = tiny_unet(num_class_embeds=6), tiny_classifier()
+    unet, classifier = tiny_unet(num_class_embeds=6), tiny_classifier()
     scheduler = make_scheduler({"clip_sample": False}, "ddim")
-    expected = plain_loop(unet, scheduler, 12, {}, judge)
+    expected = plain_loop(unet, scheduler, 12, {}, classifier)
     guide = Guide(
-        UNetDenoiser(unet, "epsilon", NULL_LABEL), LABELS, [0.0] * 4, WEIGHTS, NoisyScore(judge, {i: i for i in range(5)})
+        UNetDenoiser(unet, "epsilon", NULL_LABEL),
+        LABELS,
+        [0.0] * 4,
+        WEIGHTS,
+        NoisyScore(classifier, {i: i for i in range(5)}),
     )
     drawn = sample(guide, scheduler, SEEDS, SHAPE, 12)
     torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
@@ -92,8 +96,8 @@ def test_unconditional_equals_ddim_pipeline(unconditional: Path, eta: float) -> 
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     theirs = pipeline(4, generators, eta=eta, num_inference_steps=10, output_type="np").images
-    painter = painter_of(unconditional, "ddim", 10, eta, mode="none")
-    images, _ = painter.paint([Cell(None, seed, 0.0) for seed in SEEDS])
+    sampler = sampler_of(unconditional, "ddim", 10, eta, mode="none")
+    images, _ = sampler.draw([Cell(None, seed, 0.0) for seed in SEEDS])
     mine = to_uint8(images).float() / 255
     assert (mine - torch.from_numpy(theirs)).abs().max() <= 1 / 255
 
@@ -104,14 +108,14 @@ def test_unconditional_equals_ddpm_pipeline(unconditional: Path) -> None:
     pipeline = DDPMPipeline.from_pretrained(unconditional)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(1, torch.Generator().manual_seed(3), num_inference_steps=15, output_type="np").images
-    images, _ = painter_of(unconditional, None, 15, None, mode="none").paint([Cell(None, 3, 0.0)])
+    images, _ = sampler_of(unconditional, None, 15, None, mode="none").draw([Cell(None, 3, 0.0)])
     assert (to_uint8(images).float() / 255 - torch.from_numpy(theirs)).abs().max() <= 1 / 255
 
 
-def painter_of(folder: Path, scheduler: str | None, steps: int, eta: float | None, mode: str = "cfg") -> Painter:
+def sampler_of(folder: Path, scheduler: str | None, steps: int, eta: float | None, mode: str = "cfg") -> Sampler:
     checkpoint = open_checkpoint(str(folder))
     walker = make_scheduler(checkpoint.scheduler_config, scheduler)
-    return open_painter(checkpoint, None, walker, settings_of(mode, steps, eta=eta), torch.device("cpu"))
+    return open_sampler(checkpoint, None, walker, settings_of(mode, steps, eta=eta), torch.device("cpu"))
 
 
 def test_classifier_free_equals_diffusers_guider() -> None:
@@ -135,14 +139,14 @@ def test_a_cell_does_not_depend_on_its_batch(with_null: Path, name: str | None, 
     from guidegen.sampling.cost import plan_scheduler
 
     checkpoint = open_checkpoint(str(with_null))
-    judge = open_classifier(str(with_null / "classifier"))
+    classifier = open_classifier(str(with_null / "classifier"))
     walker = plan_scheduler(checkpoint, name, 10, None)
-    painter = open_painter(checkpoint, judge, walker, settings_of(mode), torch.device("cpu"))
+    sampler = open_sampler(checkpoint, classifier, walker, settings_of(mode), torch.device("cpu"))
     cells = [Cell(i % 5, i, w) for i, w in enumerate([0.0, 1.0, 0.5, 4.0] * 4)]
-    together, calls = painter.paint(cells)
-    backwards, _ = painter.paint(cells[::-1])
+    together, calls = sampler.draw(cells)
+    backwards, _ = sampler.draw(cells[::-1])
     for i in (0, 1, 2, 3, 15):
-        alone, own_calls = painter.paint([cells[i]])
+        alone, own_calls = sampler.draw([cells[i]])
         assert (alone[0] - together[i]).abs().max() <= ONE_LEVEL
         assert (backwards[15 - i] - together[i]).abs().max() <= ONE_LEVEL
         assert own_calls == [calls[i]]
@@ -162,8 +166,8 @@ def test_flow_and_other_kinds_sample_to_finite_images(kind: str) -> None:
     names = list(SCHEDULERS)
     if kind == "flow":
         config, names = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}, ["euler", "heun", "dpm++", "unipc"]
-    judge = NoisyScore(tiny_classifier(), {i: i for i in range(5)})
+    classifier = NoisyScore(tiny_classifier(), {i: i for i in range(5)})
     denoiser = UNetDenoiser(tiny_unet(num_class_embeds=6), kind, NULL_LABEL)  # type: ignore[arg-type]
     for name in names:
-        guide = Guide(denoiser, LABELS, [2.0] * 4, [0.5] * 4, judge)
+        guide = Guide(denoiser, LABELS, [2.0] * 4, [0.5] * 4, classifier)
         assert sample(guide, make_scheduler(config, name), SEEDS, SHAPE, 6).isfinite().all(), name

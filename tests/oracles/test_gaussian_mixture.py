@@ -158,16 +158,16 @@ def test_both_adds_the_two() -> None:
 def test_two_exact_classifiers_are_one(kind: PredictionType) -> None:
     """p(y|x)^0.3 p(y|x)^0.7 = p(y|x), at one level and all the way down."""
     mixture, x, t = Mixture(kind), points(6), torch.tensor(0)
-    judges = [Posterior(mixture), Posterior(mixture)]
+    classifiers = [Posterior(mixture), Posterior(mixture)]
     labels, w, zero = [0, 1, 2, 0, 1, 2], [1.0, 1.0, 1.0, 2.5, 0.0, -1.0], [0.0] * 6
     targets = [((2 * label, 0.3), (2 * label + 1, 0.7)) for label in labels]
-    several = Guide(mixture, labels, zero, w, SummedScore(judges), classifier_labels=targets)
+    several = Guide(mixture, labels, zero, w, SummedScore(classifiers), classifier_labels=targets)
     for mixture.level in LEVELS:
         one = make_guide(mixture, "classifier", labels, w)(x, t, mixture.level)
         # 0.3 and 0.7 are fp32 in the guide
         torch.testing.assert_close(several(x, t, mixture.level), one, rtol=1e-6, atol=1e-6)
     assert several.calls == [3 * (1 + 2 * (weight != 0)) for weight in w]
-    assert judges[0].rows == judges[1].rows == 3 * 5
+    assert classifiers[0].rows == classifiers[1].rows == 3 * 5
     down = [follow(guide, mixture) for guide in (several, make_guide(mixture, "classifier", labels, w))]
     drawn = [sample(guide, schedule(kind), list(range(6)), SHAPE, steps=20) for guide in down]
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
@@ -214,13 +214,13 @@ def test_noisy_and_denoised_classifiers_add_up() -> None:
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
 def test_calls_of_zero_weight_are_skipped(mode: str) -> None:
     mixture = Mixture("epsilon")
-    judge = Posterior(mixture)
+    classifier = Posterior(mixture)
     w = [0.0, 1.0, 3.0]
-    guide = Guide(mixture, [0, 1, 2], w) if mode == "cfg" else Guide(mixture, [0, 1, 2], [0.0] * 3, w, judge)
+    guide = Guide(mixture, [0, 1, 2], w) if mode == "cfg" else Guide(mixture, [0, 1, 2], [0.0] * 3, w, classifier)
     guide(points(3), torch.tensor(0), LEVELS[1])
     assert guide.calls == ([1, 1, 2] if mode == "cfg" else [1, 2, 2])
-    assert (mixture.rows, judge.rows) == ((4, 0) if mode == "cfg" else (3, 2))
-    assert mixture.rows + judge.rows == sum(guide.calls)
+    assert (mixture.rows, classifier.rows) == ((4, 0) if mode == "cfg" else (3, 2))
+    assert mixture.rows + classifier.rows == sum(guide.calls)
 
 
 def schedule(kind: PredictionType) -> object:

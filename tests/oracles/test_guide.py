@@ -79,25 +79,25 @@ class Weaker(Mixture):
         return 0.5 * super().__call__(x, t, labels)
 
 
-@pytest.mark.parametrize("mode", ["auto", "cfg", "classifier"])
+@pytest.mark.parametrize("mode", ["autoguidance", "cfg", "classifier"])
 def test_autoguidance_adds_the_difference_of_the_networks(mode: str) -> None:
-    strong, weak, x, level = Mixture("epsilon"), Weaker("epsilon"), points(4), LEVELS[2]
-    strong.level = weak.level = level
+    strong, guiding, x, level = Mixture("epsilon"), Weaker("epsilon"), points(4), LEVELS[2]
+    strong.level = guiding.level = level
     w_guide = [0.0, 1.0, 2.5, 3.0]
-    w = {"auto": [1.0] * 4, "cfg": [1.0, 2.0, 2.0, 0.0], "classifier": [0.0] * 4}[mode]
+    w = {"autoguidance": [1.0] * 4, "cfg": [1.0, 2.0, 2.0, 0.0], "classifier": [0.0] * 4}[mode]
     w_classifier = [2.0] * 4 if mode == "classifier" else [0.0] * 4
-    guide = Guide(strong, [0, 1, 2, 0], w, w_classifier, Posterior(strong), weak=weak, w_guide=w_guide)
+    guide = Guide(strong, [0, 1, 2, 0], w, w_classifier, Posterior(strong), guiding=guiding, w_guide=w_guide)
     plain = Guide(strong, [0, 1, 2, 0], w, w_classifier, Posterior(strong))(x, T, level)
     condition = torch.tensor([label if each else NULL for label, each in zip([0, 1, 2, 0], w, strict=True)])
-    better, worse = strong(x, T, condition), weak(x, T, condition)
+    better, worse = strong(x, T, condition), guiding(x, T, condition)
     expected = plain + (torch.tensor(w_guide).double()[:, None, None, None] - 1) * (better - worse)
     torch.testing.assert_close(guide(x, T, level), expected, **EXACT)
-    # auto: the weak one alone at 0, the strong one alone at 1
-    assert guide.calls == {"auto": [1, 1, 2, 2], "cfg": [1, 2, 3, 2], "classifier": [3, 2, 3, 3]}[mode]
+    # auto: the guiding one alone at 0, the strong one alone at 1
+    assert guide.calls == {"autoguidance": [1, 1, 2, 2], "cfg": [1, 2, 3, 2], "classifier": [3, 2, 3, 3]}[mode]
 
 
 def test_autoguidance_needs_its_network() -> None:
-    with pytest.raises(ValueError, match="weaker network"):
+    with pytest.raises(ValueError, match="guiding network"):
         Guide(Mixture("epsilon"), [0], [1.0], w_guide=[2.0])
 
 
@@ -130,12 +130,12 @@ def test_method_has_its_memory_for_one_trajectory_and_knows_the_step() -> None:
     assert seen == each, "one sample at a time, each with a memory of its own"
 
 
-def test_pace_sets_the_weights_and_the_calls_of_each_step() -> None:
+def test_schedule_sets_the_weights_and_the_calls_of_each_step() -> None:
     mixture, x = Mixture("epsilon"), points(2)
     mixture.level = LEVELS[1]
     plain = {w: Guide(mixture, [0, 1], [w, w])(x, T, LEVELS[1]) for w in (0.0, 1.0, 6.0)}
     guide = Guide(
-        mixture, [0, 1], [3.0, 3.0], pace=lambda index, weights: weights._replace(w=(0.0, 1.0, 2 * weights.w)[index])
+        mixture, [0, 1], [3.0, 3.0], schedule=lambda index, weights: weights._replace(w=(0.0, 1.0, 2 * weights.w)[index])
     )
     for index, w in enumerate((0.0, 1.0, 6.0)):
         torch.testing.assert_close(guide(x, T, LEVELS[1], index), plain[w])
@@ -154,12 +154,12 @@ def test_clip_keeps_the_denoised_estimate_in_range_and_nothing_else(kind: Predic
 def test_guide_clips_before_it_adds_the_gradient() -> None:
     mixture, x, level = Mixture("epsilon"), points(4), LEVELS[1]
     mixture.level = level
-    judge = Posterior(mixture)
+    classifier = Posterior(mixture)
     labels = [0, 1, 2, 0]
     bound = 0.1  # below the estimates of these points, so that it does something
-    guided = Guide(mixture, labels, [0.0] * 4, [4.0] * 4, judge, clip=bound)(x, T, level)
+    guided = Guide(mixture, labels, [0.0] * 4, [4.0] * 4, classifier, clip=bound)(x, T, level)
     alone = Guide(mixture, labels, [0.0] * 4, clip=bound)(x, T, level)
-    gradient = judge(x, T, torch.tensor(labels), level, x)
+    gradient = classifier(x, T, torch.tensor(labels), level, x)
     moved = to_score(guided, x, level, "epsilon") - to_score(alone, x, level, "epsilon")
     torch.testing.assert_close(moved, 4 * gradient, **EXACT)
     assert to_x0(alone, x, level, "epsilon").abs().max() <= bound + 1e-9

@@ -23,7 +23,7 @@ from guidegen.scores import methods as formulas
 from guidegen.scores.interfaces import NULL, Step, Weights
 from guidegen.scores.methods import METHODS, find_method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, PredictionType, to_x0
-from guidegen.scores.schedule import interval_factors, make_pace
+from guidegen.scores.schedule import interval_factors, make_schedule
 
 SHAPES = [(3, 3, 8, 8), (1, 4, 16, 32), (2, 1, 32, 32)]
 WEIGHTS = [0.5, 1.5, 3.0, 7.5, 20.0]
@@ -216,10 +216,10 @@ def test_off_where_diffusers_is_off(limits: tuple[float, float]) -> None:
     made = guider("ClassifierFreeGuidance", guidance_scale=5.0, start=start, stop=stop)
     unconditional, conditional = tensors(SHAPES[0], 0)
     levels = [Level(math.cos(a), math.sin(a)) for a in torch.linspace(1.5, 0.1, COUNT).tolist()]
-    pace = make_pace(levels, f"{100 * start:g}%:{100 * stop:g}%", None, METHODS["cfg"])
+    schedule = make_schedule(levels, f"{100 * start:g}%:{100 * stop:g}%", None, METHODS["cfg"])
     for index in range(COUNT):
         expected = prepared(made, index).forward(conditional, unconditional).pred
-        w = weights(pace.weights(index, Weights(5.0, 0.0, 1.0))[0], 3)
+        w = weights(schedule.weights(index, Weights(5.0, 0.0, 1.0))[0], 3)
         close(METHODS["cfg"](unconditional, conditional, w, a_step(SHAPES[0], index=index)), expected)
 
 
@@ -359,22 +359,22 @@ def test_the_same_in_every_prediction_type(name: str) -> None:
 
 
 class Walker:
-    """A small guide: the mixture's two predictions, combined with the paced weight of each step."""
+    """A small guide: the mixture's two predictions, combined with the scheduled weight of each step."""
 
     def __init__(
         self, mixture: Mixture, scheduler: Any, steps: int, name: str, w: float, label: int, interval: str | None = None
     ):
         scheduler.set_timesteps(steps)
         self.mixture, self.method, self.w, self.label = mixture, METHODS[name], w, label
-        self.pace = make_pace(noise_levels(scheduler), interval, None, self.method, levels_after(scheduler))
+        self.schedule = make_schedule(noise_levels(scheduler), interval, None, self.method, levels_after(scheduler))
         self.index, self.memory = 0, {}
 
     def __call__(self, x: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
         self.mixture.level = level
         null = self.mixture(x, t, torch.full((len(x),), NULL))
         label = self.mixture(x, t, torch.full((len(x),), self.label))
-        w = torch.full((len(x), 1, 1, 1), self.pace.weights(index, Weights(self.w, 0.0, 1.0))[0]).double()
-        step = Step(x, level, self.mixture.prediction_type, index, len(self.pace.gains), self.memory)
+        w = torch.full((len(x), 1, 1, 1), self.schedule.weights(index, Weights(self.w, 0.0, 1.0))[0]).double()
+        step = Step(x, level, self.mixture.prediction_type, index, len(self.schedule.gains), self.memory)
         return self.method(null, label, w, step)
 
 
@@ -394,7 +394,7 @@ def renoised(mixture: Mixture, levels: list[Level], seeds: list[int], scale: flo
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.6, 1.0])
 def test_cfg_plus_plus_is_its_own_loop(kind: PredictionType, weight: float) -> None:
-    """The paper's DDIM loop against guidegen's sampler with diffusers' DDIM, w alone being paced."""
+    """The paper's DDIM loop against guidegen's sampler with diffusers' DDIM, w alone being scheduled."""
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True)
     mixture, seeds = Mixture(kind), list(range(8))
     drawn = sample(Walker(mixture, scheduler, 20, "cfg++", weight, 1), scheduler, seeds, SHAPE, 20)

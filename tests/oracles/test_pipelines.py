@@ -19,7 +19,7 @@ from torch import Tensor
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.loop import to_uint8
-from guidegen.sampling.pipeline import Painter, open_painter
+from guidegen.sampling.sampler import Sampler, open_sampler
 from guidegen.sampling.schedulers import SCHEDULERS
 from guidegen.spec.cell import Cell
 
@@ -51,10 +51,10 @@ def their_pipeline(folder: Path, name: str) -> Any:
     return pipeline
 
 
-def painter_of(folder: Path, name: str, **settings: Any) -> Painter:
+def sampler_of(folder: Path, name: str, **settings: Any) -> Sampler:
     checkpoint = open_checkpoint(folder)
     walker = plan_scheduler(checkpoint, name, STEPS, None)
-    return open_painter(checkpoint, None, walker, settings_of("cfg", STEPS, **settings), torch.device("cpu"))
+    return open_sampler(checkpoint, None, walker, settings_of("cfg", STEPS, **settings), torch.device("cpu"))
 
 
 def generators(count: int) -> list[torch.Generator]:
@@ -112,7 +112,7 @@ def predict_text(pipeline: Any, x: Tensor, t: Tensor, prompt: str, null: bool) -
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_dit(folders: dict[str, Path], name: str, batch: int) -> None:
-    painter = painter_of(folders["dit"], name)
+    sampler = sampler_of(folders["dit"], name)
     for w in (0.0, 0.5, 1.0, 4.0):
         pipeline = their_pipeline(folders["dit"], name)
         if w < 1:
@@ -123,7 +123,7 @@ def test_dit(folders: dict[str, Path], name: str, batch: int) -> None:
                 pipeline.scheduler = seeded(pipeline.scheduler, draws)
             made = pipeline(LABELS[:batch], w, draws, num_inference_steps=STEPS, output_type="np")
             theirs = torch.from_numpy(made.images)
-        images, _ = painter.paint([Cell(LABELS[i], i, w) for i in range(batch)])
+        images, _ = sampler.draw([Cell(LABELS[i], i, w) for i in range(batch)])
         assert (to_uint8(images).float() / 255 - theirs).abs().max() <= 1 / 255, (name, w)
 
 
@@ -131,7 +131,7 @@ def test_dit(folders: dict[str, Path], name: str, batch: int) -> None:
 @pytest.mark.parametrize("name", SCHEDULED)
 @pytest.mark.parametrize("kind", ["sd", "sd-v", "sdxl"])
 def test_text(folders: dict[str, Path], kind: str, name: str, batch: int) -> None:
-    painter = painter_of(folders[kind], name, negative_prompt=NEGATIVE)
+    sampler = sampler_of(folders[kind], name, negative_prompt=NEGATIVE)
     pipeline = their_pipeline(folders[kind], name)
     for w in (0.0, 0.5, 1.0, 4.0):
         if w < 1:
@@ -140,7 +140,7 @@ def test_text(folders: dict[str, Path], kind: str, name: str, batch: int) -> Non
             asked = {"negative_prompt": [NEGATIVE] * batch, "generator": generators(batch), "output_type": "np"}
             made = pipeline(PROMPTS[:batch], num_inference_steps=STEPS, guidance_scale=w, **asked)
             theirs = torch.from_numpy(made.images)
-        images, _ = painter.paint([Cell(None, i, w, None, PROMPTS[i], i) for i in range(batch)])
+        images, _ = sampler.draw([Cell(None, i, w, None, PROMPTS[i], i) for i in range(batch)])
         assert (to_uint8(images).float() / 255 - theirs).abs().max() <= 1 / 255, (kind, name, w)
 
 
@@ -152,7 +152,7 @@ def test_the_empty_negative_prompt_and_other_sizes(
     """SDXL's null condition is zeros where nothing is negated; its sizes follow the image's."""
     checkpoint = open_checkpoint(folders[kind], size=size)
     walker = plan_scheduler(checkpoint, None, STEPS, None)
-    painter = open_painter(checkpoint, None, walker, settings_of("cfg", STEPS), torch.device("cpu"))
+    sampler = open_sampler(checkpoint, None, walker, settings_of("cfg", STEPS), torch.device("cpu"))
     import diffusers
 
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[kind], safety_checker=None)
@@ -167,7 +167,7 @@ def test_the_empty_negative_prompt_and_other_sizes(
         generator=generators(2),
         output_type="np",
     )
-    images, _ = painter.paint([Cell(None, i, 5.0, None, PROMPTS[i], i) for i in range(2)])
+    images, _ = sampler.draw([Cell(None, i, 5.0, None, PROMPTS[i], i) for i in range(2)])
     assert images.shape[2:] == (height, width)
     assert (to_uint8(images).float() / 255 - torch.from_numpy(made.images)).abs().max() <= 1 / 255
 
@@ -175,9 +175,9 @@ def test_the_empty_negative_prompt_and_other_sizes(
 @pytest.mark.parametrize("kind", ["dit", "sd", "sdxl"])
 def test_the_condition_matters(folders: dict[str, Path], kind: str) -> None:
     """What the equalities above compare is not the same picture each time."""
-    painter = painter_of(folders[kind], "ddim", negative_prompt=NEGATIVE)
+    sampler = sampler_of(folders[kind], "ddim", negative_prompt=NEGATIVE)
     cells = [Cell(LABELS[i] if kind == "dit" else None, 0, w, None, PROMPTS[i], i) for i in (0, 1) for w in (0.0, 1.0, 4.0)]
-    images, _ = painter.paint(cells)
+    images, _ = sampler.draw(cells)
     fox, other = images[:3], images[3:]
     assert (fox[0] - other[0]).abs().max() <= 1 / 255  # unconditional: the same
     for w in (1, 2):
@@ -195,8 +195,8 @@ def test_a_class_conditional_flow_model(tmp_path: Path, w: float) -> None:
     checkpoint = open_checkpoint(folder)
     assert (checkpoint.prediction_type, checkpoint.null_label) == ("flow", 1000)
     walker = plan_scheduler(checkpoint, None, STEPS, None)
-    painter = open_painter(checkpoint, None, walker, settings_of("cfg", STEPS), torch.device("cpu"))
-    images, _ = painter.paint([Cell(207, 5, w)])
+    sampler = open_sampler(checkpoint, None, walker, settings_of("cfg", STEPS), torch.device("cpu"))
+    images, _ = sampler.draw([Cell(207, 5, w)])
 
     parts = diffusers.DiTTransformer2DModel.from_pretrained(folder / "transformer").eval()
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae").eval()

@@ -33,7 +33,7 @@ from guidegen.sampling.schedulers import (
 from guidegen.scores.interfaces import Weights
 from guidegen.scores.methods import METHODS
 from guidegen.scores.noise import Level, PredictionType, from_x0
-from guidegen.scores.schedule import make_pace
+from guidegen.scores.schedule import make_schedule
 
 CLASSES = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
 VP = {
@@ -450,11 +450,11 @@ class Pair:
 
 
 def guided(scheduler: Any, pair: Pair, weight: float) -> Callable[..., Tensor]:
-    pace = make_pace(noise_levels(scheduler), None, None, METHODS["cfg++"], levels_after(scheduler))
+    schedule = make_schedule(noise_levels(scheduler), None, None, METHODS["cfg++"], levels_after(scheduler))
 
     def guide(x: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
         u, c = pair(x, level)
-        return u + pace.weights(index, Weights(weight)).w * (c - u)
+        return u + schedule.weights(index, Weights(weight)).w * (c - u)
 
     return guide
 

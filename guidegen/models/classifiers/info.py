@@ -14,7 +14,7 @@ from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
 from guidegen.models.python_ref import ClassifierModel, label_names
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
-from guidegen.python_file import own_sha256, read_own, split_own
+from guidegen.python_file import python_sha256, read_python_ref, split_python_ref
 
 if TYPE_CHECKING:
     from guidegen.models.classifiers.preprocessing import Preprocessing
@@ -40,7 +40,7 @@ class ClassifierInfo:
         input: noisy (a `NoisyClassifier`, reads x_t and t) or denoised (reads clean images).
         preprocessor: what a transformers classifier does to an image first; None for a `NoisyClassifier`.
         zero_shot: whether it tells apart whatever texts it is given.
-        own: a classifier of the person's own, which has no files but its own.
+        custom: what a Python file declares (`file.py:NAME`), which has no other files; None for a folder.
     """
 
     ref: str
@@ -51,7 +51,7 @@ class ClassifierInfo:
     input: str
     preprocessor: Preprocessing | None
     zero_shot: bool = False
-    own: ClassifierModel | None = None
+    custom: ClassifierModel | None = None
 
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
@@ -74,7 +74,7 @@ class ClassifierInfo:
     @property
     def name(self) -> str:
         """A short name for run.json."""
-        return self.ref.rpartition(":")[2] if self.own is not None else self.folder.resolve().name
+        return self.ref.rpartition(":")[2] if self.custom is not None else self.folder.resolve().name
 
     def columns(self, labels: Labels) -> dict[int, int]:
         """Label id of the UNet -> column of the logits: by name where both have names, else by id."""
@@ -176,12 +176,15 @@ def open_classifier(
     """
     one_of("input", input, (None, "noisy", "denoised"))
     ref = str(ref)
-    if own := split_own(ref):
-        model: ClassifierModel = read_own(ref, ClassifierModel)
+    if python_ref := split_python_ref(ref):
+        model: ClassifierModel = read_python_ref(ref, ClassifierModel)
         if input not in (None, model.input):
             raise UsageError(f"--classifier-input {input}: {ref} reads {model.input} images.")
-        config = {"id2label": {str(i): name for i, name in model.labels.items()}, "sha256": own_sha256(ref, model.version)}
-        return ClassifierInfo(ref, own[0].parent, None, config, Labels(model.labels), model.input, None, own=model)
+        config = {
+            "id2label": {str(i): name for i, name in model.labels.items()},
+            "sha256": python_sha256(ref, model.version),
+        }
+        return ClassifierInfo(ref, python_ref[0].parent, None, config, Labels(model.labels), model.input, None, custom=model)
     folder, revision = locate(ref, access.offline)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a classifier: config.json is missing.")
@@ -236,7 +239,7 @@ def open_classifiers(
 
 
 def _identity(classifier: ClassifierInfo) -> Any:
-    return classifier.config["sha256"] if classifier.own else classifier.folder.resolve()
+    return classifier.config["sha256"] if classifier.custom else classifier.folder.resolve()
 
 
 def open_backbone(

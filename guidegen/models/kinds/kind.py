@@ -50,7 +50,7 @@ PIXEL = Kind("pixel UNet", "unet", "UNet2DModel")
 ADM = Kind("guided-diffusion UNet", "unet", "AdmUNet2DModel")
 
 
-OWN = Kind("own model", "own", "")
+CUSTOM = Kind("own model", "own", "")
 
 
 KINDS = {
@@ -154,7 +154,7 @@ def vae_factor(vae: Mapping[str, Any]) -> int:
     return 1 << max(0, halvings)
 
 
-def own_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[int, int]:
+def native_size(kind: Kind, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[int, int]:
     """(height, width) of the images that the config names."""
     size = configs[kind.network].get("sample_size")
     factor = vae_factor(configs["vae"]) if kind.latent else 1

@@ -1,4 +1,4 @@
-"""Networks of one's own, held to what `guidegen.Model` and `guidegen.ClassifierModel` say of them at every call."""
+"""Custom networks, held to what `guidegen.Model` and `guidegen.ClassifierModel` say of them at every call."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from guidegen.errors import CheckpointError, GuidegenError
 from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
 from guidegen.models.python_ref import ClassifierModel, Model
-from guidegen.python_file import blamed, refuse_own
+from guidegen.python_file import blamed, refuse_custom
 from guidegen.scores.noise import PREDICTION_TYPES, PredictionType
 
 
-class OwnDenoiser:
+class CustomDenoiser:
     """The denoiser that a `guidegen.Model` loads.
 
     Args:
         checkpoint: what it was opened as.
-        own: its model.
+        custom: its model.
         kind: what it should predict.
         device: where to.
 
@@ -28,19 +28,21 @@ class OwnDenoiser:
             with its file and line.
     """
 
-    def __init__(self, checkpoint: Checkpoint, own: Model, kind: PredictionType, device: torch.device):
-        self._ref, self._shape, self._image_shape = checkpoint.ref, own.shape, checkpoint.image_shape
-        with blamed(self._ref, CheckpointError, own.load):
-            self._network: Any = own.load(device)
+    def __init__(self, checkpoint: Checkpoint, custom: Model, kind: PredictionType, device: torch.device):
+        self._ref, self._shape, self._image_shape = checkpoint.ref, custom.shape, checkpoint.image_shape
+        with blamed(self._ref, CheckpointError, custom.load):
+            self._network: Any = custom.load(device)
             said, decode = getattr(self._network, "prediction_type", None), getattr(self._network, "decode", None)
         if not callable(self._network):
-            raise refuse_own(self._ref, CheckpointError, own.load, f"load gives a {_type(self._network)}, no denoiser.")
+            raise refuse_custom(
+                self._ref, CheckpointError, custom.load, f"load gives a {_type(self._network)}, no denoiser."
+            )
         if said not in PREDICTION_TYPES:
             words = f"its prediction_type is {said!r}; it should be one of {', '.join(PREDICTION_TYPES)}."
             raise self._refuse(f"the denoiser cannot be used: {words}")
         if said != kind:
             raise self._refuse(f"the denoiser predicts {said}, and its scheduler's config says {kind}.")
-        if decode is None and own.image_size is not None:
+        if decode is None and custom.image_size is not None:
             raise self._refuse("the model has an image_size, and its denoiser no decode, which would make images of it.")
         self.prediction_type = kind
         self.decode = None if decode is None else self._decode
@@ -66,28 +68,30 @@ class OwnDenoiser:
 
     def _check(self, found: Any, shape: tuple[int, ...], like: Tensor, what: Any) -> None:
         if message := _difference(found, shape, like):
-            raise refuse_own(self._ref, CheckpointError, what, message)
+            raise refuse_custom(self._ref, CheckpointError, what, message)
 
     def _refuse(self, message: str) -> GuidegenError:
-        return refuse_own(self._ref, CheckpointError, self._network, message)
+        return refuse_custom(self._ref, CheckpointError, self._network, message)
 
 
-class OwnClassifier(nn.Module):
-    """The classifier that a `guidegen.ClassifierModel` loads; raises as `OwnDenoiser` does.
+class CustomClassifier(nn.Module):
+    """The classifier that a `guidegen.ClassifierModel` loads; raises as `CustomDenoiser` does.
 
     Args:
         classifier: what it was opened as.
-        own: its model.
+        custom: its model.
         device: where to.
     """
 
-    def __init__(self, classifier: ClassifierInfo, own: ClassifierModel, device: torch.device):
+    def __init__(self, classifier: ClassifierInfo, custom: ClassifierModel, device: torch.device):
         super().__init__()
-        self._ref, self._columns = classifier.ref, len(own.labels)
-        with blamed(self._ref, CheckpointError, own.load):
-            self.network: Any = own.load(device)
+        self._ref, self._columns = classifier.ref, len(custom.labels)
+        with blamed(self._ref, CheckpointError, custom.load):
+            self.network: Any = custom.load(device)
         if not callable(self.network):
-            raise refuse_own(self._ref, CheckpointError, own.load, f"load gives a {_type(self.network)}, no classifier.")
+            raise refuse_custom(
+                self._ref, CheckpointError, custom.load, f"load gives a {_type(self.network)}, no classifier."
+            )
 
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def forward(self, images: Tensor, *timestep: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ class OwnClassifier(nn.Module):
         with blamed(self._ref, CheckpointError, self.network, drawing=True):
             logits: Any = self.network(images, *timestep)
         if message := _difference(logits, (len(images), self._columns), images, floating=True):
-            raise refuse_own(self._ref, CheckpointError, self.network, message)
+            raise refuse_custom(self._ref, CheckpointError, self.network, message)
         found: Tensor = logits
         return found
 

@@ -23,7 +23,7 @@ from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Classifier, Mixture
 from guidegen.scores.methods import METHODS, Method
 from guidegen.scores.noise import PREDICTION_TYPES
-from guidegen.scores.schedule import Pace
+from guidegen.scores.schedule import GuidanceSchedule
 from guidegen.spec.cell import Cell, mode_weights
 from guidegen.spec.settings import Settings
 
@@ -36,7 +36,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Painter:
+class Sampler:
     """Everything that stays the same from batch to batch.
 
     Attributes:
@@ -46,7 +46,7 @@ class Painter:
         target: a cell's labels as the classifier counts them.
         scheduler: a diffusers scheduler.
         shape: (C, H, W) of what the network draws.
-        mode: cfg, classifier, both, none or auto.
+        mode: cfg, classifier, both, none or autoguidance.
         steps: steps of the scheduler.
         eta: DDIM's eta; None for the default.
         device: where the networks are.
@@ -56,8 +56,8 @@ class Painter:
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         method: how predictions are combined, its options filled in.
-        pace: how strongly at each step; None for the same at all.
-        weak: the weaker network, told what to draw like `condition`; None without autoguidance.
+        schedule: how strongly at each step; None for the same at all.
+        guiding: the guiding network, told what to draw like `condition`; None without autoguidance.
     """
 
     condition: Condition
@@ -71,24 +71,24 @@ class Painter:
     eta: float | None
     device: torch.device
     is_cut: Callable[[str], bool] | None = None
-    in_fp32: Callable[[], Painter] | None = None
+    in_fp32: Callable[[], Sampler] | None = None
     fixed_rows: int | None = None
     clip: float | None = None
     method: Method = METHODS["cfg"]
-    pace: Pace | None = None
-    weak: Condition | None = None
+    schedule: GuidanceSchedule | None = None
+    guiding: Condition | None = None
     drop_fp32: Callable[[], bool] | None = None
 
-    def paint(
+    def draw(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
     ) -> tuple[torch.Tensor, list[int]]:
         """Images (B, C, H, W) fp32 of the cells, and the network calls behind each."""
         weights = [mode_weights(self.mode, cell) for cell in cells]
         denoiser, labels = self.condition(cells)
-        classifier, weak = self.classifier, self.weak(cells)[0] if self.weak else None
+        classifier, guiding = self.classifier, self.guiding(cells)[0] if self.guiding else None
         if self.fixed_rows is not None:
             denoiser = FixedDenoiser(denoiser, self.fixed_rows)
-            weak = weak and FixedDenoiser(weak, self.fixed_rows)
+            guiding = guiding and FixedDenoiser(guiding, self.fixed_rows)
             classifier = classifier and fixed_classifier(classifier, self.fixed_rows)
         seeds = [cell.seed for cell in cells]
         guide = Guide(
@@ -100,12 +100,12 @@ class Painter:
             self.device,
             [self.target(cell) for cell in cells],
             seeds,
-            weak=weak,
+            guiding=guiding,
             w_guide=[w for _, _, w in weights],
             steps=len(self.scheduler.timesteps),
             clip=self.clip,
             method=self.method,
-            pace=self.pace.weights if self.pace else None,
+            schedule=self.schedule.weights if self.schedule else None,
         )
         drawn = sample(guide, self.scheduler, seeds, self.shape, self.steps, self.eta, self.device, on_step)
         if tally is not None:
@@ -117,7 +117,7 @@ class Painter:
         return self.decode(drawn) if self.decode else drawn
 
 
-def open_painter(
+def open_sampler(
     checkpoint: Checkpoint,
     classifier: AnyClassifier | None,
     scheduler: Any,
@@ -127,13 +127,13 @@ def open_painter(
     compile_networks: bool = False,
     fixed_rows: int | None = None,
     guide: GuideModel | None = None,
-) -> Painter:
+) -> Sampler:
     """Loads the weights. Raises CheckpointError where they do not load."""
-    painters = open_painters(checkpoint, classifier, settings, device, access, compile_networks, fixed_rows, guide)
-    return painters(settings, scheduler)
+    samplers = open_samplers(checkpoint, classifier, settings, device, access, compile_networks, fixed_rows, guide)
+    return samplers(settings, scheduler)
 
 
-def open_painters(
+def open_samplers(
     checkpoint: Checkpoint,
     classifier: AnyClassifier | None,
     settings: Settings,
@@ -142,8 +142,8 @@ def open_painters(
     compile_networks: bool = False,
     fixed_rows: int | None = None,
     guide: GuideModel | None = None,
-) -> Callable[[Settings, Any], Painter]:
-    """Loads the weights once; from settings that need the same networks, and a scheduler, to their painter.
+) -> Callable[[Settings, Any], Sampler]:
+    """Loads the weights once; from settings that need the same networks, and a scheduler, to their sampler.
 
     Raises:
         CheckpointError: the weights do not load.
@@ -162,33 +162,33 @@ def open_painters(
         autocast=autocast,
     )
     networks = opened(checkpoint, guide=guide)
-    weak = networks.weak
+    guiding = networks.guiding
     if guide is not None and guide.checkpoint is not None and not guide.shares:
-        weak = opened(guide.checkpoint, decodes=False).condition
+        guiding = opened(guide.checkpoint, decodes=False).condition
     score = None
     if classifier is not None:
         score = open_gradient(classifier, checkpoint, settings, device, access, compile_networks, networks)
 
     @cache
-    def painters_in_fp32() -> Callable[[Settings, Any], Painter]:
+    def samplers_in_fp32() -> Callable[[Settings, Any], Sampler]:
         exact = replace(settings, dtype="fp32")
-        return open_painters(checkpoint, classifier, exact, device, access, compile_networks, fixed_rows, guide)
+        return open_samplers(checkpoint, classifier, exact, device, access, compile_networks, fixed_rows, guide)
 
     def drop_fp32() -> bool:
-        loaded = painters_in_fp32.cache_info().currsize > 0
-        painters_in_fp32.cache_clear()
+        loaded = samplers_in_fp32.cache_info().currsize > 0
+        samplers_in_fp32.cache_clear()
         return loaded
 
-    def painter_for(settings: Settings, scheduler: Any) -> Painter:
-        def in_fp32() -> Painter:
-            return painters_in_fp32()(replace(settings, dtype="fp32"), scheduler)
+    def sampler_for(settings: Settings, scheduler: Any) -> Sampler:
+        def in_fp32() -> Sampler:
+            return samplers_in_fp32()(replace(settings, dtype="fp32"), scheduler)
 
-        method, pace = plan_guidance(settings, scheduler)
+        method, schedule = plan_guidance(settings, scheduler)
         walker, clip = scheduler, None
         if classifier is not None:
             walker, clip = without_clip(scheduler)
             walker.set_timesteps(settings.steps)
-        return Painter(
+        return Sampler(
             networks.condition,
             networks.decode,
             score,
@@ -205,8 +205,8 @@ def open_painters(
             fixed_rows=fixed_rows,
             clip=clip,
             method=method,
-            pace=pace,
-            weak=weak,
+            schedule=schedule,
+            guiding=guiding,
         )
 
-    return painter_for
+    return sampler_for
