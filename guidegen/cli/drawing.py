@@ -21,12 +21,10 @@ from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals
 from guidegen.errors import IncompleteError, StoppedError, UsageError
-from guidegen.models.checkpoint import Access, AnyClassifier, Checkpoint, ClassifierInfo
+from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
-from guidegen.models.weight_files import weights_sha256
 from guidegen.report import grid
 from guidegen.runs.directory import Row, Rows, Run, encode_row, png_text, remove, write_atomically
-from guidegen.sampling.autoguidance import GuideModel
 from guidegen.spec import limits
 from guidegen.spec.cell import Cell
 from guidegen.spec.composition import prompt_parts
@@ -101,26 +99,13 @@ def _with_weights(job: Job) -> Job:
     for folder in parts + [part.folder for part in classifiers if part.custom is None]:
         check_weights(folder, access)
     hashes: dict[str, Any] = {
-        "model_sha256": _sha256(checkpoint, access),
-        "classifier_sha256": SEPARATOR.join(_sha256(part, access) for part in classifiers) or None,
-        "guide_model_sha256": _guide_sha256(guide, access),
+        "model_sha256": checkpoint.sha256(access),
+        "classifier_sha256": SEPARATOR.join(part.sha256(access) for part in classifiers) or None,
+        "guide_model_sha256": guide.sha256(access) if guide else None,
     }
     looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
     settings = replace(job.settings, **hashes)
     return replace(job, settings=settings, looks=looks)
-
-
-def _guide_sha256(guide: GuideModel | None, access: Access) -> str | None:
-    if guide is None or guide.checkpoint is None:
-        return None
-    return str(guide.checkpoint.config["sha256"]) if guide.checkpoint.custom else weights_sha256(guide.folders, access)
-
-
-def _sha256(part: Checkpoint | ClassifierInfo, access: Access) -> str:
-    """Identity of the weights; a network of one's own says its own."""
-    if part.custom is not None:
-        return str(part.config["sha256"])
-    return weights_sha256(part.part_folders.values() if isinstance(part, Checkpoint) else [part.folder], access)
 
 
 def _draw(job: Job, run: Run, signals: Signals) -> Rows:

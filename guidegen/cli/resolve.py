@@ -336,17 +336,17 @@ def _check_noisy(classifier: ClassifierInfo, checkpoint: Checkpoint) -> None:
     if channels != checkpoint.shape[0]:
         raise UsageError(
             f"--classifier {classifier.ref} reads {channels} channels, and the model draws {checkpoint.shape[0]}"
-            f"{' (latents)' if checkpoint.kind.latent else ''}: it was made for another. --classifier-input denoised may do."
+            f"{' (latents)' if checkpoint.latent else ''}: it was made for another. --classifier-input denoised may do."
         )
 
 
 def _prompts(flags: Flags, checkpoint: Checkpoint, classifier: AnyClassifier | None) -> list[str] | None:
     """The texts that are asked for; None where none is needed."""
     zero_shot = classifier is not None and classifier.zero_shot
-    model_reads = checkpoint.kind.text and flags.mode != "classifier"
+    model_reads = checkpoint.reads_prompts and flags.mode != "classifier"
     if not (model_reads or zero_shot):
         given = "--prompt" if flags.prompt else "--negative-prompt" if flags.negative_prompt is not None else None
-        if given and not checkpoint.kind.text:
+        if given and not checkpoint.reads_prompts:
             raise UsageError(f"{given}: neither the model nor a classifier reads text. Give --label.")
         if flags.prompt:
             raise UsageError("--prompt: in mode classifier the model draws without one; --mode both uses the prompt too.")
@@ -389,7 +389,7 @@ def _labels(
         example = f'"{known.name(first)}"' if len(known) and known.name(first) else first
         raise UsageError(f"--mode {flags.mode} needs --label, such as --label {example}. `guidegen labels` lists them.")
     if not len(known):
-        takes = "it takes prompts: --prompt" if checkpoint.kind.text else "the model is unconditional, it takes none"
+        takes = "it takes prompts: --prompt" if checkpoint.reads_prompts else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
     ids = options.resolve_labels(flags.label, known)
     for part, _ in classifier.parts if classifier else ():

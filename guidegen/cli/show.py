@@ -61,12 +61,12 @@ def _inspect(
         "revision": checkpoint.revision,
         "kind": _kind(checkpoint),
         "resolution": "{2}x{1}, {0} channels".format(*checkpoint.image_shape),
-        "latents": "{2}x{1}, {0} channels".format(*checkpoint.shape) if checkpoint.kind.latent else None,
+        "latents": "{2}x{1}, {0} channels".format(*checkpoint.shape) if checkpoint.latent else None,
         "parameters": parameters.get(checkpoint.kind.network) or None,
         "other parts": {p: f"{n:,} parameters" for p, n in parameters.items() if p != checkpoint.kind.network},
-        "condition": "prompt" if checkpoint.kind.text else "label" if checkpoint.class_conditional else "none",
-        "labels": None if checkpoint.kind.text else len(checkpoint.labels),
-        "null label": "the empty or negative prompt" if checkpoint.kind.text else checkpoint.null_label,
+        "condition": "prompt" if checkpoint.reads_prompts else "label" if checkpoint.class_conditional else "none",
+        "labels": None if checkpoint.reads_prompts else len(checkpoint.labels),
+        "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
         "prediction type": checkpoint.prediction_type,
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
         "default steps": checkpoint.steps,
@@ -96,7 +96,7 @@ def _inspect(
 
 def _kind(checkpoint: Checkpoint) -> str:
     name = checkpoint.kind.name
-    if checkpoint.kind.text:
+    if checkpoint.reads_prompts:
         return f"{name}, text-conditional"
     if not checkpoint.class_conditional:
         return f"{name}, unconditional"
@@ -148,7 +148,7 @@ def _labels(
     if not checkpoint.class_conditional:
         opened = options.find_classifier(classifier, checkpoint, access=access)
         if opened is None or not opened.takes_labels:
-            takes = "takes prompts" if checkpoint.kind.text else "is unconditional"
+            takes = "takes prompts" if checkpoint.reads_prompts else "is unconditional"
             raise UsageError(f"{checkpoint.ref} {takes}: it has no labels. Name a classifier that has: --classifier.")
         labels = opened.labels
     found = labels.search(query)

@@ -34,7 +34,7 @@ from guidegen.models.kinds.kind import (
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import is_flow, scheduler_config_in
 from guidegen.models.python_ref import Model, label_names
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access, refuse_special, variants
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access, refuse_special, variants, weights_sha256
 from guidegen.python_file import python_sha256, read_python_ref, split_python_ref
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
@@ -108,14 +108,24 @@ class Checkpoint:
         return class_count(self.config) is not None or self.config.get("class_embed_type") is not None
 
     @property
+    def reads_prompts(self) -> bool:
+        """Whether prompts condition it, not labels."""
+        return self.kind.text
+
+    @property
+    def latent(self) -> bool:
+        """Whether it draws latents, which a VAE decodes."""
+        return self.kind.latent
+
+    @property
     def conditional(self) -> bool:
         """Whether the network takes a label or a prompt."""
-        return self.kind.text or self.class_conditional
+        return self.reads_prompts or self.class_conditional
 
     @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
-        return self.custom.has_null if self.custom is not None else self.kind.text or self.null_label is not None
+        return self.custom.has_null if self.custom is not None else self.reads_prompts or self.null_label is not None
 
     @property
     def learned_variance(self) -> bool:
@@ -151,6 +161,12 @@ class Checkpoint:
         download_weights(self.ref, self.revision, self.part_folders.values(), access)
         if access.variant is not None and self.custom is None:
             self.check_variant(access.variant)
+
+    def sha256(self, access: Access = DEFAULT_ACCESS) -> str:
+        """Identity of its weights; a custom model says its own."""
+        if self.custom is not None:
+            return str(self.config["sha256"])
+        return weights_sha256(self.part_folders.values(), access)
 
     def check_variant(self, variant: str) -> None:
         """Raises UsageError where it has no weights of that variant."""

@@ -19,7 +19,7 @@ from guidegen.models.hub import download_weights, locate
 from guidegen.models.kinds.kind import ADM, PIXEL, Kind, check_network
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import scheduler_config_in
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access, weights_sha256
 from guidegen.python_file import split_python_ref
 
 BUNDLED_GUIDE = "bundled"
@@ -58,6 +58,14 @@ class GuideModel:
         if self.shares:
             return [folders[self.checkpoint.kind.network]]
         return [folder for part, folder in folders.items() if part != "vae"]
+
+    def sha256(self, access: Access = DEFAULT_ACCESS) -> str | None:
+        """Identity of its weights; None where they are the model's."""
+        if self.checkpoint is None:
+            return None
+        if self.checkpoint.custom is not None:
+            return self.checkpoint.sha256(access)
+        return weights_sha256(self.folders, access)
 
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own."""
@@ -197,14 +205,14 @@ def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[s
     pairs += [(key, its_noise.get(key), model_noise.get(key)) for key in {**model_noise, **its_noise}]
     if shares:
         pairs += [(key, guiding.config.get(key), model.config.get(key)) for key in _CONDITION]
-    elif model.kind.latent and guiding.kind.latent:
+    elif model.latent and guiding.latent:
         theirs, ours = (c.configs["vae"].get("scaling_factor") for c in (guiding, model))
         pairs.append(("scaling_factor of the VAE", theirs, ours))
     return [f"{what} {_said(its)} where the model's is {_said(own)}" for what, its, own in pairs if its != own]
 
 
 def _takes(checkpoint: Checkpoint) -> str:
-    return "prompts" if checkpoint.kind.text else "labels" if checkpoint.class_conditional else "none"
+    return "prompts" if checkpoint.reads_prompts else "labels" if checkpoint.class_conditional else "none"
 
 
 def _said(value: Any) -> str:

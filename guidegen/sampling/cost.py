@@ -97,7 +97,7 @@ def cost(
     classifiers = [part for part, _ in classifier.parts] if classifier else []
 
     def asked(cell: Cell) -> tuple[Mixture, Mixture]:
-        labels = cell.prompt_parts if checkpoint.kind.text else cell.label_parts
+        labels = cell.prompt_parts if checkpoint.reads_prompts else cell.label_parts
         own = [cell.targets if part.zero_shot else cell.label_parts for part in classifiers]
         targets = [target for i, parts in enumerate(own) for target in numbered(parts, len(own), i)]
         return numbered(labels), tuple(targets)

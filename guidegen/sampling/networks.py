@@ -57,9 +57,9 @@ def open_networks(
     guiding = _guiding_network(guide, network, device, access, autocast)
     compiled: Any = torch.compile(network) if compile_networks else network
     guiding_compiled: Any = torch.compile(guiding) if compile_networks and guiding is not None else guiding
-    latent = checkpoint.kind.latent and decodes
+    latent = checkpoint.latent and decodes
     decode = latent_decoder(load_part(checkpoint, "vae", device, access)) if latent else None
-    if checkpoint.kind.text:
+    if checkpoint.reads_prompts:
         from guidegen.models.text import PromptEncoder
 
         encoder = PromptEncoder(checkpoint, network, negative_prompt, device, access)

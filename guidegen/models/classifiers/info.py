@@ -13,7 +13,7 @@ from guidegen.models.configs import read_config, read_json
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
 from guidegen.models.python_ref import ClassifierModel, label_names
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access, weights_sha256
 from guidegen.python_file import python_sha256, read_python_ref, split_python_ref
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class ClassifierInfo:
             CheckpointError: the hub gives nothing.
         """
         download_weights(self.ref, self.revision, [self.folder], access)
+
+    def sha256(self, access: Access = DEFAULT_ACCESS) -> str:
+        """Identity of its weights; a custom classifier says its own."""
+        return str(self.config["sha256"]) if self.custom is not None else weights_sha256([self.folder], access)
 
     @property
     def parts(self) -> tuple[tuple[ClassifierInfo, float], ...]:
