@@ -348,7 +348,9 @@ def test_run_json_says_what_made_the_run(finished: Finished, with_null: Path) ->
     assert (settings["mode"], settings["steps"], settings["dtype"]) == ("cfg", 3, "fp32")
     assert (settings["scheduler"], settings["null_label"], settings["classifier"]) == ("DDIMScheduler", 5, None)
     assert about["checkpoint"] == {"path": str(with_null.resolve()), "revision": None}
-    assert about["command"] == ["guidegen", *finished.args, "--json"]
+    assert about["command"] == "sweep"
+    asked = {"model": str(with_null), "label": ["0-1"], "num": 2, "w": "0,1,3", "steps": 3, "out": "run", "json": True}
+    assert about["options"] == asked
     assert {"python", "torch", "diffusers"} <= set(about["versions"])
 
 

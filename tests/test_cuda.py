@@ -18,15 +18,16 @@ import pytest
 import torch
 from conftest import settings_of
 from PIL import Image
+from setups import open_sampler
 from test_memory import small_device
 from torch import Tensor
 
 from guidegen import BUNDLED, open_checkpoint, open_classifier, to_uint8
 from guidegen.runs.directory import Run
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES, pick_dtype
-from guidegen.sampling.sampler import Sampler, open_sampler
+from guidegen.sampling.sampler import Sampler
 from guidegen.sampling.schedulers import SCHEDULERS
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.noise import Level
 from guidegen.spec.cell import Cell

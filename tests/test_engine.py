@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ import pytest
 import torch
 from conftest import settings_of, tiny_unet
 from PIL import Image
+from setups import open_sampler
 from torch import Tensor
 
 from guidegen.errors import GuidegenError
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
 from guidegen.models.denoisers import UNetDenoiser
 from guidegen.runs.directory import Run, read_rows
-from guidegen.sampling.cost import plain_cost, plan_scheduler
 from guidegen.sampling.device import pick_device
-from guidegen.sampling.sampler import Sampler, Tally, open_sampler
+from guidegen.sampling.sampler import Sampler, Tally
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.fixed_rows import FixedClassifier, FixedDenoiser
 from guidegen.scores.guided import Guide
@@ -48,7 +50,7 @@ def drawn(
 ) -> tuple[dict[Cell, Any], int]:
     """Rows of the cells, and the network calls that were made."""
     tally = Tally()
-    with Run(folder, settings_of(sampler.mode, sampler.steps, dtype=dtype), {}) as run:
+    with Run(folder, settings_of(sampler.setup.settings.mode, sampler.setup.settings.steps, dtype=dtype), {}) as run:
         rows = dict(draw(sampler, cells, run, str, size, tally=tally))
     return rows, tally.made
 
@@ -130,8 +132,7 @@ def test_sweep_in_one_batch_is_the_same_images_as_one_by_one_for_fewer_calls(
     # at the first step one null call for each seed, and one call or gradient for each label and seed
     expected -= seeds + samples * guided - (seeds + samples)
     assert made == expected < sum(row["nfe"] for row in swept.values())
-    settings = settings_of(mode, steps, classifier="x" if mode == "classifier" else None)
-    assert plain_cost(12, settings, sampler.scheduler) == 12 * 2 * steps
+    assert sampler.setup.plain_cost(12) == 12 * 2 * steps
 
 
 def test_unguided_cells_of_one_seed_are_drawn_once_whatever_the_batch(with_null: Path, tmp_path: Path) -> None:
@@ -219,7 +220,8 @@ class Overflowing:
     """Stands for a sampler: label 1 is never finite, label 2 only in fp32."""
 
     def __init__(self, fp32: bool):
-        self.mode, self.steps, self.device, self.fixed_rows = "cfg", 2, torch.device("cpu"), None
+        self.setup = SimpleNamespace(settings=settings_of("cfg", 2), image_key=lambda cell: cell)
+        self.device, self.fixed_rows = torch.device("cpu"), None
         self.in_fp32 = None if fp32 else cache(lambda: Overflowing(True))
         self.fp32, self.batches, self.most = fp32, [], 2 if fp32 else 99
         self.drop_fp32 = None

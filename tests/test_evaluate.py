@@ -44,7 +44,7 @@ def picture(label: int, seed: int, w: float) -> Any:
 def write_run(folder: Path, mode: str = "cfg", labels: tuple[int, ...] = (0, 1, 2), seeds: int = 8, **settings: Any) -> Path:
     given = Settings(mode, "model", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5, **settings)
     plan = Plan(labels, range(seeds), WEIGHTS, grid=True)
-    with Run(folder, given, {"command": ["guidegen", "sweep"]}, plan=plan) as run:
+    with Run(folder, given, {"command": "sweep", "options": {}}, plan=plan) as run:
         for label in labels:
             for seed in range(seeds):
                 for w in WEIGHTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from guidegen import BUNDLED
 from guidegen.cli import app
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
-from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.sampler import open_samplers
+from guidegen.sampling.sampler import Samplers
+from guidegen.sampling.setup import Models, make_setup, plan_scheduler
 from guidegen.scores.methods import METHODS
 from guidegen.spec.cell import Cell
 
@@ -107,9 +108,10 @@ def test_half_precision_at_a_large_weight_is_finite_with_every_method(mode: str)
     checkpoint = open_checkpoint(str(BUNDLED))
     classifier = open_classifier(str(checkpoint.bundled_classifier)) if mode == "classifier" else None
     settings = settings_of(mode, 2, dtype="fp16", classifier="x" if classifier else None)
-    samplers = open_samplers(checkpoint, classifier, settings, torch.device("cpu"))
+    models = Models(checkpoint, classifier)
+    samplers = Samplers(models, settings, torch.device("cpu"))
     for name in METHODS:
         scheduler = plan_scheduler(checkpoint, None, 2, None)
-        sampler = samplers(settings_of(mode, 2, dtype="fp16", classifier=settings.classifier, guidance=name), scheduler)
+        sampler = samplers(make_setup(models, replace(settings, guidance=name), scheduler))
         images, _ = sampler.draw([Cell(207, 0, 20.0), Cell(950, 1, 20.0)])
         assert images.isfinite().all(), name

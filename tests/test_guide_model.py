@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import NAMES, save_pipeline, settings_of, tiny_unet
 from PIL import Image
+from setups import draw_job, open_sampler, options_of
 from torch import Tensor, nn
 
-from guidegen.cli.drawing import carry_out
-from guidegen.cli.flags import Flags
-from guidegen.cli.resolve import plan_job, say_what_it_takes
+from guidegen.cli.dry_run import print_costs
+from guidegen.cli.resolve import plan_job
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.evaluate.measure import open_drawn
 from guidegen.models.checkpoint import Checkpoint, open_checkpoint, open_classifier
@@ -27,9 +27,9 @@ from guidegen.models.weaken import pick_layers, weakened
 from guidegen.report import grid
 from guidegen.runs.directory import Run
 from guidegen.sampling.autoguidance import open_guide
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.loop import to_uint8
-from guidegen.sampling.sampler import Sampler, Tally, open_sampler
+from guidegen.sampling.sampler import Sampler, Tally
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import NULL
@@ -109,15 +109,12 @@ def drawn(sampler: Sampler, cells: Sequence[Cell]) -> Tensor:
     return to_uint8(sampler.draw(cells)[0]).float() / 255
 
 
-def flags(model: Path | str, out: Path, **given: Any) -> Flags:
-    nothing = dict.fromkeys(Flags.__dataclass_fields__)
-    usual = {"mode": "cfg", "model": str(model), "out": str(out), "steps": 3, "dtype": "auto", "device": "cpu"}
-    usual |= {"batch_size": "auto", "label": ["1"], "quiet": True}
-    return Flags(**(nothing | usual | given))
+def flags(model: Path | str, out: Path, **given: Any) -> Any:
+    return options_of(**({"model": str(model), "out": str(out), "steps": 3, "label": ["1"]} | given))
 
 
 def run_of(model: Path | str, out: Path, **given: Any) -> list[dict[str, Any]]:
-    carry_out(plan_job(flags(model, out, **given)))
+    draw_job(flags(model, out, **given))
     return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
 
 
@@ -342,7 +339,7 @@ def test_mode_auto_goes_from_the_guiding_network_to_the_model(folders: dict[str,
     job = plan_job(flags(folders["beside"], tmp_path / "run", **given))
     rows = run_of(folders["beside"], tmp_path / "run", **given)
     assert [row["nfe"] for row in rows] == [3, 3, 6] * 2, "a call of the guiding network is a call"
-    assert (job.settings.guide_model, job.guide and job.guide.shares) == ("unet_weak", True)
+    assert (job.settings.guide_model, job.models.guide and job.models.guide.shares) == ("unet_weak", True)
     alone = {
         0.0: run_of(folders["guiding"], tmp_path / "guiding", mode="none", num=2),
         1.0: run_of(folders["beside"], tmp_path / "strong", mode="none", num=2),
@@ -431,7 +428,7 @@ def test_sweep_of_both_weights_is_resumed_counted_and_told(
 ) -> None:
     given = {"sweep": True, "w": "1,3", "w_guide": "1,2,0", "guide_model": str(folders["guiding"])}
     job = plan_job(flags(folders["beside"], tmp_path, json_rows=True, **given))
-    say_what_it_takes(job)
+    print_costs(job)
     told = json.loads(capsys.readouterr().out)
     rows = run_of(folders["beside"], tmp_path, **given)
     nfe = {(row["w"], row["w_guide"]): row["nfe"] / 3 for row in rows}
@@ -501,7 +498,7 @@ def test_fixed_rows_and_half_precision_reach_the_guiding_network(folders: dict[s
     ("given", "words"),
     [
         ({"mode": "autoguidance"}, "there is no guiding model beside it. Name one: --guide-model"),
-        ({"w_guide": "2"}, "there is none beside it. Name one"),
+        ({"w_guide": "2"}, "there is none beside the model. Name one"),
         ({"mode": "autoguidance", "guide_model": "bundled"}, "has no guiding network in its folder"),
         ({"mode": "autoguidance", "guide_model": "pag", "w_guide": "2"}, "in mode autoguidance the weight is --w"),
         ({"mode": "autoguidance", "guide_model": "pag", "label": None}, "needs --label"),

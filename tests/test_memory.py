@@ -13,13 +13,15 @@ import pipelines
 import pytest
 import torch
 from conftest import settings_of
+from setups import open_sampler
 
 from guidegen.errors import GuidegenError
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.denoisers import latent_decoder
 from guidegen.runs.directory import Run
-from guidegen.sampling import cost, pipeline, worker
+from guidegen.sampling import setup, worker
 from guidegen.sampling.device import pick_batch_size
+from guidegen.sampling.sampler import Sampler
 from guidegen.spec.cell import Cell
 
 CELLS = [Cell(i % 5, i, 2.0) for i in range(11)]
@@ -30,10 +32,10 @@ ERRORS: list[Callable[[], RuntimeError]] = [
 ]
 
 
-def small_device(sampler: pipeline.Sampler, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
+def small_device(sampler: Sampler, fits: int, error: Callable[[], RuntimeError], sizes: list[int]) -> Any:
     """The sampler on a device with room for `fits` images."""
 
-    class Small(pipeline.Sampler):
+    class Small(Sampler):
         def draw(self, cells: Any, *others: Any, **named: Any) -> Any:
             sizes.append(len(cells))
             if len(cells) > fits:
@@ -44,16 +46,14 @@ def small_device(sampler: pipeline.Sampler, fits: int, error: Callable[[], Runti
 
 
 @pytest.fixture
-def sampler(with_null: Path) -> pipeline.Sampler:
+def sampler(with_null: Path) -> Sampler:
     checkpoint = open_checkpoint(with_null)
-    walker = cost.plan_scheduler(checkpoint, None, 2, None)
-    return pipeline.open_sampler(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
+    walker = setup.plan_scheduler(checkpoint, None, 2, None)
+    return open_sampler(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_batch_that_does_not_fit_is_halved(
-    sampler: pipeline.Sampler, error: Callable[[], RuntimeError], tmp_path: Path
-) -> None:
+def test_a_batch_that_does_not_fit_is_halved(sampler: Sampler, error: Callable[[], RuntimeError], tmp_path: Path) -> None:
     sizes: list[int] = []
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run:
         drawn = list(worker.draw(small_device(sampler, 3, error, sizes), CELLS, run, str, 8))
@@ -64,12 +64,12 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 @pytest.mark.parametrize("error", [*ERRORS, lambda: RuntimeError("CUDA error: out of memory"), MemoryError])
 def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
-    sampler: pipeline.Sampler, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampler: Sampler, error: Callable[[], BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
     alive: list[list[bool]] = []
 
-    class Hungry(pipeline.Sampler):
+    class Hungry(Sampler):
         def draw(self, cells: Any, *others: Any, **named: Any) -> Any:
             if len(cells) < 4:
                 return super().draw(cells, *others, **named)
@@ -96,12 +96,12 @@ def test_memory_is_given_back_once_nothing_of_the_failed_batch_holds_it(
     assert [cell for cell, _ in drawn] == CELLS
 
 
-def test_one_image_that_does_not_fit_is_told(sampler: pipeline.Sampler, tmp_path: Path) -> None:
+def test_one_image_that_does_not_fit_is_told(sampler: Sampler, tmp_path: Path) -> None:
     with Run(tmp_path / "run", settings_of("cfg", 2), {}) as run, pytest.raises(GuidegenError, match="Not even one image"):
         list(worker.draw(small_device(sampler, 0, ERRORS[0], []), CELLS, run, str, 8))
 
 
-def test_other_errors_are_not_taken_for_it(sampler: pipeline.Sampler, tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_it(sampler: Sampler, tmp_path: Path) -> None:
     def broken() -> RuntimeError:
         return RuntimeError("shapes do not fit")
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import settings_of
 from PIL import Image
+from setups import open_sampler
 
 from guidegen.cli.options import resolve_labels
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.labels import Labels
-from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.sampler import open_sampler
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.spec.cell import Cell
 from guidegen.spec.composition import has_weights, label_parts, main_label, prompt_parts, split_weight
 from guidegen.spec.plan import Plan, read_plan

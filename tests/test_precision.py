@@ -9,6 +9,7 @@ import pipelines
 import pytest
 import torch
 from conftest import call, settings_of, tiny_classifier, tiny_unet
+from setups import open_sampler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,8 +27,7 @@ from guidegen import (
 )
 from guidegen.models.denoisers import Texts
 from guidegen.models.loading import cast_weights
-from guidegen.sampling.cost import plan_scheduler
-from guidegen.sampling.sampler import open_sampler
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.spec.cell import Cell
 
 CELLS = [Cell(207, 0, 3.0), Cell(779, 1, 1.0), Cell(950, 2, 8.0), Cell(1, 3, 0.0)]

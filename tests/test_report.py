@@ -40,9 +40,9 @@ def pixels(label: int, seed: int, w: float, size: int = 8) -> Any:
 
 def write_run(folder: Path, mode: str, weights: tuple[float, ...] = WEIGHTS, size: int = 8, seeds: int = 2) -> Path:
     given = Settings(mode, f"model {HOSTILE}", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5)
-    command = ["guidegen", "sweep", "-m", HOSTILE, "--w", "0:4:1", "--label", "all", "-o", "x", "--steps", "5"]
+    options = {"model": HOSTILE, "w": "0:4:1", "label": ["all"], "out": "x", "steps": 5}
     plan = Plan(list(LABELS), range(seeds), weights, grid=True)
-    with Run(folder, given, {"command": command}, plan=plan) as run:
+    with Run(folder, given, {"command": "sweep", "options": options}, plan=plan) as run:
         for label, name in LABELS.items():
             for seed in range(seeds):
                 for w in weights:
@@ -101,8 +101,8 @@ def test_the_page_holds_everything_and_asks_for_nothing(page: Path, runs: tuple[
     assert len(data["images"]) == 6 * 4
     assert all(source.startswith("data:image/png;base64,") for source in data["images"])
     assert data["runs"][0]["settings"]["steps"] == 5
-    assert data["runs"][0]["command"].startswith("guidegen sweep -m '</script>")
-    assert data["runs"][0]["again"] == f"guidegen sample -m '{HOSTILE}' --steps 5"
+    assert data["runs"][0]["command"].startswith("guidegen sweep --model '</script>")
+    assert data["runs"][0]["again"] == f"guidegen sample --model '{HOSTILE}' --steps 5"
     assert data["runs"][0]["cells"][1]["again"] == ["--w", "1.5", "--label", "3", "--seed", "0"]
     page_itself = re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.DOTALL)
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page_itself)
@@ -286,9 +286,7 @@ def swept(folder: Path, own_weights: bool = False) -> Path:
     by = (("guidance", ("cfg", "apg")), ("steps", (5, 10)))
     own = ("guidance", (1.5, 4.0)) if own_weights else None
     plan = Plan([3, 5], range(2), WEIGHTS, grid=True, by=by, own_weights=own)
-    with Run(
-        folder, given, {"command": ["guidegen", "sweep", "--by", "guidance=cfg,apg", "--by=steps=5,10"]}, plan=plan
-    ) as run:
+    with Run(folder, given, {"command": "sweep", "options": {"by": ["guidance=cfg,apg", "steps=5,10"]}}, plan=plan) as run:
         for cell in plan.cells():
             run.write(cell, pixels(cell.label, cell.seed, cell.w + len(str(cell.variant))), LABELS[cell.label], 7)
     Image.new("RGB", (4, 4)).save(folder / "grid.png")

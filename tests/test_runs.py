@@ -372,7 +372,8 @@ BAD: list[tuple[str, Any]] = [
         ("exports", value)
         for value in (1, [1], ["../x.npz"], ["/etc/x.tar"], ["a/b.npz"], ["..npz"], ["run.json"], ["a\0.npz"])
     ),
-    *(("command", value) for value in ("x", [1], None, {})),
+    *(("command", value) for value in ([1], 1, {})),
+    *(("options", value) for value in ("x", [1], None, {"w": {}}, {"w": [1]})),
     *(("checkpoint", value) for value in (1, [], {"path": 1})),
     *(("versions", value) for value in (1, [], {"torch": 1})),
 ]
@@ -501,10 +502,10 @@ def test_command_that_is_no_text_is_kept_and_read(tmp_path: Path) -> None:
     prompt = "a \udcff fox\x1b\0"
     cell = Cell(None, 0, 1.0, prompt=prompt, prompt_index=0)
     for _ in range(2):
-        with Run(tmp_path / "run", settings_of(), {"command": ["guidegen", "\udcff"]}) as run:
+        with Run(tmp_path / "run", settings_of(), {"command": "sample", "options": {"prompt": ["\udcff"]}}) as run:
             if not run.finished([cell]):
                 row = run.write(cell, PIXELS, prompt, 1)
-    assert read_run(tmp_path / "run")["command"] == ["guidegen", "\udcff"]
+    assert read_run(tmp_path / "run")["options"] == {"prompt": ["\udcff"]}
     assert read_rows(tmp_path / "run") == [row]
     with Image.open(tmp_path / "run" / cell.file) as image:
         assert json.loads(image.text["guidegen"])["cell"]["prompt"] == prompt  # type: ignore[attr-defined]

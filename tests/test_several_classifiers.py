@@ -12,24 +12,27 @@ import pipelines
 import pytest
 import torch
 from conftest import NAMES, settings_of, tiny_classifier
+from setups import draw_job, open_sampler, options_of
 from torch import Tensor
 
 from guidegen.cli.drawing import carry_out
-from guidegen.cli.flags import Flags
+from guidegen.cli.dry_run import print_costs
 from guidegen.cli.options import find_classifier
-from guidegen.cli.resolve import Job, plan_job, say_what_it_takes
+from guidegen.cli.resolve import Job, plan_job
 from guidegen.cli.show import _classifier_line
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import ClassifierInfo, open_checkpoint
 from guidegen.models.classifiers.info import AnyClassifier, open_classifiers
 from guidegen.models.loading import load_classifier, load_network
-from guidegen.sampling.cost import plain_cost, plan_scheduler
-from guidegen.sampling.sampler import Sampler, Tally, open_sampler
+from guidegen.sampling import sampler as samplers
+from guidegen.sampling.sampler import Sampler, Tally
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.scores.gradient import SummedScore
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Cost
 from guidegen.scores.noise import Level
 from guidegen.spec.cell import Cell
+from guidegen.spec.command import Command as CommandLine
 
 Command = Callable[..., Any]
 SHUFFLED = {"0": "lion", "1": "crane", "2": "goldfish, Carassius auratus"}
@@ -59,11 +62,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in top.iterdir()}
 
 
-def flags(model: Path, out: Path | None = None, *classifiers: object, **given: Any) -> Flags:
-    nothing = dict.fromkeys(Flags.__dataclass_fields__)
-    usual = {"mode": "classifier", "model": str(model), "out": out and str(out), "steps": STEPS, "dtype": "auto"}
-    usual |= {"device": "cpu", "batch_size": "auto", "label": ["goldfish"], "quiet": True}
-    return Flags(**(nothing | usual | {"classifier": [*map(str, classifiers)]} | given))
+def flags(model: Path, out: Path | None = None, *classifiers: object, **given: Any) -> Any:
+    usual = {"mode": "classifier", "model": str(model), "out": out and str(out), "steps": STEPS, "label": ["goldfish"]}
+    return options_of(**(usual | {"classifier": [*map(str, classifiers)]} | given))
 
 
 def drawn(folder: Path) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ def drawn(folder: Path) -> list[dict[str, Any]]:
 
 def planned_nfe(job: Job, capfd: pytest.CaptureFixture[str]) -> int:
     capfd.readouterr()
-    say_what_it_takes(job)
+    print_costs(job)
     return next(int(line.split()[0]) for line in capfd.readouterr().out.splitlines() if "(NFE)" in line)
 
 
@@ -147,9 +148,7 @@ def test_images_are_those_of_the_summed_gradients(folders: dict[str, Path], with
     images, calls = sampler.draw([Cell(4, 3, 2.0), Cell(0, 9, 1.5)], tally=tally)
     assert calls == [STEPS * 3] * 2
     assert tally.made == 2 * STEPS * 3
-    assert plain_cost(5, settings_of("classifier", classifier="x", classifier_input="noisy, noisy"), sampler.scheduler) == (
-        5 * STEPS * 3
-    )
+    assert sampler.setup.plain_cost(5) == 5 * STEPS * 3
 
     checkpoint = open_checkpoint(with_null)
     unet = load_network(checkpoint, "cpu")
@@ -228,11 +227,11 @@ def test_run_and_resume(folders: dict[str, Path], with_null: Path, guidegen: Com
     ]
     (tmp_path / "run" / rows[1]["file"]).unlink()
     given = {"sweep": True, "w": "0,1,2"}
-    carry_out(plan_job(flags(with_null, tmp_path / "run", folders["second"], f"{folders['vit']}:0.5", **given)))
+    draw_job(flags(with_null, tmp_path / "run", folders["second"], f"{folders['vit']}:0.5", **given))
     assert {row["file"]: row["sha256"] for row in drawn(tmp_path / "run")} == {row["file"]: row["sha256"] for row in rows}
     assert (tmp_path / "run" / rows[1]["file"]).is_file()
     with pytest.raises(UsageError, match=r"classifier second:1.0, vit:0.5 there, second:1.0, vit:0.6 now"):
-        carry_out(plan_job(flags(with_null, tmp_path / "run", folders["second"], f"{folders['vit']}:0.6", **given)))
+        draw_job(flags(with_null, tmp_path / "run", folders["second"], f"{folders['vit']}:0.6", **given))
     assert _text_of(folders) == ["first (noisy input, 5 labels)", "vit (denoised input, 5 labels, weight 0.5)"]
 
 
@@ -253,7 +252,7 @@ def test_calls_that_are_planned_are_those_that_are_made(
     job = plan_job(flags(with_null, tmp_path / "run", *refs, **given))
     assert job.settings.classifier_input == "noisy, denoised, denoised"
     nfe = planned_nfe(job, capfd)
-    carry_out(job)
+    carry_out(job, CommandLine("sweep", {}))
     assert nfe == sum(row["nfe"] for row in drawn(tmp_path / "run"))
     # labels 2 c0 - c4 at w = 1: their two predictions, and three gradients of each; null too where it is read
     row = next(row for row in drawn(tmp_path / "run") if row.get("mixture") and (row["w"], row["w_classifier"]) == (1, 1))
@@ -268,14 +267,14 @@ def test_each_gets_the_label_or_the_prompt(
     named = plan_job(flags(unconditional, tmp_path / "a", *refs, label=["goldfish,lion"]))
     assert named.settings.classifier_texts == [f"a photo of a {name}" for name in ("lion", "crane", "goldfish")]
     assert [cell.label for cell in named.cells] == [2, 0]
-    sampler = open_sampler(named.checkpoint, named.classifier, named.looks[()][1], named.settings, named.device)
+    sampler = samplers.open_sampler(named.setups[()], named.device)
     assert sampler.target(named.cells[0]) == ((2 * 2, 4.0), (2 * 2 + 1, 1.0))
     texts = plan_job(flags(unconditional, tmp_path / "b", *refs, label=["lion"], prompt=["a fox:2 AND snow"], w="5"))
     assert texts.settings.classifier_texts == ["a fox", "snow", ""]
-    sampler = open_sampler(texts.checkpoint, texts.classifier, texts.looks[()][1], texts.settings, texts.device)
+    sampler = samplers.open_sampler(texts.setups[()], texts.device)
     assert sampler.target(texts.cells[0]) == ((0, 8.0), (2, 4.0), (1, 1.0))
     nfe = planned_nfe(texts, capfd)
-    carry_out(texts)
+    carry_out(texts, CommandLine("sample", {}))
     assert [row["nfe"] for row in drawn(tmp_path / "b")] == [nfe] == [STEPS * (1 + 2 * 2 + 1)]
 
 

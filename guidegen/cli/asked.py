@@ -5,25 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from guidegen.cli.flags import Flags
+from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.output import Output
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import AnyClassifier
-from guidegen.python_file import python_sha256, split_python_ref
 from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
-from guidegen.spec.settings import FILE_SHA256
 from guidegen.spec.shard import Shard, parse_shard
 
 
-def check_sweep(flags: Flags) -> None:
-    if flags.sweep:
-        return
-    given = {"--by": flags.by, "--columns": flags.columns, "--rows": flags.rows}
-    if flag := next((flag for flag, value in given.items() if value), None):
-        raise UsageError(f"{flag} is for sweep; sample draws at one setting.")
-
-
-def asked_gradient(flags: Flags, classifier: AnyClassifier | None) -> str | None:
+def asked_gradient(flags: SampleOptions, classifier: AnyClassifier | None) -> str | None:
     """Which derivative of the denoised estimate is taken; None on noisy input."""
     if classifier is not None and any(part.input == "denoised" for part, _ in classifier.parts):
         return flags.classifier_gradient or "exact"
@@ -33,14 +23,12 @@ def asked_gradient(flags: Flags, classifier: AnyClassifier | None) -> str | None
     return None
 
 
-def asked_guidance(flags: Flags) -> dict[str, Any]:
-    """The method and its options, as the settings have them: nothing for the plain one.
+def asked_guidance(flags: SampleOptions) -> dict[str, Any]:
+    """The method and its options, as they were given.
 
     Raises:
-        UsageError: no such method or option, or a mode that guides nothing.
+        UsageError: no option, or a mode that guides nothing.
     """
-    from guidegen.scores.methods import find_method
-
     if flags.mode == "none" and (flags.interval or flags.w_schedule):
         raise UsageError("--interval and --w-schedule are for guided modes; --mode none guides nothing.")
     if flags.mode in ("none", "autoguidance") and flags.guidance not in (None, "cfg"):
@@ -51,28 +39,22 @@ def asked_guidance(flags: Flags) -> dict[str, Any]:
     words = [word.partition("=") for word in flags.guidance_opt or ()]
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
         raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
-    ref = flags.guidance or "cfg"
-    method, options = find_method(ref, {key.strip(): value.strip() for key, _, value in words})
-    if method.name == "cfg":
-        return {}
-    if split_python_ref(ref):
-        options |= {FILE_SHA256: python_sha256(ref)}
-    return {"guidance": method.name, "guidance_options": options or None}
+    return {"guidance": flags.guidance, "guidance_options": {key.strip(): value.strip() for key, _, value in words}}
 
 
-def asked_weights(flags: Flags, mixed: bool) -> list[float]:
+def asked_weights(flags: SampleOptions, mixed: bool) -> list[float]:
     """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
-    if flags.sweep:
+    if isinstance(flags, SweepOptions):
         return parse_weights("0,1,2,4,8" if flags.w is None else flags.w)
     return [parse_weight(flags.w or ("1.0" if mixed else "3.0"))]
 
 
-def _numbers(flags: Flags, text: str, flag: str) -> list[float]:
+def _numbers(flags: SampleOptions, text: str, flag: str) -> list[float]:
     """The list that a sweep takes, or the one number of a sample."""
-    return parse_weights(text, flag) if flags.sweep else [parse_weight(text, flag)]
+    return parse_weights(text, flag) if isinstance(flags, SweepOptions) else [parse_weight(text, flag)]
 
 
-def asked_classifier_weights(flags: Flags) -> list[float] | list[None]:
+def asked_classifier_weights(flags: SampleOptions) -> list[float] | list[None]:
     text = flags.w_classifier
     if flags.mode != "both":
         if text is not None:
@@ -81,7 +63,7 @@ def asked_classifier_weights(flags: Flags) -> list[float] | list[None]:
     return _numbers(flags, "1" if text is None else text, "--w-classifier")
 
 
-def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
+def asked_guide_weights(flags: SampleOptions) -> list[float] | list[None]:
     text = flags.w_guide
     if flags.mode == "autoguidance":
         if text is not None:
@@ -100,7 +82,7 @@ def asked_guide_weights(flags: Flags) -> list[float] | list[None]:
     return weights
 
 
-def asked_shard(flags: Flags, output: Output) -> Shard | None:
+def asked_shard(flags: SampleOptions, output: Output) -> Shard | None:
     if flags.shard is None:
         return None
     if output.is_file or output.to_stdout:
@@ -110,7 +92,7 @@ def asked_shard(flags: Flags, output: Output) -> Shard | None:
     return parse_shard(flags.shard, os.environ)
 
 
-def asked_seeds(flags: Flags) -> Seeds:
+def asked_seeds(flags: SampleOptions) -> Seeds:
     if flags.seeds is not None:
         if flags.num is not None or flags.seed is not None:
             raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
@@ -125,7 +107,7 @@ def asked_seeds(flags: Flags) -> Seeds:
     return Seeds([range(first, first + num)])
 
 
-def check_numbers(flags: Flags) -> None:
+def check_numbers(flags: SampleOptions) -> None:
     if flags.steps is not None and flags.steps < 1:
         raise UsageError(f"--steps must be at least 1, found {flags.steps}.")
     if flags.batch_size != "auto" and not (flags.batch_size.isdecimal() and int(flags.batch_size)):

@@ -8,58 +8,58 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError, quoted
 from guidegen.spec import limits
-from guidegen.spec.cell import Variant
-from guidegen.spec.names import axis_name
-from guidegen.spec.parse import parse_weight, parse_weights
-from guidegen.spec.settings import NEUTRAL, VARIED, Settings, axis_value
+from guidegen.spec.axes import AXES, BY_AXES, Axis, axis_of, axis_value, describe
+from guidegen.spec.cell import Variant, digest
+from guidegen.spec.parse import parse_weight
+from guidegen.spec.settings import Settings
 
 if TYPE_CHECKING:
-    from guidegen.cli.flags import Flags
+    from guidegen.sampling.setup import Setup
 
-_LISTS = {"w": "w", "w_classifier": "w-classifier", "w_guide": "w-guide", "label": "label", "prompt": "prompt"}
-_LISTS |= {"seed": "seeds", "seeds": "seeds", "num": "num"}
+_METHOD = AXES["guidance"]
 
 
 @dataclass(frozen=True)
-class Axis:
+class By:
     """One `--by`.
 
     Attributes:
-        name: a flag with `_` for `-`, or METHOD.OPTION.
-        texts: its values as they were given.
+        axis: what it varies.
+        values: as flags have them.
         weights: the weight of each value (VALUE@W), or None where they share those of `--w`.
     """
 
-    name: str
-    texts: list[str]
+    axis: Axis
+    values: list[Any]
     weights: list[float] | None = None
 
     @property
     def option(self) -> tuple[str, str] | None:
         """(method, option) of an axis that is an option of a method."""
-        method, _, option = self.name.rpartition(".")
-        return (method, option) if self.name not in VARIED else None
+        method, _, option = self.axis.name.rpartition(".")
+        return (method, option) if method else None
 
 
-def parse_by(words: Sequence[str]) -> list[Axis]:
+def parse_by(words: Sequence[str]) -> list[By]:
     """The axes that `--by` names.
 
     Raises:
         UsageError: no axis, one twice, one that has a flag of its own, or a value that is none.
     """
-    axes = [_axis(word) for word in words]
-    names = [axis.name for axis in axes]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--by {axis_name(twice[0])} stands there twice: give all its values in one.")
-    if len([axis for axis in axes if axis.weights]) > 1:
+    given = [_parse(word) for word in words]
+    names = [by.axis.name for by in given]
+    if twice := [by.axis.title for by in given if names.count(by.axis.name) > 1]:
+        raise UsageError(f"--by {twice[0]} stands there twice: give all its values in one.")
+    if len([by for by in given if by.weights]) > 1:
         raise UsageError("--by: the values of one axis can have weights of their own (VALUE@W), not those of two.")
-    return axes
+    return given
 
 
 def parse_axes(text: str | None) -> tuple[str, ...]:
@@ -74,140 +74,140 @@ def parse_axes(text: str | None) -> tuple[str, ...]:
     return tuple(word if "." in word else word.replace("-", "_") for word in words)
 
 
-def _axis(word: str) -> Axis:
+def _parse(word: str) -> By:
     given, equals, text = word.partition("=")
     name = given.strip()
     name = name if "." in name else name.replace("-", "_")
-    if name in _LISTS:
-        raise UsageError(f"--by {quoted(given)}: that axis has a flag of its own, which takes a list: --{_LISTS[name]}.")
-    if name not in VARIED and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
-        known = ", ".join(flag.replace("_", "-") for flag in VARIED)
+    axis = axis_of({"seeds": "seed"}.get(name, name))
+    if axis.of_cell or name == "num":
+        flag = axis.flag if axis.of_cell else name
+        raise UsageError(f"--by {quoted(given)}: that axis has a flag of its own, which takes a list: --{flag}.")
+    if name not in BY_AXES and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
+        known = ", ".join(each.replace("_", "-") for each in BY_AXES)
         raise UsageError(f"--by {quoted(given)}: choose {known}, or an option of a method, such as apg.eta=0,0.5.")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not (equals and parts):
         raise UsageError(f"--by {quoted(word)}: give the values after the axis, such as --by steps=10,20.")
     weighed = [part.rpartition("@") for part in parts if "@" in part]
     if not weighed:
-        return Axis(name, list(dict.fromkeys(text for part in parts for text in _texts(name, part))))
+        return By(axis, list(dict.fromkeys(value for part in parts for value in axis.values(part))))
     if len(weighed) < len(parts):
         raise UsageError(f"--by {quoted(word)}: give all of its values a weight of their own (VALUE@W), or none of them.")
-    texts = [value for text, _, _ in weighed for value in _texts(name, text)]
-    if len(texts) > len(parts):
+    values = [value for text, _, _ in weighed for value in axis.values(text)]
+    if len(values) > len(parts):
         raise UsageError(f"--by {quoted(word)}: a range has no weight of its own (VALUE@W); give its values one by one.")
-    if len(set(texts)) < len(texts):
+    if len(set(values)) < len(values):
         raise UsageError(f"--by {quoted(word)}: one value stands there twice; with weights of their own each stands once.")
-    return Axis(name, texts, [parse_weight(w, f"--by {name} @") for _, _, w in weighed])
-
-
-def _texts(name: str, part: str) -> list[str]:
-    """The values that a part of the list means: numbers take ranges as `--w` does."""
-    if name == "steps":
-        counts = parse_weights(part, "--by steps=")
-        if any(count != int(count) or count < 1 for count in counts):
-            raise UsageError(f"--by steps={quoted(part)}: give whole numbers from 1.")
-        return [str(int(count)) for count in counts]
-    return [str(value) for value in parse_weights(part, "--by eta=")] if name == "eta" else [part]
+    return By(axis, values, [parse_weight(w, f"--by {name} @") for _, _, w in weighed])
 
 
 @dataclass(frozen=True)
-class Varied:
+class Variants:
     """The variants of a sweep.
 
     Attributes:
         by: (axis, values) as `Plan.by` has them.
         own_weights: as `Plan.own_weights` has them.
-        looks: what `look` made of each variant's flags.
-        base: the settings of the run.
+        setups: what each variant is drawn with.
+        settings: what they have in common; along the axes, what the command without them would have.
     """
 
     by: tuple[tuple[str, tuple[Any, ...]], ...]
     own_weights: tuple[str, tuple[float, ...]] | None
-    looks: dict[Variant, Any]
-    base: Settings
+    setups: dict[Variant, Setup]
+    settings: Settings
 
 
 def vary(
-    flags: Flags, axes: Sequence[Axis], look: Callable[[Flags], tuple[Settings, Any]], scheduler: str, steps: int
-) -> Varied:
+    flags: SampleOptions, axes: Sequence[By], resolve: Callable[[SampleOptions], Setup], plain: dict[str, Any]
+) -> Variants:
     """All combinations of the axes of `--by`; without any, the flags as they are.
 
     Args:
         flags: the command line.
         axes: of `parse_by`.
-        look: from flags to the settings and the scheduler that they mean.
-        scheduler: the class that is taken where nothing is asked for.
-        steps: and the steps.
+        resolve: from flags to the setup that they mean.
+        plain: settings that hold where nothing is asked for.
 
     Raises:
         UsageError: a combination that cannot be drawn, or on which an axis has no effect.
     """
-    for axis in axes:
-        if axis.name in VARIED and getattr(flags, axis.name) is not None:
-            raise UsageError(
-                f"--by {axis_name(axis.name)} stands instead of --{axis.name.replace('_', '-')}: give one of them."
-            )
-        if axis.option and any(word.partition("=")[0].strip() == axis.option[1] for word in flags.guidance_opt or ()):
-            raise UsageError(f"--by {axis.name} stands instead of --guidance-opt {axis.option[1]}: give one of them.")
-        if axis.weights and flags.w is not None:
-            raise UsageError(f"--by {axis_name(axis.name)} gives each value its own weight, and --w is given too: drop one.")
-    if (count := math.prod(len(axis.texts) for axis in axes)) > limits.COMBINATIONS:
+    _check_not_given(flags, axes)
+    if (count := math.prod(len(by.values) for by in axes)) > limits.COMBINATIONS:
         raise UsageError(
             f"--by has {count:,} combinations of values, and takes {limits.COMBINATIONS:,} at most: give fewer."
         )
-    looks: dict[Variant, tuple[Settings, Any]] = {}
-    values: dict[str, list[Any]] = {axis.name: [] for axis in axes}
-    for texts in itertools.product(*(axis.texts for axis in axes)):
-        variant, seen = _look(flags, axes, texts, look)
-        looks[variant] = seen
+    setups: dict[Variant, Setup] = {}
+    values: dict[str, list[Any]] = {by.axis.name: [] for by in axes}
+    for some in itertools.product(*(by.values for by in axes)):
+        variant, setup = _variant(flags, axes, some, resolve)
+        setups[variant] = setup
         for name, value in variant:
             values[name] += [value] if value not in values[name] else []
-    own = next(((axis.name, tuple(axis.weights)) for axis in axes if axis.weights), None)
+    own = next(((by.axis.name, tuple(by.weights)) for by in axes if by.weights), None)
     if own and len(values[own[0]]) < len(own[1]):
-        raise UsageError(f"--by {axis_name(own[0])}: two of its values are the same, and have weights of their own.")
-    base = _base([settings for settings, _ in looks.values()], axes, scheduler, steps)
-    return Varied(tuple((name, tuple(some)) for name, some in values.items()), own, looks, base)
+        raise UsageError(f"--by {axis_of(own[0]).title}: two of its values are the same, and have weights of their own.")
+    _check_different(setups)
+    settings = _common([setup.settings for setup in setups.values()], axes, plain)
+    return Variants(tuple((name, tuple(some)) for name, some in values.items()), own, setups, settings)
 
 
-def _look(
-    flags: Flags, axes: Sequence[Axis], texts: Sequence[str], look: Callable[[Flags], tuple[Settings, Any]]
-) -> tuple[Variant, tuple[Settings, Any]]:
-    """One variant, by the values that its settings have, and what it is drawn with."""
-    varied = replace(flags, **dict(_changes(flags, axes, texts)))
-    method = varied.guidance or NEUTRAL["guidance"]
+def _check_not_given(flags: SampleOptions, axes: Sequence[By]) -> None:
+    """Refuses an axis beside the flag that it stands instead of."""
+    for by in axes:
+        title, option = by.axis.title, by.option
+        if option is None and getattr(flags, by.axis.name) is not None:
+            raise UsageError(f"--by {title} stands instead of --{by.axis.flag}: give one of them.")
+        if option and any(word.partition("=")[0].strip() == option[1] for word in flags.guidance_opt or ()):
+            raise UsageError(f"--by {title} stands instead of --guidance-opt {option[1]}: give one of them.")
+        if by.weights and flags.w is not None:
+            raise UsageError(f"--by {title} gives each value its own weight, and --w is given too: drop one.")
+
+
+def _variant(
+    flags: SampleOptions, axes: Sequence[By], values: Sequence[Any], resolve: Callable[[SampleOptions], Setup]
+) -> tuple[Variant, Setup]:
+    """One variant, by the values that its settings have, and its setup."""
+    varied = replace(flags, **dict(_changes(flags, axes, values)))
+    method = varied.guidance or _METHOD.neutral or ""
     try:
-        for axis in axes:
-            if axis.option and axis.option[0].lower() != method.lower():
-                raise UsageError(f"{axis.name} has no effect on --guidance {method}.")
-        settings, scheduler = look(varied)
+        for by in axes:
+            if by.option and by.option[0].lower() != method.lower():
+                raise UsageError(f"{by.axis.name} has no effect on --guidance {method}.")
+        setup = resolve(varied)
     except UsageError as error:
         if not axes:
             raise
-        combination = " ".join(f"{axis_name(axis.name)}={text}" for axis, text in zip(axes, texts, strict=True))
+        combination = " ".join(f"{by.axis.title}={value}" for by, value in zip(axes, values, strict=True))
         raise UsageError(f"--by, at {combination}: {error}") from error
-    return tuple((axis.name, axis_value(axis.name, asdict(settings))) for axis in axes), (settings, scheduler)
+    return tuple((by.axis.name, axis_value(by.axis.name, asdict(setup.settings))) for by in axes), setup
 
 
-def _changes(flags: Flags, axes: Sequence[Axis], texts: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _changes(flags: SampleOptions, axes: Sequence[By], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     given = list(flags.guidance_opt or [])
-    for axis, text in zip(axes, texts, strict=True):
-        if axis.option:
-            given.append(f"{axis.option[1]}={text}")
+    for by, value in zip(axes, values, strict=True):
+        if by.option:
+            given.append(f"{by.option[1]}={value}")
             yield "guidance_opt", list(given)
-        elif axis.name in ("steps", "eta"):
-            yield axis.name, int(text) if axis.name == "steps" else float(text)
         else:
-            yield axis.name, None if text == NEUTRAL.get(axis.name) else text
+            yield by.axis.name, None if value == by.axis.neutral else value
 
 
-def _base(all_settings: Sequence[Settings], axes: Sequence[Axis], scheduler: str, steps: int) -> Settings:
-    """What the variants have in common; along the axes, what the command without them would have."""
+def _check_different(setups: dict[Variant, Setup]) -> None:
+    """Refuses two variants that are the same at every step, such as two intervals between the same two noise levels."""
+    seen: dict[Any, Variant] = {}
+    for variant, setup in setups.items():
+        key = digest(asdict(replace(setup.settings, interval=None, w_schedule=None))), setup.schedule
+        if (other := seen.setdefault(key, variant)) != variant:
+            raise UsageError(
+                f"--by: {describe(*zip(*other, strict=True))} and {describe(*zip(*variant, strict=True))} are the same "
+                f"at each of these {setup.settings.steps} steps: leave one out."
+            )
+
+
+def _common(all_settings: Sequence[Settings], axes: Sequence[By], plain: dict[str, Any]) -> Settings:
     first = all_settings[0]
-    plain = {"scheduler": scheduler, "steps": steps}
-    changes: dict[str, Any] = {axis.name: plain.get(axis.name) for axis in axes if axis.name in VARIED}
+    changes: dict[str, Any] = {by.axis.name: plain.get(by.axis.name) for by in axes if by.option is None}
     options = [settings.guidance_options or {} for settings in all_settings]
     common = {name: value for name, value in options[0].items() if all(value == other.get(name) for other in options)}
-    return replace(first, **changes, guidance_options=_sorted(common) or None) if axes else first
-
-
-def _sorted(options: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(sorted(options.items()))
+    return replace(first, **changes, guidance_options=dict(sorted(common.items())) or None) if axes else first

@@ -1,4 +1,4 @@
-"""Commands made of dataclasses: each field is a flag, and its annotation the option."""
+"""Commands made of dataclasses: each field is a flag, and its annotation the option of Typer."""
 
 from __future__ import annotations
 
@@ -6,35 +6,51 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_type_hints
 
-import typer
+from guidegen.spec.command import Command
 
 
 def make_command(run: Callable[..., None], *groups: type) -> Callable[..., None]:
     """A function for `typer.Typer.command`, whose flags are the fields of some dataclasses.
 
     Args:
-        run: called with the typer context and an instance of each group.
-        groups: frozen dataclasses. A field whose annotation is no option of typer is not asked for: `run` sets it.
+        run: called with an instance of each group.
+        groups: frozen dataclasses, all of whose fields are options of Typer.
     """
 
-    def command(ctx: typer.Context, **given: Any) -> None:
+    def command(**given: Any) -> None:
         values = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
-        run(ctx, *({parameter.name: values[parameter.name] for parameter in _parameters(group)} for group in groups))
+        run(*(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups))
 
-    own = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [own, *(parameter for group in groups for parameter in _parameters(group))]
+    parameters = [parameter for group in groups for parameter in _parameters(group)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
+def command_of(name: str, *groups: Any) -> Command:
+    """The command whose options these are: instances of the dataclasses that it was made of."""
+    given: dict[str, Any] = {}
+    for group in groups:
+        hints = get_type_hints(type(group), include_extras=True)
+        for field in fields(group):
+            value = getattr(group, field.name)
+            if value != field.default and value is not None:
+                given[_flag(field.name, hints[field.name])] = str(value) if isinstance(value, Path) else value
+    return Command(name, given)
+
+
+def _flag(name: str, hint: Any) -> str:
+    """The long flag of a field, without dashes."""
+    (option,) = (each for each in hint.__metadata__ if hasattr(each, "param_decls"))
+    long = (flag for flag in option.param_decls or () if flag.startswith("--"))
+    return str(next(long, f"--{name.replace('_', '-')}")).removeprefix("--")
+
+
 def _parameters(group: type) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
-        if hasattr(hints[field.name], "__metadata__"):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            yield inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-            )
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])

@@ -1,31 +1,30 @@
-"""`guidegen sample` and `guidegen sweep`: the same command, but for how many w and the grid."""
+"""`guidegen sample` and `guidegen sweep`: the same, but for how many w, the axes and the grid."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import typer
 
 from guidegen.cli.afterwards import Afterwards
-from guidegen.cli.command import make_command
+from guidegen.cli.command import command_of, make_command
 from guidegen.cli.drawing import carry_out
-from guidegen.cli.flags import Flags
-from guidegen.cli.resolve import plan_job, say_what_it_takes
+from guidegen.cli.dry_run import print_costs
+from guidegen.cli.flags import SampleOptions, SweepOptions
+from guidegen.cli.resolve import plan_job
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the two commands; both take the same flags."""
-    command = make_command(_run, Flags, Afterwards)
-    app.command("sample", help="Draw guided samples at one guidance weight.")(command)
-    app.command("sweep", help="Draw the same samples at a range of guidance weights, and a grid of them.")(command)
+    """Adds the two commands."""
+    app.command("sample", help="Draw guided samples at one guidance weight.")(make_command(_run, SampleOptions, Afterwards))
+    app.command("sweep", help="Draw the same samples at a range of guidance weights, and a grid of them.")(
+        make_command(_run, SweepOptions, Afterwards)
+    )
 
 
-def _run(ctx: typer.Context, given: dict[str, Any], afterwards: dict[str, Any]) -> None:
-    flags, after = Flags(sweep=ctx.info_name == "sweep", **given), Afterwards(**afterwards)
+def _run(flags: SampleOptions, afterwards: Afterwards) -> None:
     job = plan_job(flags)
-    after.check(job.output, job.checkpoint.size)
+    afterwards.check(job.output, job.models.checkpoint.size)
     if flags.dry_run:
-        say_what_it_takes(job)
+        print_costs(job)
         return
-    carry_out(job)
-    after.carry_out(job.output, job.title, flags.json_rows, flags.quiet)
+    carry_out(job, command_of(flags.command, flags, afterwards))
+    afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 import shutil
 import signal
 import sys
@@ -13,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guidegen import __version__
 from guidegen.cli import console
@@ -26,26 +25,28 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.report import grid
 from guidegen.runs.directory import Row, Rows, Run, encode_row, png_text, remove, write_atomically
 from guidegen.spec import limits
+from guidegen.spec.axes import CELL_AXES, named
 from guidegen.spec.cell import Cell
+from guidegen.spec.command import Command
 from guidegen.spec.composition import prompt_parts
-from guidegen.spec.names import named
 from guidegen.spec.plan import Cells
-
-if TYPE_CHECKING:
-    from guidegen.sampling.sampler import Sampler
 
 _LISTED = 20
 """Failed images that are named one by one."""
 
 
-def carry_out(job: Job) -> None:
+def carry_out(job: Job, command: Command) -> None:
     """Draws what is not there yet, makes the grid or the file, and prints the path.
+
+    Args:
+        job: what to draw.
+        command: what asked for it; kept in run.json.
 
     Raises:
         GuidegenError: as the exit codes say; what was finished is on disk.
     """
-    job = _with_weights(job)
-    if job.output.is_file and (there := already_there(job.output, job.facts, job.flags.overwrite)):
+    job = _with_hashes(job)
+    if job.output.is_file and (there := already_there(job.output, job.metadata, job.flags.overwrite)):
         for line in map(_line, there) if job.flags.json_rows else [str(job.output.path)]:
             console.result(line)
         if failures := find_failures(there):
@@ -53,18 +54,11 @@ def carry_out(job: Job) -> None:
         return
     if job.output.to_stdout and sys.stdout.isatty():
         raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
-    if not job.flags.quiet:
-        for lack in job.checkpoint.missing:
-            console.note(f"note: {job.checkpoint.ref} has no {lack}")
-        known = job.checkpoint.known(job.classifier)
-        for part, _ in job.classifier.parts if job.classifier else ():
-            if part.labels is not known and part.renumbers(known):
-                console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
+    _note_models(job)
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
-        about = _about(job)
-        variants = {variant: settings for variant, (settings, _) in job.looks.items()}
-        run_of = partial(Run, folder, job.settings, about, job.flags.overwrite, job.plan, job.shard)
+        variants = {variant: setup.settings for variant, setup in job.setups.items()}
+        run_of = partial(Run, folder, job.settings, _about(job, command), job.flags.overwrite, job.plan, job.shard)
         with Signals() as signals, run_of(variants) as run:
             rows = _draw(job, run, signals)
             made = _finish(job, folder, rows)
@@ -72,8 +66,8 @@ def carry_out(job: Job) -> None:
             if job.output.is_file:
                 remove(folder)
     except StoppedError as stopped:
-        again = shlex.join(["guidegen", *(word for word in sys.argv[1:] if word != "--overwrite")])
         kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
+        again = command.without("overwrite")
         raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
     finally:
         if job.output.to_stdout:
@@ -84,15 +78,28 @@ def carry_out(job: Job) -> None:
         raise failures
 
 
-def _with_weights(job: Job) -> Job:
+def _note_models(job: Job) -> None:
+    """Says what the checkpoint lacks, and which classifier counts its labels otherwise."""
+    if job.flags.quiet:
+        return
+    checkpoint, classifier, _ = job.models
+    for lack in checkpoint.missing:
+        console.note(f"note: {checkpoint.ref} has no {lack}")
+    known = checkpoint.known(classifier)
+    for part, _ in classifier.parts if classifier else ():
+        if part.labels is not known and part.renumbers(known):
+            console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
+
+
+def _with_hashes(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
     from guidegen.models.loading import check_weights
 
-    checkpoint, guide, access = job.checkpoint, job.guide, job.flags.access
-    classifiers = [part for part, _ in job.classifier.parts] if job.classifier else []
+    (checkpoint, classifier, guide), access = job.models, job.flags.access
+    classifiers = [part for part, _ in classifier.parts] if classifier else []
     checkpoint.download(access)
-    for classifier in classifiers:
-        classifier.download(access)
+    for part in classifiers:
+        part.download(access)
     if guide:
         guide.download(access)
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
@@ -103,91 +110,83 @@ def _with_weights(job: Job) -> Job:
         "classifier_sha256": SEPARATOR.join(part.sha256(access) for part in classifiers) or None,
         "guide_model_sha256": guide.sha256(access) if guide else None,
     }
-    looks = {variant: (replace(settings, **hashes), scheduler) for variant, (settings, scheduler) in job.looks.items()}
-    settings = replace(job.settings, **hashes)
-    return replace(job, settings=settings, looks=looks)
+    setups = {variant: replace(setup, settings=replace(setup.settings, **hashes)) for variant, setup in job.setups.items()}
+    return replace(job, settings=replace(job.settings, **hashes), setups=setups)
 
 
 def _draw(job: Job, run: Run, signals: Signals) -> Rows:
     """Draws the cells that are not finished; rows of all."""
-    from guidegen.sampling.device import pick_batch_size
-    from guidegen.sampling.sampler import Tally, open_samplers
-    from guidegen.sampling.worker import draw
-
     flags = job.flags
     kept = run.finished(job.cells)
-    places = sorted(place for cell in kept if (place := job.cells.find(cell.file)) is not None)
-    todo = job.cells.without(places)
+    there = sorted(index for cell in kept if (index := job.cells.find(cell.file)) is not None)
+    todo = job.cells.without(there)
     show_rows = flags.json_rows and not job.output.to_stdout
-    for row in run.rows([job.cells[place] for place in places]) if show_rows else ():
+    for row in run.rows([job.cells[index] for index in there]) if show_rows else ():
         console.result(_line(row))
     if flags.verbose:
         console.note(
             f"{len(kept)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
         )
     if todo:
-        size, fixed = pick_batch_size(flags.batch_size, job.device, job.checkpoint.image_shape), flags.deterministic
-        samplers = open_samplers(
-            job.checkpoint,
-            job.classifier,
-            job.settings,
-            job.device,
-            flags.access,
-            flags.compile_networks,
-            size if fixed else None,
-            job.guide,
-        )
-        parts = [(samplers(settings, scheduler), some) for settings, scheduler, some in job.by_variant(todo)]
-        if not flags.quiet:
-            _tell_cut_prompts(parts[0][0], job.plan.prompts or ())
-            _tell_alike(job)
-        tally = Tally()
-        steps = sum(len(some) * len(sampler.scheduler.timesteps) for sampler, some in parts)
-        with console.progress(steps, len(todo), flags.quiet) as bar:
-
-            def on_step(cells: int) -> None:
-                bar.step(cells)
-                signals.check(signal.SIGINT)
-
-            windows = ((sampler, window) for sampler, some in parts for window in some.windows(limits.WINDOW))
-            for sampler, some in windows:
-                with closing(draw(sampler, some, run, job.name_of, size, on_step, signals.check, tally)) as drawn:
-                    for _, row in drawn:
-                        bar.image()
-                        if show_rows:
-                            console.result(_line(row))
-        if flags.sweep and not (flags.quiet or flags.json_rows):
-            _tell_cost(job, todo, tally.made)
+        _draw_rest(job, run, todo, signals, show_rows)
     return run.rows(job.cells)
 
 
-def _tell_alike(job: Job) -> None:
-    """Says at which weights axes of `--by` make no difference, such as the method where nothing is guided."""
-    from guidegen.sampling.cost import what_counts
+def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: bool) -> None:
+    from guidegen.sampling.device import pick_batch_size
+    from guidegen.sampling.equal_images import EqualImages
+    from guidegen.sampling.sampler import Samplers, Tally
+    from guidegen.sampling.worker import draw
 
-    places: dict[float, list[Any]] = {}
-    for variant, (settings, scheduler) in job.looks.items():
+    flags, name_of = job.flags, job.conditions.name_of
+    size = pick_batch_size(flags.batch_size, job.device, job.models.checkpoint.image_shape)
+    fixed = size if flags.deterministic else None
+    samplers = Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
+    parts = [(samplers(setup), some) for setup, some in job.by_variant(todo)]
+    if not flags.quiet:
+        _note_cut_prompts(samplers.is_cut, job.plan.prompts or ())
+        _note_equal(job)
+    tally, equal = Tally(), EqualImages(todo, job.setups)
+    steps = sum(len(some) * len(sampler.scheduler.timesteps) for sampler, some in parts)
+    with console.progress(steps, len(todo), flags.quiet) as bar:
+
+        def on_step(cells: int) -> None:
+            bar.step(cells)
+            signals.check(signal.SIGINT)
+
+        for sampler, window in ((sampler, window) for sampler, some in parts for window in some.windows(limits.WINDOW)):
+            with closing(draw(sampler, window, run, name_of, size, on_step, signals.check, tally, equal)) as drawn:
+                for _, row in drawn:
+                    bar.image()
+                    if show_rows:
+                        console.result(_line(row))
+    if job.plan.grid and not (flags.quiet or flags.json_rows):
+        _note_cost(job, todo, tally.made)
+
+
+def _note_equal(job: Job) -> None:
+    """Says at which weights axes of `--by` make no difference, such as the method where nothing is guided."""
+    keys: dict[float, list[Any]] = {}
+    for variant, setup in job.setups.items():
         for w in job.plan.weights_of(variant):
             cell = Cell(None, 0, w, job.plan.classifier_weights[-1], w_guide=job.plan.guide_weights[-1])
-            places.setdefault(w, []).append(what_counts(settings, scheduler, cell))
-    if alike := [f"{w:g}" for w, found in places.items() if len(set(found)) < len(found)]:
-        console.note(f"note: at w = {', '.join(alike)} variants draw the same images, as guidance adds nothing there")
+            keys.setdefault(w, []).append(setup.image_key(cell))
+    if equal := [f"{w:g}" for w, found in keys.items() if len(set(found)) < len(found)]:
+        console.note(f"note: at w = {', '.join(equal)} variants draw the same images, as guidance adds nothing there")
 
 
-def _tell_cost(job: Job, todo: Cells, made: int) -> None:
+def _note_cost(job: Job, todo: Cells, made: int) -> None:
     """What a sweep spent, and what it saved against a loop that makes every call for every image."""
-    from guidegen.sampling.cost import plain_cost
-
     images = len(todo)
-    plain = sum(plain_cost(len(some), settings, scheduler) for settings, scheduler, some in job.by_variant(todo))
+    plain = sum(setup.plain_cost(len(some)) for setup, some in job.by_variant(todo))
     share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
     saved = f"{share} fewer than" if made <= plain else f"{share} more than"
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
 
 
-def _tell_cut_prompts(sampler: Sampler, prompts: Sequence[str]) -> None:
+def _note_cut_prompts(is_cut: Callable[[str], bool] | None, prompts: Sequence[str]) -> None:
     for prompt in prompts:
-        if sampler.is_cut and any(sampler.is_cut(text) for text, _ in prompt_parts(prompt)):
+        if is_cut and any(is_cut(text) for text, _ in prompt_parts(prompt)):
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
@@ -198,12 +197,12 @@ def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
         return folder
     made = folder / rows[0]["file"] if len(rows) == 1 and rows[0]["status"] == "ok" else folder
     if job.pages:
-        made = draw_grid(folder, rows, job.pages, job.facts)[0]
+        made = draw_grid(folder, rows, job.pages, job.metadata)[0]
     if not output.is_file and not output.to_stdout:
         return made
     exported = any(row["status"] == "ok" for row in rows)
     if exported:
-        export(folder, rows, made, job.facts, output)
+        export(folder, rows, made, job.metadata, output)
     return output.path if output.is_file and exported else None
 
 
@@ -228,7 +227,7 @@ def _line(row: Row) -> str:
     return encode_row(row).decode().rstrip("\n")
 
 
-def _about(job: Job) -> dict[str, Any]:
+def _about(job: Job, command: Command) -> dict[str, Any]:
     import platform
     from importlib.metadata import version
 
@@ -241,20 +240,21 @@ def _about(job: Job) -> dict[str, Any]:
             return identity(classifier)
         return [{**identity(part), "weight": weight} for part, weight in classifier.parts]
 
+    guide = job.models.guide
     return {
         "guidegen": __version__,
-        "command": ["guidegen", *sys.argv[1:]],
-        "checkpoint": identity(job.checkpoint),
-        "classifier": job.classifier and classifiers(job.classifier),
-        **({"guide_model": identity(job.guide.checkpoint)} if job.guide and job.guide.checkpoint else {}),
+        **command.as_json(),
+        "checkpoint": identity(job.models.checkpoint),
+        "classifier": job.models.classifier and classifiers(job.models.classifier),
+        **({"guide_model": identity(guide.checkpoint)} if guide and guide.checkpoint else {}),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "pillow", "safetensors")},
     }
 
 
-def _place(row: Row) -> str:
+def _describe(row: Row) -> str:
     condition = f"label {row['label']}" if row["prompt"] is None else f"prompt {row['prompt']!r}"
-    varied = [named(axis, row[axis]) for axis in grid.axes_of([row]) if axis not in grid.AXES]
+    varied = [named(axis, row[axis]) for axis in grid.axes_of([row]) if axis not in CELL_AXES]
     return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
 
 
@@ -267,7 +267,7 @@ def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
         if row["status"] != "ok":
             failed += 1
             if failed <= _LISTED:
-                listed += f"\n  {_place(row)}"
+                listed += f"\n  {_describe(row)}"
     if not failed:
         return None
     more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""

@@ -18,7 +18,7 @@ from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Access
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.runs.images import refusal
-from guidegen.spec.names import describe, value_name
+from guidegen.spec.axes import describe, value_name
 
 if TYPE_CHECKING:
     import torch
@@ -136,8 +136,8 @@ def register(app: typer.Typer) -> None:
     )
 
 
-def _run(_: typer.Context, given: dict[str, Any], flags: dict[str, Any]) -> None:
-    evaluate(given["runs"], EvaluateFlags(**flags))
+def _run(given: _Runs, flags: EvaluateFlags) -> None:
+    evaluate(given.runs, flags)
 
 
 def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:

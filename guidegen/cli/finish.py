@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from guidegen.runs.directory import (
 )
 from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
 from guidegen.spec.cell import Cell, variant_folder
+from guidegen.spec.command import read_command
 from guidegen.spec.plan import Plan, listed
 
 _LISTED = 20
@@ -67,7 +67,7 @@ class _Held:
     in_grid: list[Cell]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What its files carry; the same as where one process drew it."""
         plans = self.about["plans"]
         return {"settings": self.about["settings"], **({"plan": plans[0]} if len(plans) == 1 else {"plans": plans})}
@@ -94,8 +94,8 @@ def _verify(
     held = _read(run)
     state = _check(held)
     if as_json:
-        facts = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
-        console.result(json.dumps(facts, ensure_ascii=False))
+        fields = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
+        console.result(json.dumps(fields, ensure_ascii=False))
     else:
         console.result(_in_words(held, state))
     if not state.complete:
@@ -114,21 +114,10 @@ def _in_words(held: _Held, state: State) -> str:
 
 
 def _incomplete(held: _Held, what: str, draw: bool) -> IncompleteError:
-    """The error, with the command that draws what is not there."""
-    command = _whole(held.about.get("command", [])) if draw else []
-    return IncompleteError(f"{held.folder} {what}." + (f" To draw the rest: {shlex.join(command)}" if command else ""))
-
-
-def _whole(command: Sequence[str]) -> list[str]:
-    """The command for all shards, without what would start over."""
-    words = iter(command)
-    kept = []
-    for word in words:
-        if word == "--shard":
-            next(words, None)
-        elif word != "--overwrite" and not word.startswith("--shard="):
-            kept.append(word)
-    return kept
+    """The error, with the command that draws what is not there, for all shards."""
+    command = read_command(held.about) if draw else None
+    rest = f" To draw the rest: {command.without('shard', 'overwrite')}" if command else ""
+    return IncompleteError(f"{held.folder} {what}.{rest}")
 
 
 def _merge(
@@ -203,7 +192,7 @@ def _draw_grid(held: _Held, on_corrupt: Callable[[str], None]) -> list[Path]:
     plan = [plan for plan in held.plans if plan.grid][-1]
     title = grid.title_of(held.about["settings"], [axis for axis, _ in plan.by])
     pages = grid.layout(list(rows), shape[:2], plan.columns, title=title, rows=plan.rows)
-    return draw_grid(held.folder, rows, pages, held.facts, on_corrupt=on_corrupt)
+    return draw_grid(held.folder, rows, pages, held.metadata, on_corrupt=on_corrupt)
 
 
 def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
@@ -222,7 +211,7 @@ def _write_npz(held: _Held) -> list[Path]:
     for name, rows in _by_weights(held):
         made.append(held.folder / f"{name}.npz")
         with exporting(made[-1]) as temporary:
-            write_npz(temporary, held.folder, rows, held.facts)
+            write_npz(temporary, held.folder, rows, held.metadata)
     return made
 
 

@@ -1,10 +1,10 @@
-"""The flags of `sample` and `sweep`: a field each, whose annotation is the option."""
+"""The options of `sample` and `sweep`: a field each, whose annotation is the option of Typer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -12,6 +12,12 @@ from guidegen.cli import options
 from guidegen.models.checkpoint import Access
 
 _WHAT, _HOW = "What to draw", "How to draw it"
+_W = (
+    "0 unconditional, 1 conditional, more sharper. It is diffusers' guidance_scale, Ho & Salimans' 1+w, and ADM's "
+    "classifier_scale."
+)
+_W_CLASSIFIER = "Mode both: weight of the classifier's gradient; --w then weighs the label's own score."
+_W_GUIDE = "Weight of autoguidance on top of cfg, classifier or both; 1 adds nothing. In mode autoguidance it is --w."
 
 
 class Mode(StrEnum):
@@ -40,10 +46,9 @@ class Dtype(StrEnum):
 
 
 @dataclass(frozen=True)
-class Flags:
-    """The command line as it was given."""
+class Draw:
+    """What to draw."""
 
-    sweep: bool
     mode: Annotated[
         Mode,
         typer.Option(
@@ -54,32 +59,16 @@ class Flags:
     ] = Mode.cfg
     w: Annotated[
         str | None,
-        typer.Option(
-            "--w",
-            metavar="NUMBER",
-            help="Guidance weight: 0 unconditional, 1 conditional, more sharper. sample: one number (3.0). "
-            "sweep: 0,1,2.5 and START:STOP:STEP, both ends included (0,1,2,4,8). It is diffusers' guidance_scale, "
-            "Ho & Salimans' 1+w, and ADM's classifier_scale.",
-            rich_help_panel=_WHAT,
-        ),
+        typer.Option("--w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0]", rich_help_panel=_WHAT),
     ] = None
     w_classifier: Annotated[
         str | None,
-        typer.Option(
-            "--w-classifier",
-            metavar="NUMBER",
-            help="Mode both: weight of the classifier's gradient; --w then weighs the label's own score. [default: 1]",
-            rich_help_panel=_WHAT,
-        ),
+        typer.Option("--w-classifier", metavar="NUMBER", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=_WHAT),
     ] = None
     w_guide: Annotated[
         str | None,
         typer.Option(
-            "--w-guide",
-            metavar="NUMBER",
-            help="Weight of autoguidance on top of cfg, classifier or both; 1 adds nothing. In mode autoguidance it is --w. "
-            "[default: 2 with --guide-model]",
-            rich_help_panel=_WHAT,
+            "--w-guide", metavar="NUMBER", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=_WHAT
         ),
     ] = None
     label: Annotated[
@@ -123,16 +112,12 @@ class Flags:
         str | None,
         typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=_WHAT),
     ] = None
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--by",
-            metavar="AXIS=LIST",
-            help="sweep: vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
-            "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which networks to draw with."""
+
     model: options.Model = None
     classifier: options.ClassifierRef = None
     classifier_input: Annotated[
@@ -155,17 +140,14 @@ class Flags:
     guide_model: options.GuideRef = None
     null_label: options.NullLabel = None
     variant: options.Variant = None
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            metavar="WxH",
-            help="Size of the images: 512 or 768x512. Default: the checkpoint's.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None
     offline: options.Offline = False
     allow_pickle: options.AllowPickle = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw it."""
+
     guidance: Annotated[
         str | None,
         typer.Option(
@@ -214,6 +196,15 @@ class Flags:
     eta: Annotated[
         float | None, typer.Option("--eta", help="ddim: 0 deterministic, 1 as noisy as ddpm.", rich_help_panel=_HOW)
     ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="WxH",
+            help="Size of the images: 512 or 768x512. Default: the checkpoint's.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Autocast. auto: fp16 on CUDA, fp32 elsewhere.", rich_help_panel=_HOW)
     ] = Dtype.auto
@@ -235,6 +226,12 @@ class Flags:
     compile_networks: Annotated[
         bool, typer.Option("--compile", help="torch.compile the networks: slow start, faster steps.", rich_help_panel=_HOW)
     ] = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where it goes."""
+
     out: Annotated[
         str | None,
         typer.Option(
@@ -255,24 +252,6 @@ class Flags:
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            "--columns",
-            metavar="AXIS",
-            help="sweep: the axis across the grid. [default: w]",
-            rich_help_panel=options._OUTPUT,
-        ),
-    ] = None
-    rows: Annotated[
-        str | None,
-        typer.Option(
-            "--rows",
-            metavar="AXIS,...",
-            help="sweep: axes down the grid, outermost first; those that are not named follow.",
-            rich_help_panel=options._OUTPUT,
-        ),
-    ] = None
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Start over. Otherwise finished images are kept.", rich_help_panel=options._OUTPUT),
@@ -283,12 +262,77 @@ class Flags:
             "--dry-run", help="Say what would be drawn and what it costs; load no weights.", rich_help_panel=options._OUTPUT
         ),
     ] = False
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What is printed."""
+
     json_rows: options.Json = False
     quiet: options.Quiet = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=options._TALK)] = False
     debug: options.Debug = False
 
+
+@dataclass(frozen=True)
+class SampleOptions(Messages, Output, Sampling, Source, Draw):  # the fields of the last come first
+    """The options of `sample`."""
+
+    command: ClassVar[str] = "sample"
+
     @property
     def access(self) -> Access:
         """How checkpoints may be read."""
         return Access(self.offline, self.allow_pickle, self.variant)
+
+
+@dataclass(frozen=True)
+class SweepOptions(SampleOptions):
+    """The options of `sweep`: its weights are lists, and axes can be added."""
+
+    command: ClassVar[str] = "sweep"
+    w: Annotated[
+        str | None,
+        typer.Option(
+            "--w",
+            metavar="LIST",
+            help=f"Guidance weights: 0,1,2.5 and START:STOP:STEP, both ends included. {_W} [default: 0,1,2,4,8]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    w_classifier: Annotated[
+        str | None,
+        typer.Option("--w-classifier", metavar="LIST", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=_WHAT),
+    ] = None
+    w_guide: Annotated[
+        str | None,
+        typer.Option("--w-guide", metavar="LIST", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=_WHAT),
+    ] = None
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="AXIS=LIST",
+            help="Vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
+            "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="AXIS",
+            help="The axis across the grid. [default: w]",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="AXIS,...",
+            help="Axes down the grid, outermost first; those that are not named follow.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None

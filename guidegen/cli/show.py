@@ -21,9 +21,9 @@ from guidegen.models.weight_files import find_weights
 from guidegen.report import grid
 from guidegen.runs.directory import Row, read_plans, read_rows, read_run, with_axes
 from guidegen.runs.images import invalid_rows, refusal
+from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
 from guidegen.spec.plan import Plan
-from guidegen.spec.settings import differences, run_names
 
 
 def register(app: typer.Typer) -> None:
@@ -272,7 +272,7 @@ def _side_by_side(
 ) -> tuple[list[Row], list[str]]:
     """Rows of all runs, named by what tells the runs apart, and the axes that are not the same in all rows."""
     rows_of = [_measured(run, read_rows(run), metrics) if metrics else read_rows(run) for run in runs]
-    swept = dict.fromkeys(axis for rows in rows_of for axis in grid.axes_of(rows) if axis not in grid.AXES)
+    swept = dict.fromkeys(axis for rows in rows_of for axis in grid.axes_of(rows) if axis not in CELL_AXES)
     names = run_names(settings, [run.resolve().name for run in runs], swept)
     cells: list[Row] = []
     for run, some, rows, name in zip(runs, settings, rows_of, names, strict=True):

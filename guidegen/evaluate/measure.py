@@ -23,8 +23,8 @@ from guidegen.runs.directory import Row, check, is_intact, read_plans, read_rows
 from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
 from guidegen.runs.schema import dumps
 from guidegen.schema import convert, read_bytes
+from guidegen.spec.axes import describe
 from guidegen.spec.cell import Cell, digest
-from guidegen.spec.names import describe
 from guidegen.spec.plan import Plan, listed
 
 METRICS_FILE = "metrics.jsonl"

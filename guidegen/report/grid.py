@@ -13,15 +13,12 @@ from typing import Any
 from guidegen.errors import UsageError
 from guidegen.runs.images import CorruptImageError, read_drawn
 from guidegen.spec import limits
-from guidegen.spec.names import MODE_NAMES, axis_name, named, value_name
+from guidegen.spec.axes import CELL_AXES, axis_of, named, value_name
 from guidegen.spec.plan import batches
+from guidegen.spec.settings import MODE_NAMES
 
 MAX_PIXELS = 100_000_000
-AXES = ("w", "label", "prompt", "seed", "w_classifier", "w_guide")
-"""The axes that every run has; those of `--by` come on top."""
-_DOWN = ("run", "prompt", "label", "w_classifier", "w_guide", "w", "seed")
-"""Their order down the page; other axes stand after these, next to the images that they tell apart."""
-_FACTS = (
+_NOT_AXES = (
     "file",
     "mode",
     "label_name",
@@ -97,7 +94,7 @@ def layout(
     """Plans the grid.
 
     Args:
-        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps others of `AXES` and axes of `--by`; a
+        cells: mappings with `w`, `label`, `label_name`, `seed` and perhaps others of `CELL_AXES` and axes of `--by`; a
             `caption` that all of a column have stands under its name.
         shape: (height, width) of one image.
         columns: the axes across; of several, those combinations that there are. None given: w; where it is one
@@ -114,7 +111,7 @@ def layout(
     axes = axes_of(cells)
     column_axes = check_axes("--columns", columns, axes) or _across(cells, axes)
     if twice := [axis for axis in check_axes("--rows", rows, axes) if axis in column_axes]:
-        raise UsageError(f"{axis_name(twice[0])} cannot be across (--columns) and down (--rows) at once.")
+        raise UsageError(f"{axis_of(twice[0]).title} cannot be across (--columns) and down (--rows) at once.")
     height, width = shape
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
@@ -122,7 +119,7 @@ def layout(
     if across * tile[0] * tile[1] > MAX_PIXELS:  # said before a million columns get their names
         raise _too_wide(across, tile)
     told = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
-    order = [axis for axis in dict.fromkeys((*rows, *_DOWN, *axes)) if axis in axes]
+    order = list(dict.fromkeys((*rows, *sorted(axes, key=lambda axis: axis_of(axis).down))))
     varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
     down = [axis for axis in order if axis not in column_axes]
     row_axes = tuple(axis for axis in down if axis == told or axis in varying) or ("seed",)
@@ -150,8 +147,8 @@ def _too_wide(columns: int, tile: tuple[int, int]) -> UsageError:
 
 def axes_of(cells: Sequence[Row]) -> list[str]:
     """The axes of these cells: those that every run has, and whatever else `--by` or several runs brought in."""
-    others = dict.fromkeys(key for cell in cells for key in cell if key not in (*AXES, *_FACTS))
-    return [axis for axis in (*AXES, *others) if any(axis in cell for cell in cells)]
+    others = dict.fromkeys(key for cell in cells for key in cell if key not in (*CELL_AXES, *_NOT_AXES))
+    return [axis for axis in (*CELL_AXES, *others) if any(axis in cell for cell in cells)]
 
 
 def check_axes(flag: str, given: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
@@ -170,9 +167,9 @@ def check_axes(flag: str, given: Sequence[str], axes: Sequence[str]) -> tuple[st
 def _across(cells: Sequence[Row], axes: Sequence[str]) -> tuple[str, ...]:
     """w, or what varies in its stead; before it the runs, or the axes whose values have a w each."""
     if any("run" in cell for cell in cells):
-        by = [axis for axis in axes if axis not in (*AXES, "run")]
+        by = [axis for axis in axes if axis not in (*CELL_AXES, "run")]
         return ("run", *by, *(axis for axis in ("w_classifier", "w_guide", "w") if axis in axes))
-    by = [axis for axis in axes if axis not in AXES and len({cell.get(axis) for cell in cells}) > 1]
+    by = [axis for axis in axes if axis not in CELL_AXES and len({cell.get(axis) for cell in cells}) > 1]
     if by and len({cell["w"] for cell in cells}) == 1:
         return (by[0],)
     return (*(axis for axis in by if _binds_w(axis, cells)), "w")

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +24,18 @@ from guidegen.report.grid import axes_of
 from guidegen.report.series import Series, about_series, make_series, names_of, shown
 from guidegen.runs.directory import Row, read_rows, with_axes
 from guidegen.runs.images import CorruptImageError, read_drawn, read_drawn_bytes
-from guidegen.spec.names import axis_name, value_name
-from guidegen.spec.settings import NEUTRAL
+from guidegen.spec.axes import axis_of, value_name
+from guidegen.spec.command import Command, read_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
-_PER_RUN = {"-w", "--w", "--w-classifier", "--label", "-l", "--num", "-n", "--seed", "--seeds", "--out", "-o", "--by"}
-_PER_RUN |= {"--w-guide", "--prompt", "--shard", "--columns", "--rows", "--evaluate", "--features", "--judge", "--resize"}
-_SWITCHES = {"--json", "--overwrite", "--quiet", "-q", "--verbose", "-v", "--preview", "--report", "--debug"}
+_NOT_OF_AN_IMAGE = (
+    *("w", "w-classifier", "w-guide", "label", "prompt", "num", "seed", "seeds", "by", "out", "shard", "columns", "rows"),
+    *("evaluate", "features", "judge", "resize", "json", "overwrite", "quiet", "verbose", "preview", "report", "debug"),
+)
+"""Options of a run that say which of its images, or what becomes of them."""
 
 
 class TooLargeError(Exception):
@@ -214,7 +217,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
             "seed": row["seed"],
             "other": list(key_of(row, others)),
             "image": images.add(drawn.folder, row) if row["file"] in there else None,
-            "again": _flags(row),
+            "again": _words(row),
             "row": row,
         }
         for row in rows
@@ -222,9 +225,9 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
     values = [sorted({row.get(other) for row in rows}, key=lambda value: sortable((value,))) for other in others]
     settings = dict(drawn.about["settings"])
     for other, found in zip(others, values, strict=True):
-        settings[axis_name(other)] = ", ".join(value_name(other, value) for value in found)
+        settings[axis_of(other).title] = ", ".join(value_name(other, value) for value in found)
     about = {key: drawn.about.get(key) for key in ("checkpoint", "classifier", "guide_model") if drawn.about.get(key)}
-    versions = drawn.about.get("versions") or {}
+    versions, command = drawn.about.get("versions") or {}, read_command(drawn.about)
     return {
         "name": name,
         "folder": str(drawn.folder),
@@ -233,10 +236,15 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
             **{f"{key} from": _path(value) for key, value in about.items()},
             **{f"{package} version": version for package, version in versions.items()},
         },
-        "command": shlex.join(map(str, drawn.about.get("command", []))),
-        "again": shlex.join(_without(list(map(str, drawn.about.get("command", []))))),
+        "command": str(command or ""),
+        "again": str(replace(command, name="sample").without(*_NOT_OF_AN_IMAGE)) if command else "",
         "axes": [
-            {"name": axis_name(other), "key": other, "values": found, "names": [value_name(other, value) for value in found]}
+            {
+                "name": axis_of(other).title,
+                "key": other,
+                "values": found,
+                "names": [value_name(other, value) for value in found],
+            }
             for other, found in zip(others, values, strict=True)
         ],
         "x": sorted({row.get(axis) for row in rows}, key=lambda value: sortable((value,))),
@@ -251,35 +259,22 @@ def _path(origin: Any) -> str:
     return ", ".join(str(part.get("path", "")) if isinstance(part, dict) else str(part) for part in parts)
 
 
-def _flags(row: Row) -> list[str]:
-    """What the command needs to draw this one image."""
-    flags = [] if row["mode"] == "none" else ["--w", str(row["w"])]
-    for axis in axes_of([row]):
-        value = row[axis]
-        if axis in ("w", "label", "prompt", "seed") or value is None or value == NEUTRAL.get(axis):
+def _words(row: Row) -> list[str]:
+    """What the command needs beside the options of the run to draw this one image."""
+    given: dict[str, Any] = {} if row["mode"] == "none" else {"w": row["w"]}
+    for name in axes_of([row]):
+        axis, value = axis_of(name), row[name]
+        if name in ("w", "label", "prompt", "seed") or value in (None, axis.neutral):
             continue
-        option = axis.rpartition(".")
-        flags += ["--guidance-opt", f"{option[2]}={value}"] if option[0] else [f"--{axis.replace('_', '-')}", str(value)]
-    if row["label"] is not None:
-        flags += ["--label", str(row.get("mixture") or row["label"])]
-    if row["prompt"] is not None:
-        flags += ["--prompt", row["prompt"]]
-    return [*flags, "--seed", str(row["seed"])]
-
-
-def _without(command: list[str]) -> list[str]:
-    """The run's command without what says which images, to which one image's flags are added."""
-    kept, skip = [], False
-    for i, word in enumerate(command):
-        if skip:
-            skip = False
-        elif word in _PER_RUN:
-            skip = True
-        elif word.partition("=")[0] in _PER_RUN or word in _SWITCHES:
-            continue
+        if axis.flag == "guidance-opt":
+            given.setdefault(axis.flag, []).append(f"{name.rpartition('.')[2]}={value}")
         else:
-            kept.append("sample" if i == 1 and word == "sweep" else word)
-    return kept
+            given[str(axis.flag)] = value
+    if row["label"] is not None:
+        given["label"] = row.get("mixture") or row["label"]
+    if row["prompt"] is not None:
+        given["prompt"] = row["prompt"]
+    return Command("sample", given | {"seed": row["seed"]}).words()[2:]
 
 
 def _curves(series: Sequence[Series]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from guidegen.evaluate.measure import Drawn, key_of, sortable
 from guidegen.evaluate.metrics import METRICS, Metric
-from guidegen.spec.names import describe
-from guidegen.spec.settings import run_names
+from guidegen.spec.axes import describe, run_names
 
 _VENDI = next(metric for metric in METRICS if metric.name == "vendi_score")
 

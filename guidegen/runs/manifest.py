@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, overload
 from guidegen.errors import OutputError, UsageError
 from guidegen.runs.files import file_sha256
 from guidegen.runs.schema import Row, parse_row
-from guidegen.spec.settings import axis_value
+from guidegen.spec.axes import axis_value
 from guidegen.spec.shard import Shard
 
 _LONGEST_ROW = 16 << 20  # bytes; what is longer is no row, and is skipped without being held

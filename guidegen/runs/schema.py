@@ -14,9 +14,8 @@ from msgspec import Meta
 from guidegen.errors import GuidegenError, OutputError, UsageError
 from guidegen.schema import convert, read_bytes
 from guidegen.spec.composition import label_parts
-from guidegen.spec.names import MODE_NAMES
 from guidegen.spec.plan import Plan, read_plan
-from guidegen.spec.settings import Settings
+from guidegen.spec.settings import MODE_NAMES, Settings
 
 Row = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -140,7 +139,8 @@ class _RunJson:
     plans: list[dict[str, Any]] = field(default_factory=list)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     exports: list[ExportName] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
+    command: str | None = None
+    options: dict[str, Scalar | list[str]] = field(default_factory=dict)
     checkpoint: _Part | None = None
     classifier: _Part | list[_Part] | None = None
     guide_model: _Part | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import queue
 import threading
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ import torch
 
 from guidegen.errors import GuidegenError, first_line, is_out_of_memory
 from guidegen.runs.directory import Row, Run
+from guidegen.sampling.equal_images import EqualImages
 from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.sampler import Sampler, Tally
-from guidegen.spec.cell import Cell, mode_weights
+from guidegen.spec.cell import Cell
 
 
 def draw(
@@ -28,14 +29,15 @@ def draw(
     on_step: Callable[[int], None] | None = None,
     between: Callable[[], None] | None = None,
     tally: Tally | None = None,
+    equal: EqualImages | None = None,
 ) -> Generator[tuple[Cell, Row], None, None]:
     """Draws and saves the cells, yielding each with its row once its image is on disk.
 
     Images are saved while the next batch is drawn. A batch that is out of memory is halved, and so are all
     after it; the calls of a single image are split in the end. A non-finite image is drawn again in fp32
-    where it was not and memory allows, and else becomes a row, never a file. Cells whose label weighs nothing
-    are one image for each seed, which is drawn once. Whatever ends the drawing, the rows of all that was
-    saved come before it. Who leaves it half-way closes it (`contextlib.closing`) before the run.
+    where it was not and memory allows, and else becomes a row, never a file. Cells that are the same image are
+    drawn once and saved together, also those of other variants. Whatever ends the drawing, the rows of all that
+    was saved come before it. Who leaves it half-way closes it (`contextlib.closing`) before the run.
 
     Args:
         sampler: the networks.
@@ -46,10 +48,12 @@ def draw(
         on_step: called with the number of cells of the batch after each step.
         between: called between batches; what it raises ends the drawing with all before it saved.
         tally: counts the network calls.
+        equal: which cells are the same image, of all that is drawn into the run; None: of these cells.
     """
     tally = tally or Tally()
     batches = _Batches(sampler, batch_size, on_step, tally)
-    first, twins = _unguided_twins(cells, sampler.mode)
+    equal = equal or EqualImages(cells, {cell.variant: sampler.setup for cell in cells})
+    first = equal.first(cells)
     start = 0
     with _Writer(run, name_of) as writer:
         try:
@@ -57,7 +61,7 @@ def draw(
                 if between:
                     between()
                 batch = first[start : start + batches.size]
-                same = [[cell, *twins.get(cell, ())] for cell in batch]
+                same = [equal.group(cell) for cell in batch]
                 finished = batches.draw(batch, [len(group) for group in same])
                 if finished is None:
                     continue
@@ -74,22 +78,6 @@ def draw(
         writer.stop()
         yield from writer.written()
         writer.raise_error()
-
-
-def _unguided_twins(cells: Sequence[Cell], mode: str) -> tuple[Sequence[Cell], dict[Cell, list[Cell]]]:
-    """The cells to draw, and for some of them those that are the same image.
-
-    They are those whose label and classifier weigh nothing, of the same seed and, with a guiding
-    model without a label, of the same weight.
-    """
-    first: dict[Hashable, Cell] = {}
-    twins: dict[Cell, list[Cell]] = {}
-    for cell in cells:
-        w, w_classifier, w_guide = mode_weights(mode, cell)
-        if (w, w_classifier) == (0.0, 0.0) and first.setdefault((cell.seed, w_guide), cell) != cell:
-            twins.setdefault(first[cell.seed, w_guide], []).append(cell)
-    again = {twin for group in twins.values() for twin in group}
-    return ([cell for cell in cells if cell not in again] if again else cells), twins
 
 
 class _Finished(NamedTuple):

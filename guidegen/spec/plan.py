@@ -9,7 +9,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, TypeVar, overload
 
@@ -227,9 +227,19 @@ class Cells(Sequence[Cell]):
     @cached_property
     def _folders(self) -> dict[str, tuple[int, int]]:
         """Folder -> what its cells have but the seed: the number of the first sample in seeds, and which cell of it."""
-        plan, seeds = self._plan, len(self._plan.seeds)
-        blocks = range(plan.samples // seeds if seeds else 0)
-        return {plan.cell(block * seeds, which).folder: (block, which) for block in blocks for which in range(plan.each)}
+        return {
+            self._plan.cell(block * len(self._plan.seeds), which).folder: (block, which) for block, which in self._blocks()
+        }
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """For cells that differ in more than the seed: the number of the first sample in seeds, and which cell of it."""
+        seeds = len(self._plan.seeds)
+        return itertools.product(range(self._plan.samples // seeds if seeds else 0), range(self._plan.each))
+
+    def of_one_seed(self) -> Iterator[Cell]:
+        """The cells of the plan that differ in more than the seed, each with the seed 0."""
+        for block, which in self._blocks():
+            yield replace(self._plan.cell(block * len(self._plan.seeds), which), seed=0)
 
     def windows(self, size: int) -> Iterator[Sequence[Cell]]:
         """Consecutive parts of at most this size."""

@@ -40,6 +40,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from diffusers.utils.torch_utils import randn_tensor
 from loop_overhead import bare_calls, ratios_of, saving, seconds
 from PIL import Image
+from setups import open_sampler
 from sweep_against_loop import Pipeline, take_turns
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,10 +50,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from guidegen import BUNDLED, NoisyClassifier, __version__, open_checkpoint, open_classifier, to_uint8
 from guidegen.errors import is_out_of_memory
 from guidegen.runs.directory import Run
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.sampler import Sampler, open_sampler
+from guidegen.sampling.sampler import Sampler
 from guidegen.sampling.schedulers import SCHEDULERS, noise_levels
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.gradient import gradient_of_log_probability
 from guidegen.scores.interfaces import autocast
@@ -381,7 +382,7 @@ def decoding(sampler: Sampler, batch: int) -> float:
     """Seconds that the latents of a batch take to become images; 0 for a network that draws images."""
     if sampler.decode is None:
         return 0.0
-    latents = torch.randn((batch, *sampler.shape), device=sampler.device)
+    latents = torch.randn((batch, *sampler.setup.models.checkpoint.shape), device=sampler.device)
     return min(seconds(partial(sampler.decode, latents)) for _ in range(2))
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from setups import open_sampler
 
 from guidegen import open_checkpoint
 from guidegen.models.checkpoint import open_classifier
 from guidegen.runs.directory import Run
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.sampler import Sampler, open_sampler
+from guidegen.sampling.sampler import Sampler
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.interfaces import autocast
 from guidegen.spec.cell import Cell
@@ -44,10 +45,10 @@ def bare_calls(sampler: Sampler, batch: int, labels: list[int]) -> Callable[[], 
     """The network calls of one batch at w = 3 with nothing around them, in the sampler's precision."""
     denoiser: Any = sampler.condition([])[0]
     classifier: Any = sampler.classifier
-    x = torch.randn((batch, *sampler.shape), device=sampler.device)
+    x = torch.randn((batch, *sampler.setup.models.checkpoint.shape), device=sampler.device)
     y = torch.tensor(labels, device=sampler.device)
     null = torch.full((batch,), denoiser.null_label, device=sampler.device)
-    joined = (torch.cat([x, x]), torch.cat([null, y])) if sampler.mode == "cfg" else (x, null)
+    joined = (torch.cat([x, x]), torch.cat([null, y])) if sampler.setup.settings.mode == "cfg" else (x, null)
     timesteps = sampler.scheduler.timesteps.to(sampler.device)
 
     def gradient(t: torch.Tensor) -> None:
@@ -60,7 +61,7 @@ def bare_calls(sampler: Sampler, batch: int, labels: list[int]) -> Callable[[], 
         for t in timesteps:
             with torch.no_grad(), autocast(x, denoiser.autocast):
                 denoiser.network(joined[0], t.expand(len(joined[0])), class_labels=joined[1], return_dict=False)
-            if sampler.mode == "classifier":
+            if sampler.setup.settings.mode == "classifier":
                 gradient(t)
         if sampler.decode:
             with torch.no_grad():

@@ -45,12 +45,12 @@ def timed() -> dict[str, float]:
     from guidegen.cli import app, drawing
     from guidegen.models import loading  # noqa: F401
     from guidegen.runs import directory as run
-    from guidegen.sampling import pipeline
+    from guidegen.sampling import sampler
 
     spent["imports"] = time.perf_counter() - start
-    clock(drawing, "_with_weights", "loading")  # looks for them and hashes them
-    clock(pipeline, "open_samplers", "loading")
-    clock(pipeline.Sampler, "draw", "sampling")
+    clock(drawing, "_with_hashes", "loading")  # looks for them and hashes them
+    clock(sampler.Samplers, "__init__", "loading")
+    clock(sampler.Sampler, "draw", "sampling")
     clock(run.Run, "write", "writing")
     app(JOB.split(), standalone_mode=False)
     return spent

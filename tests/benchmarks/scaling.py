@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import torch
+from setups import open_sampler
 
 from guidegen import open_checkpoint
 from guidegen.runs.directory import Run
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.sampler import Tally, open_sampler
+from guidegen.sampling.sampler import Tally
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.spec.plan import make_cells
 from guidegen.spec.settings import Settings

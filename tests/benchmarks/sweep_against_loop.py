@@ -23,12 +23,13 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from setups import open_sampler
 
 from guidegen import Checkpoint, open_checkpoint
 from guidegen.runs.directory import Run
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.sampler import Tally, open_sampler
+from guidegen.sampling.sampler import Tally
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.spec.cell import Cell
 from guidegen.spec.plan import make_cells

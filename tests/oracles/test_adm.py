@@ -16,6 +16,7 @@ import pytest
 import torch
 from adm_reference import Classifier, Options, UNet, ddim_times, guided_ddim, randomise
 from conftest import settings_of
+from setups import open_sampler
 from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
@@ -23,7 +24,6 @@ from guidegen.models.convert import adm
 from guidegen.models.convert.adm_layout import Choices
 from guidegen.models.loading import load_classifier, load_network
 from guidegen.sampling.loop import initial_noise
-from guidegen.sampling.sampler import open_sampler
 from guidegen.sampling.schedulers import make_scheduler
 from guidegen.spec.cell import Cell
 
@@ -168,10 +168,10 @@ def test_guided_samples_equal_the_published_sampler(
     stay within a few units, where the untrained network multiplies its rounding by up to 50.
     """
     unet = randomise(UNet(Options(classes=5 if mode == "both" else None)), seed=3)
-    classifier = randomise(Classifier(Options(res_blocks=2)), seed=4)
+    network = randomise(Classifier(Options(res_blocks=2)), seed=4)
     checkpoint = open_checkpoint(converted(unet, tmp_path / "unet", replace(choices_of(unet.o), schedule=schedule)))
     classifier = open_classifier(
-        converted(classifier, tmp_path / "classifier", replace(choices_of(classifier.o), schedule=None), 2)
+        converted(network, tmp_path / "classifier", replace(choices_of(network.o), schedule=None), 2)
     )
     assert checkpoint.scheduler_config["clip_sample"] is True
     scheduler = make_scheduler({**checkpoint.scheduler_config, "clip_sample": clip})
@@ -184,14 +184,14 @@ def test_guided_samples_equal_the_published_sampler(
         cells = [replace(cell, w=1.0, w_classifier=cell.w) for cell in cells]
     images, _ = sampler.draw(cells)
     noise, _ = initial_noise(range(3), checkpoint.shape)
-    expected = guided_ddim(unet, classifier, noise, labels, weights, schedule, count, clip=clip)
-    unguided = guided_ddim(unet, classifier, noise, labels, [0.0] * 3, schedule, count, clip=clip)
+    expected = guided_ddim(unet, network, noise, labels, weights, schedule, count, clip=clip)
+    unguided = guided_ddim(unet, network, noise, labels, [0.0] * 3, schedule, count, clip=clip)
     size = expected.abs().amax(dim=(1, 2, 3))  # an untrained network's images are not bounded
     error = (images - expected).abs().amax(dim=(1, 2, 3)) / size
     tolerance = 10 * TOLERANCE if clip else TOLERANCE
     assert error.max() <= tolerance, error  # 2e-6 and 1e-4 were seen
     assert (expected - unguided).abs().amax(dim=(1, 2, 3))[2] / size[2] > 100 * tolerance  # guidance shows
-    other = guided_ddim(unet, classifier, noise, labels, weights, schedule, count, clip=not clip)
+    other = guided_ddim(unet, network, noise, labels, weights, schedule, count, clip=not clip)
     assert ((expected - other).abs().amax(dim=(1, 2, 3)) / size).min() > 100 * tolerance  # and so does the clip
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import SIZE, settings_of, tiny_classifier, tiny_unet
+from setups import open_sampler
 from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.denoisers import UNetDenoiser
 from guidegen.sampling.loop import sample, to_uint8
-from guidegen.sampling.sampler import Sampler, open_sampler
+from guidegen.sampling.sampler import Sampler
 from guidegen.sampling.schedulers import SCHEDULERS, make_scheduler
 from guidegen.scores.gradient import NoisyScore
 from guidegen.scores.guidance import classifier_free
@@ -136,7 +137,7 @@ def test_classifier_free_equals_diffusers_guider() -> None:
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])
 def test_a_cell_does_not_depend_on_its_batch(with_null: Path, name: str | None, mode: str) -> None:
     from guidegen.models.checkpoint import open_classifier
-    from guidegen.sampling.cost import plan_scheduler
+    from guidegen.sampling.setup import plan_scheduler
 
     checkpoint = open_checkpoint(str(with_null))
     classifier = open_classifier(str(with_null / "classifier"))

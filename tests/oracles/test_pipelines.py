@@ -14,13 +14,14 @@ import pipelines
 import pytest
 import torch
 from conftest import settings_of
+from setups import open_sampler
 from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint
-from guidegen.sampling.cost import plan_scheduler
 from guidegen.sampling.loop import to_uint8
-from guidegen.sampling.sampler import Sampler, open_sampler
+from guidegen.sampling.sampler import Sampler
 from guidegen.sampling.schedulers import SCHEDULERS
+from guidegen.sampling.setup import plan_scheduler
 from guidegen.spec.cell import Cell
 
 STEPS = 6

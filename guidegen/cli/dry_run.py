@@ -1,0 +1,38 @@
+"""`--dry-run`: what a command would draw, and what that takes."""
+
+from __future__ import annotations
+
+import json
+
+from guidegen.cli import console
+from guidegen.cli.resolve import Job
+from guidegen.spec.axes import describe
+
+
+def print_costs(job: Job) -> None:
+    """`--dry-run`: cells, network calls, bytes and pixels, on standard output."""
+    channels, height, width = job.models.checkpoint.image_shape
+    sizes = [job.pages.size(i) for i in range(len(job.pages.pages))] if job.pages else []
+    count = len(job.cells)
+    costs = [(some, setup.cost(some.groups())) for setup, some in job.by_variant(job.cells)]
+    nfe = sum(cost for _, cost in costs)
+    variants = [{**dict(some[0].variant), "cells": len(some), "nfe": cost} for some, cost in costs if some[0].variant]
+    totals = {
+        "cells": count,
+        "nfe": nfe,
+        "bytes": count * channels * height * width,
+        "grid_pixels": sum(w * h for w, h in sizes),
+        "grid_pages": len(sizes),
+        "out": str(job.output.path),
+    } | ({"variants": variants} if variants else {})
+    if job.flags.json_rows:
+        console.result(json.dumps(totals))
+        return
+    console.result(f"{count:,} images of {width}x{height}, {totals['bytes']:,} bytes of pixels before compression")
+    console.result(f"{nfe:,} network calls (NFE), {nfe / max(1, count):g} an image on average")
+    for some, calls in costs if variants else ():
+        what = describe(*zip(*some[0].variant, strict=True))
+        console.result(f"  {what}: {len(some):,} images, {calls:,} calls, {calls / len(some):g} an image")
+    if sizes:
+        console.result(f"grid of {totals['grid_pixels']:,} pixels: {', '.join(f'{w}x{h}' for w, h in sizes)}")
+    console.result(f"into {job.output.path}")
