@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from guidegen.scores.methods import METHODS, Combine, Method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, score_shift
 
 
+@dataclass(eq=False, repr=False)
 class Guide:
     """All kinds of guidance over one batch, with weights for each sample.
 
@@ -50,42 +51,40 @@ class Guide:
             weights or weights without them.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        labels: Sequence[int | Mixture],
-        w: Sequence[float],
-        w_classifier: Sequence[float] | None = None,
-        classifier: Classifier | None = None,
-        device: torch.device | str = "cpu",
-        classifier_labels: Sequence[int | Mixture] | None = None,
-        starts: Sequence[Hashable] | None = None,
-        *,
-        guiding: Denoiser | None = None,
-        w_guide: Sequence[float] | None = None,
-        method: Method = METHODS["cfg"],
-        schedule: Schedule | None = None,
-        steps: int = 1,
-        clip: float | None = None,
-    ):
-        self._labels = [as_mixture(label) for label in several("labels", labels)]
+    denoiser: Denoiser
+    labels: Sequence[int | Mixture]
+    w: Sequence[float]
+    w_classifier: Sequence[float] | None = None
+    classifier: Classifier | None = None
+    device: torch.device | str = "cpu"
+    classifier_labels: Sequence[int | Mixture] | None = None
+    starts: Sequence[Hashable] | None = None
+    _: KW_ONLY
+    guiding: Denoiser | None = None
+    w_guide: Sequence[float] | None = None
+    method: Method = METHODS["cfg"]
+    schedule: Schedule | None = None
+    steps: int = 1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        self._labels = [as_mixture(label) for label in several("labels", self.labels)]
         count = len(self._labels)
-        for name, network in (("denoiser", denoiser), ("guiding", guiding)):
+        for name, network in (("denoiser", self.denoiser), ("guiding", self.guiding)):
             if network is not None or name == "denoiser":
                 one_of(f"{name}.prediction_type", getattr(network, "prediction_type", None), PREDICTION_TYPES)
-        instance("method", method, Method, "a Method, such as METHODS['apg']")
-        self.denoiser, self.classifier, self.guiding, self.device = denoiser, classifier, guiding, device
-        self.method, self.schedule, self.steps = method, schedule, whole("steps", steps, 1)
-        self.clip = clip
-        if clip is not None and finite("clip", clip) <= 0:
-            raise ValueError(f"clip takes a number above 0, found {clip}.")
-        self._weights = _weights_of(count, w, w_classifier, w_guide, classifier, guiding)
-        self._cost = cost_with(method, classifier.cost) if classifier is not None else FREE
-        targets = labels if classifier_labels is None else several("classifier_labels", classifier_labels, count)
+        instance("method", self.method, Method, "a Method, such as METHODS['apg']")
+        self.steps = whole("steps", self.steps, 1)
+        if self.clip is not None and finite("clip", self.clip) <= 0:
+            raise ValueError(f"clip takes a number above 0, found {self.clip}.")
+        self._weights = _weights_of(count, self.w, self.w_classifier, self.w_guide, self.classifier, self.guiding)
+        self._cost = cost_with(self.method, self.classifier.cost) if self.classifier is not None else FREE
+        targets = self.labels
+        if self.classifier_labels is not None:
+            targets = several("classifier_labels", self.classifier_labels, count)
         self._targets = [as_mixture(label, "classifier_labels") for label in targets]
-        starts = None if starts is None else several("starts", starts, count)
+        self._starts = None if self.starts is None else several("starts", self.starts, count)
         self._check_labels()
-        self._starts = starts
         self._step_calls: dict[tuple[bool, tuple[Weights, ...]], StepCalls] = {}
         self._memory: list[dict[str, Any]] = [{} for _ in self._weights]
         self.calls = [0] * count
