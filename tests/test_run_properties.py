@@ -82,7 +82,7 @@ def test_places_are_those_of_the_last_row_of_each_file_whatever_stands_between(s
             model |= {row["file"]: row for row in rows if row}
             junk += any(row is None for row in rows)
         manifests = Manifests(folder)
-        assert {file: manifests.read(place) for file, place in manifests.places().items()} == model
+        assert {file: manifests.read(place) for file, place in manifests.offsets().items()} == model
         assert {row["file"]: row for row in read_rows(folder)} == model
         assert len(manifests.invalid()) == junk
 

@@ -141,8 +141,8 @@ def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: st
     with Image.open(picture) as image:
         line = None
         if len(rows) == 1:
-            facts = {"settings": plan["settings"], "cell": plan["cells"][0], "label_name": rows[0]["label_name"]}
-            line = parameters_line(facts, *image.size)
+            metadata = {"settings": plan["settings"], "cell": plan["cells"][0], "label_name": rows[0]["label_name"]}
+            line = parameters_line(metadata, *image.size)
         if suffix == ".png":
             image.save(buffer, "PNG", pnginfo=png_text(plan, line))
         else:

@@ -38,13 +38,13 @@ class Sampler:
 
     Attributes:
         setup: scheduler, method, schedule and settings.
-        condition: the network, and how it is told what to draw.
+        condition: from cells to the network and the labels that it is asked for.
         decode: from what the network draws to images; None where it draws images.
         classifier: the classifier's gradient; None in modes without one.
         target: a cell's labels as the classifier counts them.
         scheduler: that of the setup, or a copy that does not clip.
         device: where the networks are.
-        guiding: the guiding network, told what to draw like `condition`; None without autoguidance.
+        guiding: the same of the guiding network; None without autoguidance.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
@@ -136,11 +136,11 @@ class Samplers:
         kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
         if kind is None:
             raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-        said = settings.negative_prompt, device, access, compile_networks, self._autocast
-        self._networks = open_networks(checkpoint, kind, *said, guide=guide)
+        shared = settings.negative_prompt, device, access, compile_networks, self._autocast
+        self._networks = open_networks(checkpoint, kind, *shared, guide=guide)
         self._guiding = self._networks.guiding
         if guide is not None and guide.checkpoint is not None and not guide.shares:
-            self._guiding = open_networks(guide.checkpoint, kind, *said, decodes=False).condition
+            self._guiding = open_networks(guide.checkpoint, kind, *shared, decodes=False).condition
         self._gradient = None
         if classifier is not None:
             self._gradient = open_gradient(
