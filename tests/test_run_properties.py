@@ -17,8 +17,10 @@ from conftest import settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guidegen.runs.directory import Manifests, Run, check, encode_row, read_rows
-from guidegen.runs.schema import parse_row
+from guidegen.runs.directory import Run
+from guidegen.runs.manifest import Manifests, read_rows
+from guidegen.runs.schema import encode_row, parse_row
+from guidegen.runs.status import check
 from guidegen.spec.cell import Cell
 
 FILES = [f"images/w1.0/nolabel/{seed:06d}.png" for seed in range(4)]

@@ -23,7 +23,8 @@ from PIL import Image
 
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
-from guidegen.runs.directory import Manifests, Run
+from guidegen.runs.directory import Run
+from guidegen.runs.manifest import Manifests
 from guidegen.spec.plan import Plan
 from guidegen.spec.shard import Shard
 

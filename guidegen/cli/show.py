@@ -19,8 +19,9 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.models.labels import Labels
 from guidegen.models.weight_files import find_weights
 from guidegen.report import grid
-from guidegen.runs.directory import Row, read_plans, read_rows, read_run, with_axes
 from guidegen.runs.images import invalid_rows, refusal
+from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
 from guidegen.spec.plan import Plan

@@ -21,8 +21,9 @@ from guidegen.models.classifiers.info import ClassifierInfo, open_backbone, open
 from guidegen.models.classifiers.preprocessing import Preprocessing
 from guidegen.models.loading import load_backbone, load_classifier
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, weights_sha256
-from guidegen.runs.directory import Row, write_atomically
+from guidegen.runs.files import write_atomically
 from guidegen.runs.images import LARGEST_FILE, decode, read_drawn
+from guidegen.runs.schema import Row
 from guidegen.schema import read_bytes
 from guidegen.spec.cell import digest
 from guidegen.spec.plan import batches

@@ -19,9 +19,11 @@ from guidegen.evaluate.features import Pixels, Reader, judge_columns, read_rows_
 from guidegen.evaluate.metrics import MIN_IMAGES, Measured, Meter
 from guidegen.evaluate.reference import Reference
 from guidegen.models.checkpoint import ClassifierInfo
-from guidegen.runs.directory import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
+from guidegen.runs.files import write_atomically
 from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
-from guidegen.runs.schema import dumps
+from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.schema import Row, dumps, read_plans, read_run
+from guidegen.runs.status import check, is_intact
 from guidegen.schema import convert, read_bytes
 from guidegen.spec.axes import describe
 from guidegen.spec.cell import Cell, digest

@@ -24,19 +24,18 @@ from guidegen.errors import UsageError
 from guidegen.runs.files import (
     append,
     atomically,
-    file_sha256,
     find_temporary,
     open_to_append,
     refuse_links,
     unlink_if_abandoned,
     write_atomically,
 )
-from guidegen.runs.locks import alone, lock_run, refuse_other_processes, run_json_lock
-from guidegen.runs.manifest import Manifests, Rows, manifest_name, read_rows, with_axes
-from guidegen.runs.png import encode_png, image_metadata, parameters_line, png_text
-from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_plans, read_run, settings_of
-from guidegen.runs.status import State, check, is_intact, is_of
-from guidegen.runs.wipe import clear_leftovers, remove, wipe
+from guidegen.runs.locks import lock_run, refuse_other_processes, run_json_lock
+from guidegen.runs.manifest import Manifests, Rows, manifest_name
+from guidegen.runs.png import encode_png, image_metadata
+from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_run, settings_of
+from guidegen.runs.status import is_intact, is_of
+from guidegen.runs.wipe import wipe
 from guidegen.spec.cell import Cell, Variant, variant_folder
 from guidegen.spec.plan import Plan, finder
 from guidegen.spec.settings import Settings
@@ -44,13 +43,6 @@ from guidegen.spec.shard import Shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = [
-    "Manifests", "Row", "Rows", "Run", "State",
-    "alone", "atomically", "check", "clear_leftovers", "encode_png", "encode_row", "exporting", "exports_of", "file_sha256",
-    "image_metadata", "is_intact", "parameters_line", "png_text", "read_plans", "read_rows", "read_run", "remove",
-    "with_axes", "write_atomically",
-]  # fmt: skip
 
 
 class Run:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from guidegen.errors import GuidegenError, first_line, is_out_of_memory
-from guidegen.runs.directory import Row, Run
+from guidegen.runs.directory import Run
+from guidegen.runs.schema import Row
 from guidegen.sampling.equal_images import EqualImages
 from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.sampler import Sampler, Tally

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
 from guidegen.models.classifiers.preprocessing import ImageClassifier, Preprocessing
 from guidegen.models.loading import load_classifier
-from guidegen.runs.directory import read_rows, read_run
+from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import read_run
 from guidegen.zoo import BUNDLED
 from guidegen.zoo.train import CLASSES, load_images, random_flip, random_shift
 
