@@ -11,9 +11,10 @@ from guidegen.cli.command import command_of
 from guidegen.cli.drawing import carry_out
 from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.resolve import plan_job
+from guidegen.sampling.models import Models
 from guidegen.sampling.sampler import Sampler
 from guidegen.sampling.sampler import open_sampler as _open
-from guidegen.sampling.setup import Models, Setup, make_setup
+from guidegen.sampling.setup import Setup, make_setup
 
 
 def setup_of(checkpoint: Any, classifier: Any, scheduler: Any, settings: Any, guide: Any = None) -> Setup:

@@ -19,8 +19,9 @@ from guidegen import BUNDLED
 from guidegen.cli import app
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.sampling.models import Models
 from guidegen.sampling.sampler import Samplers
-from guidegen.sampling.setup import Models, make_setup, plan_scheduler
+from guidegen.sampling.setup import make_setup, plan_scheduler
 from guidegen.scores.methods import METHODS
 from guidegen.spec.cell import Cell
 

@@ -9,7 +9,7 @@ from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError
 from guidegen.models.classifiers.info import label_texts
 from guidegen.models.labels import Labels
-from guidegen.sampling.setup import Models
+from guidegen.sampling.models import Models
 from guidegen.spec.cell import Cell
 from guidegen.spec.composition import has_weights, label_parts, prompt_parts, single_labels
 

@@ -7,7 +7,7 @@ from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
 from guidegen.sampling.autoguidance import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
-from guidegen.sampling.setup import Models
+from guidegen.sampling.models import Models
 
 
 def open_models(flags: SampleOptions, needs_null: bool) -> Models:

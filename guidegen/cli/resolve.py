@@ -24,7 +24,7 @@ from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
 from guidegen.errors import UsageError
 from guidegen.report import grid
-from guidegen.sampling.setup import Models, Setup, make_setup, plan_scheduler
+from guidegen.sampling.models import Models
 from guidegen.spec.cell import Variant, digest, fingerprint
 from guidegen.spec.composition import single_labels
 from guidegen.spec.parse import Seeds, parse_weights
@@ -34,6 +34,8 @@ from guidegen.spec.shard import Shard
 
 if TYPE_CHECKING:
     import torch
+
+    from guidegen.sampling.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ def _run_name(job: Job) -> str:
 def _variants(
     flags: SampleOptions, axes: list[By], models: Models, conditions: Conditions, device: torch.device
 ) -> Variants:
+    from guidegen.sampling.setup import make_setup, plan_scheduler
+
     checkpoint = models.checkpoint
     plain = {"scheduler": checkpoint.scheduler_config.get("_class_name", "DDPMScheduler"), "steps": checkpoint.steps}
     config_sha256 = digest(

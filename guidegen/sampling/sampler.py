@@ -14,9 +14,10 @@ from guidegen.models.checkpoint import Access
 from guidegen.models.weight_files import DEFAULT_ACCESS
 from guidegen.sampling.device import DTYPES
 from guidegen.sampling.loop import sample
+from guidegen.sampling.models import Models
 from guidegen.sampling.networks import Condition, open_gradient, open_networks, target_of
 from guidegen.sampling.schedulers import without_clip
-from guidegen.sampling.setup import Models, Setup
+from guidegen.sampling.setup import Setup
 from guidegen.scores.fixed_rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Classifier, Mixture

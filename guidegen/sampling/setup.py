@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint
 from guidegen.python_file import python_sha256, split_python_ref
-from guidegen.sampling.autoguidance import GuideModel
 from guidegen.sampling.loop import try_out
+from guidegen.sampling.models import Models
 from guidegen.sampling.schedulers import levels_after, make_scheduler, noise_levels, takes_eta
 from guidegen.scores.calls import calls_per_step, cost_with, needs_of
 from guidegen.scores.interfaces import FREE, Cost, Mixture, Weights
@@ -21,14 +21,6 @@ from guidegen.spec.cell import Cell, digest, mode_weights
 from guidegen.spec.settings import FILE_SHA256, Settings
 
 _ANY: Mixture = ((0, 1.0),)
-
-
-class Models(NamedTuple):
-    """The networks of a run, opened without their weights; None where there is none."""
-
-    checkpoint: Checkpoint
-    classifier: AnyClassifier | None = None
-    guide: GuideModel | None = None
 
 
 @dataclass(frozen=True, eq=False)
