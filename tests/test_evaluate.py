@@ -401,7 +401,7 @@ def test_features_of_a_model_without_a_head(network: Path, tmp_path: Path) -> No
 
 
 def test_the_bundled_features_are_what_its_head_reads() -> None:
-    from guidegen.models.loading import load_classifier
+    from guidegen.models.classifiers.opening import load_classifier
 
     reader = features.open_features("bundled", torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)

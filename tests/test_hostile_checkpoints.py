@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from guidegen.cli import app
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
 from guidegen.models.checkpoint import Access, open_checkpoint, open_classifier
-from guidegen.models.loading import check_configs, load_classifier, load_network
+from guidegen.models.classifiers.opening import load_classifier
+from guidegen.models.loading import check_configs, load_network
 
 INDEX, UNET, SCHEDULER, JUDGE = (
     "model_index.json",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
-from guidegen.models.loading import load_classifier
+from guidegen.models.classifiers.opening import load_classifier
 from guidegen.runs.directory import Run
 from guidegen.spec.cell import Cell
 from guidegen.spec.settings import Settings

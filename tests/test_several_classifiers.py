@@ -22,8 +22,9 @@ from guidegen.cli.resolve import Job, plan_job
 from guidegen.cli.show import _classifier_line
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import ClassifierInfo, open_checkpoint
-from guidegen.models.classifiers.info import AnyClassifier, open_classifiers
-from guidegen.models.loading import load_classifier, load_network
+from guidegen.models.classifiers.info import AnyClassifier
+from guidegen.models.classifiers.opening import load_classifier, open_classifiers
+from guidegen.models.loading import load_network
 from guidegen.sampling import sampler as samplers
 from guidegen.sampling.sampler import Sampler, Tally
 from guidegen.sampling.setup import plan_scheduler

@@ -103,7 +103,7 @@ def _with_hashes(job: Job) -> Job:
     if guide:
         guide.download(access)
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
-    for folder in parts + [part.folder for part in classifiers if part.custom is None]:
+    for folder in parts + [folder for part in classifiers for folder in part.folders]:
         check_weights(folder, access)
     hashes: dict[str, Any] = {
         "model_sha256": checkpoint.sha256(access),

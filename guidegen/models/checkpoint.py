@@ -12,7 +12,8 @@ from typing import Any
 
 from guidegen.arguments import several, whole
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.models.classifiers.info import AnyClassifier, ClassifierInfo, open_classifier
+from guidegen.models.classifiers.info import AnyClassifier, ClassifierInfo
+from guidegen.models.classifiers.opening import open_classifier
 from guidegen.models.configs import check_scheduler, read_config, read_index
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.kinds.kind import (

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from guidegen.arguments import instance, one_of
-from guidegen.errors import CheckpointError, UsageError, first_line
-from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
+from guidegen.errors import CheckpointError, first_line
+from guidegen.models.checkpoint import Checkpoint
+from guidegen.models.classifiers.info import ClassifierInfo
 from guidegen.models.configs import read_config
 from guidegen.models.kinds.kind import ADM, PIXEL
 from guidegen.models.pickles import read_pickle
@@ -76,10 +77,7 @@ def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] 
         if checkpoint.kind.latent and checkpoint.index:
             _empty(_class_of(checkpoint, "vae"), checkpoint.configs["vae"], checkpoint.part_folders["vae"])
     for classifier in classifiers:
-        if classifier.custom is None and classifier.preprocessor is None:
-            from guidegen.models.classifiers.noisy import NoisyClassifier
-
-            _empty(NoisyClassifier, classifier.config, classifier.folder)
+        classifier.check_network()
 
 
 def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
@@ -148,84 +146,6 @@ def cast_weights(network: nn.Module, autocast: torch.dtype | None) -> nn.Module:
 def load_tokenizer(checkpoint: Checkpoint, part: str) -> Any:
     """A tokenizer of a text-conditional checkpoint."""
     return _tokenizer(checkpoint.folder / part)
-
-
-def load_classifier(
-    classifier: ClassifierInfo,
-    device: Device,
-    access: Access = DEFAULT_ACCESS,
-    texts: Sequence[str] = (),
-    autocast: torch.dtype | None = None,
-) -> nn.Module:
-    """The classifier with fp32 weights, in eval mode, on `device`.
-
-    `NoisyClassifier` for noisy input; for denoised input, a module from images in [-1, 1] to logits.
-
-    Args:
-        classifier: what to load.
-        device: where to.
-        access: how it may be read.
-        texts: what a zero-shot classifier tells apart, one column each.
-        autocast: a `NoisyClassifier` keeps its weights for calls under autocast to that dtype, see `cast_weights`.
-    """
-    from guidegen.models.classifiers.preprocessing import CleanClassifier, ImageClassifier
-
-    instance("classifier", classifier, ClassifierInfo, "what open_classifier returns")
-    one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
-    if classifier.custom is not None:
-        from guidegen.models.custom_networks import CustomClassifier
-
-        return CustomClassifier(classifier, classifier.custom, torch.device(device))
-    if classifier.preprocessor is None:
-        from guidegen.models.classifiers.noisy import NoisyClassifier
-
-        network = _load(NoisyClassifier, classifier.folder, device, access, autocast)
-        return network if classifier.input == "noisy" else CleanClassifier(network)
-    from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
-
-    if classifier.zero_shot:
-        from guidegen.models.classifiers.zero_shot import ZeroShotClassifier
-
-        network = _load(AutoModelForZeroShotImageClassification, classifier.folder, device, access)
-        return ZeroShotClassifier(network, classifier.preprocessor, _tokenizer(classifier.folder), texts)
-    network = _load(AutoModelForImageClassification, classifier.folder, device, access)
-    return ImageClassifier(network, classifier.preprocessor)
-
-
-def load_backbone(folder: Path, config: Mapping[str, Any], device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
-    """An image model without its head, with fp32 weights, in eval mode, on `device`.
-
-    transformers' `AutoModel`, or timm's where config.json is timm's.
-
-    Raises:
-        CheckpointError: the weights do not load.
-        UsageError: it is timm's, and timm is not installed.
-    """
-    if "pretrained_cfg" in config:
-        return _load_timm(folder, config, device)
-    from transformers import AutoModel
-
-    return _load(AutoModel, folder, device, access)
-
-
-def _load_timm(folder: Path, config: Mapping[str, Any], device: Device) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise UsageError(f"{folder} is a timm model, and timm is not installed: pip install timm") from error
-    from safetensors.torch import load_file
-
-    (file, *_) = check_weights(folder).files
-    try:
-        network: nn.Module = timm.create_model(config["architecture"], pretrained=False, num_classes=0)
-        missing, _ = network.load_state_dict(load_file(file), strict=False)  # its head stays behind
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
-    if missing:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit config.json: {len(missing)} tensors missing, first {missing[0]}."
-        )
-    return network.to(device).eval().requires_grad_(False)
 
 
 def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:

@@ -181,7 +181,7 @@ def _open_score(
     networks: Networks,
 ) -> Classifier:
     """`open_gradient` of one classifier."""
-    from guidegen.models.loading import load_classifier
+    from guidegen.models.classifiers.opening import load_classifier
     from guidegen.scores.gradient import DenoisedScore, DetachedScore, NoisyScore
 
     autocast = DTYPES[settings.dtype]

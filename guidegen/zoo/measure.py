@@ -16,9 +16,10 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from guidegen.models.checkpoint import open_checkpoint, open_classifier
-from guidegen.models.classifiers.preprocessing import ImageClassifier, Preprocessing
-from guidegen.models.loading import load_classifier
+from guidegen.models.checkpoint import open_checkpoint
+from guidegen.models.classifiers.networks import ImageClassifier
+from guidegen.models.classifiers.opening import load_classifier, open_classifier
+from guidegen.models.classifiers.preprocessing import Preprocessing
 from guidegen.runs.directory import read_rows, read_run
 from guidegen.zoo import BUNDLED
 from guidegen.zoo.train import CLASSES, load_images, random_flip, random_shift

@@ -7,6 +7,7 @@ Format on disk is the one of every diffusers model: a folder with `config.json` 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -161,6 +162,18 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         place = timestep.float().clamp(0, 999).expand(batch) / 999 * (len(self.scales) - 1)
         below = place.floor().long().clamp(max=len(self.scales) - 2)
         return torch.lerp(self.scales[below].float(), self.scales[below + 1].float(), place - below)
+
+
+class CleanClassifier(nn.Module):
+    """A noise-aware classifier read at t = 0, where images are clean: (B, C, H, W) -> logits (B, K)."""
+
+    def __init__(self, network: Callable[..., torch.Tensor]):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Un-normalised logits."""
+        return self.network(images, images.new_zeros(len(images)).long())
 
 
 class AttentionPool(nn.Module):

@@ -6,17 +6,19 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import torch
 from msgspec import Meta
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from guidegen.errors import CheckpointError, first_line
 from guidegen.models.classifiers.resampling import FILTERS, resize
+from guidegen.models.configs import read_json
 from guidegen.schema import convert
 
 LEVELS = 1.5
@@ -123,6 +125,31 @@ class Preprocessing:
         return found
 
     @classmethod
+    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Preprocessing:
+        """That of a transformers model; where there are two files, the newer kind, as transformers does.
+
+        Args:
+            folder: of the model.
+            config: its config.json.
+
+        Raises:
+            CheckpointError: there is none, or as `from_config` does.
+        """
+        if "pretrained_cfg" in config:
+            raise CheckpointError(
+                f"{folder} has timm's preprocessing (TimmWrapperImageProcessor), which guidegen does not follow for "
+                "classifiers."
+            )
+        path = folder / "processor_config.json"
+        stated = read_json(path).get("image_processor") if path.is_file() else None
+        if stated is None:
+            path = folder / "preprocessor_config.json"
+            if not path.is_file():
+                raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
+            stated = read_json(path)
+        return cls.from_config(stated, config.get("model_type"), path)
+
+    @classmethod
     def from_timm(cls, config: Mapping[str, Any], where: object = "config.json") -> Preprocessing:
         """What timm does to an image before it is classified, as `pretrained_cfg` has it.
 
@@ -206,31 +233,6 @@ class Preprocessing:
         spare = x.shape[-2] - height, x.shape[-1] - width
         top, left = (round(n / 2) if self.halves == "even" else n // 2 for n in spare)
         return x[..., top : top + height, left : left + width]
-
-
-class ImageClassifier(nn.Module):
-    """A transformers image classifier with its preprocessing: [-1, 1] images (B, C, H, W) -> logits (B, K)."""
-
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
-        super().__init__()
-        self.network, self.preprocessing = network, preprocessing
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Un-normalised logits."""
-        logits: Tensor = self.network(pixel_values=self.preprocessing(images)).logits
-        return logits
-
-
-class CleanClassifier(nn.Module):
-    """A noise-aware classifier read at t = 0, where images are clean: (B, C, H, W) -> logits (B, K)."""
-
-    def __init__(self, network: Callable[..., Tensor]):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Un-normalised logits."""
-        return self.network(images, images.new_zeros(len(images)).long())
 
 
 class _Timm(msgspec.Struct):
