@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import isabstract
 from pkgutil import iter_modules
 from typing import TypeVar
 
@@ -10,11 +11,11 @@ T = TypeVar("T")
 
 
 def subclasses_in(package: str, base: type[T]) -> list[type[T]]:
-    """The subclasses of `base` that the modules of a package define, in the order of the modules' names."""
+    """The subclasses of `base`, abstract ones aside, that the modules of a package define, in the order of their names."""
     names = [f"{package}.{module.name}" for module in iter_modules(import_module(package).__path__)]
     return [
         value
         for name in names
         for value in vars(import_module(name)).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == name
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == name and not isabstract(value)
     ]

@@ -51,6 +51,23 @@ class Conversion:
     network: Any
     names: Mapping[int, str] | None
 
+    def describe(self) -> str:
+        """Kind, sizes and the choices that were made, in one line."""
+        layout, choices = self.layout, self.choices
+        heads = f"{choices.heads} heads" if choices.heads else f"heads of {choices.head_channels} channels"
+        words = [
+            f"{layout.kind} of {choices.size}x{choices.size}",
+            "unconditional" if layout.labels is None else f"{layout.labels} labels",
+            f"levels of {', '.join(map(str, layout.channels))}",
+            f"{heads} in {choices.attention_order or 'either'} order",
+        ]
+        if layout.kind == "unet":
+            variance = "learned" if layout.out_channels > layout.in_channels else "fixed"
+            words += [f"{choices.schedule} schedule", f"{variance} variance"]
+        else:
+            words += ["attention pool" if layout.pool else "mean pool"]
+        return "; ".join(words)
+
     def save(self, folder: Path) -> None:
         """Writes a pipeline folder for a UNet, a model folder for a classifier."""
         if self.layout.kind == "classifier":
@@ -122,10 +139,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, damaged, a Git LFS pointer, or no state dict.
         UnsafeError: it is more than tensors, so that opening it would run code.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder. Name the .pt file of guided-diffusion in it.")
-    if not path.is_file():
-        raise CheckpointError(f"No file at {path}. Download the .pt of guided-diffusion, and name it here.")
+    if not path.is_file():  # before the seconds that torch takes to load
+        raise CheckpointError(
+            f"{path} is {'a folder' if path.is_dir() else 'not there'}. Name a .pt file of guided-diffusion."
+        )
     refuse_pointer(path)
     data = read_pickle(path)
     if not _is_state_dict(data):
