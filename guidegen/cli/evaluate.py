@@ -154,6 +154,7 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
     _check_alike(drawn)
     from guidegen.evaluate import metrics
     from guidegen.evaluate.features import BUNDLED_CLASSIFIER, open_features, open_judge
+    from guidegen.evaluate.neighbourhoods import MIN_IMAGES
     from guidegen.sampling.device import pick_device
 
     metrics.require("torchmetrics", "guidegen evaluate")
@@ -176,10 +177,10 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
     _say_who_judges(drawn, reader, judge, names, flags)
     with _counter("images read", flags.quiet) as on_image:
         reference = _reference(drawn, reader, judge, device, names, flags, on_image)
-        if len(reference.features) < metrics.MIN_IMAGES:
+        if len(reference.features) < MIN_IMAGES:
             raise UsageError(
                 f"--reference {reference.source} has {len(reference.features)} images, and the metrics need "
-                f"{metrics.MIN_IMAGES} at least."
+                f"{MIN_IMAGES} at least."
             )
         if flags.save_reference:
             from guidegen.evaluate.reference import save_reference

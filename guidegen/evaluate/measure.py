@@ -16,7 +16,8 @@ from torch import Tensor
 
 from guidegen.errors import UsageError
 from guidegen.evaluate.features import Pixels, Reader, judge_columns, read_rows_with
-from guidegen.evaluate.metrics import MIN_IMAGES, Measured, Meter
+from guidegen.evaluate.metrics import Measured, Meter
+from guidegen.evaluate.neighbourhoods import MIN_IMAGES
 from guidegen.evaluate.reference import Reference
 from guidegen.models.checkpoint import ClassifierInfo
 from guidegen.runs.directory import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically

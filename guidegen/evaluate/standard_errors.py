@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,17 @@ _PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
 _SMOOTHING = 4
 
 
+def indices_of(keys: Iterable[Hashable]) -> dict[Any, list[int]]:
+    """key -> its indices, in the order in which the keys come."""
+    found: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        found.setdefault(key, []).append(i)
+    return found
+
+
 def strata(labels: Sequence[Hashable], least: int = LEAST) -> list[Tensor]:
     """Indices of each label's images. Labels of fewer than `least` are pooled, which makes an error wider, not smaller."""
-    found: dict[Hashable, list[int]] = {}
-    for i, label in enumerate(labels):
-        found.setdefault(label, []).append(i)
+    found = indices_of(labels)
     large = sorted((index for index in found.values() if len(index) >= least), key=len)
     if pooled := [i for index in found.values() if len(index) < least for i in index]:
         if len(pooled) < least and large:
@@ -46,9 +53,7 @@ def of_mean(values: Tensor, labels: Sequence[Hashable], images: Sequence[Hashabl
         labels: of each row.
         images: what tells the rows' images apart.
     """
-    rows: dict[Hashable, list[int]] = {}
-    for i, image in enumerate(images):
-        rows.setdefault(image, []).append(i)
+    rows = indices_of(images)
     if len(rows) < 2:
         return None
     sums = torch.stack([(values[index] - values.mean()).sum() for index in rows.values()]).double()

@@ -87,7 +87,7 @@ class ImageModel(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         """Whether it is of this kind."""
 
     @classmethod

@@ -132,7 +132,7 @@ def _kinds() -> list[type[ImageModel]]:
 
 def _open(ref: str, what: str, kinds: Sequence[type[ImageModel]], input: str | None, access: Access) -> ImageModel:
     source = _locate(ref, what, access)
-    kind = next((kind for kind in kinds if kind.recognises(source)), None)
+    kind = next((kind for kind in kinds if kind.matches(source)), None)
     if kind is None:
         found = source.config.get("_class_name") or source.architectures or "no class"
         *some, last = (kind.expected for kind in kinds if kind.expected is not None)

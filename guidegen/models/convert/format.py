@@ -40,7 +40,7 @@ class Format(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, path: Path) -> bool:
+    def matches(cls, path: Path) -> bool:
         """Whether a file, which may be missing, looks like one of this format; reads no weights."""
 
     @classmethod
@@ -49,7 +49,7 @@ class Format(ABC):
         """Reads a file.
 
         Args:
-            path: of a file that `recognises`.
+            path: of a file that `matches`.
             options: an instance of `options`.
 
         Raises:
@@ -72,7 +72,7 @@ def find_format(path: Path) -> type[Format]:
         CheckpointError: it is of none.
     """
     for format in formats():
-        if format.recognises(path):
+        if format.matches(path):
             return format
     what = "is a folder" if path.is_dir() else "is of no format that it converts" if path.exists() else "is not there"
     raise CheckpointError(f"{path} {what}. Name {' or '.join(format.expected for format in formats())}.")

@@ -117,7 +117,7 @@ A classifier in the folder of its UNet is found there:
     written = frozenset({"unet", "scheduler", "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"})
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
+    def matches(cls, path: Path) -> bool:
         return path.suffix == ".pt" or zipfile.is_zipfile(path)  # torch.save writes a zip archive
 
     @classmethod

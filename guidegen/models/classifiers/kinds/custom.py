@@ -29,7 +29,7 @@ class Custom(ClassifierInfo):
     model: ClassifierModel
 
     @classmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         return split_python_ref(source.ref) is not None
 
     @classmethod

@@ -18,7 +18,7 @@ class TransformersClassifier(ClassifierInfo):
     expected = "a transformers ...ForImageClassification"
 
     @classmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         return "ForImageClassification" in source.architectures
 
     @classmethod

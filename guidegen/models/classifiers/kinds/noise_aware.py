@@ -18,7 +18,7 @@ class NoiseAware(ClassifierInfo):
     expected = "NoisyClassifier"
 
     @classmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         return source.config.get("_class_name") == "NoisyClassifier"
 
     @classmethod

@@ -18,7 +18,7 @@ class TimmModel(ImageModel):
     expected = "an image model of timm"
 
     @classmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         return "pretrained_cfg" in source.config
 
     @classmethod

@@ -17,7 +17,7 @@ class TransformersModel(ImageModel):
     expected = "an image model of transformers"
 
     @classmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         return "model_type" in source.config and "pretrained_cfg" not in source.config
 
     @classmethod

@@ -23,7 +23,7 @@ class ZeroShot(ClassifierInfo):
     zero_shot = True
 
     @classmethod
-    def recognises(cls, source: Source) -> bool:
+    def matches(cls, source: Source) -> bool:
         return source.architectures in _CLASSES
 
     @classmethod
