@@ -115,7 +115,7 @@ def test_weights_stand_after_the_last_colon(folders: dict[str, Path], with_null:
 
 def test_one_of_weight_1_is_as_without_a_weight(folders: dict[str, Path], with_null: Path) -> None:
     plain, weighed = (plan_job(flags(with_null, None, f"{folders['first']}{text}")) for text in ("", ":1"))
-    assert isinstance(weighed.classifier, ClassifierInfo)
+    assert isinstance(weighed.models.classifier, ClassifierInfo)
     assert asdict(weighed.settings) == asdict(plain.settings)
     assert weighed.output == plain.output
 

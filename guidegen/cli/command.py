@@ -25,8 +25,9 @@ def make_command(run: Callable[..., None], *groups: type) -> Callable[..., None]
         run(*(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups))
 
     parameters: dict[str, inspect.Parameter] = {}
-    for parameter in (parameter for group in groups for parameter in _parameters(group)):
-        parameters.setdefault(parameter.name, parameter)  # groups may share a flag
+    for group in groups:
+        for parameter in _parameters(group):
+            parameters.setdefault(parameter.name, parameter)  # groups may share a flag
     command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
     command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return command
