@@ -5,8 +5,8 @@ from __future__ import annotations
 from guidegen.cli import options
 from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError
+from guidegen.models.autoguidance import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
-from guidegen.sampling.autoguidance import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.sampling.setup import Models
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from torch import nn
 from guidegen.arguments import instance, one_of
 from guidegen.errors import CheckpointError, first_line
 from guidegen.models.checkpoint import Checkpoint
-from guidegen.models.classifiers.info import ClassifierInfo
 from guidegen.models.configs import read_config
-from guidegen.models.kinds.kind import ADM, PIXEL
+from guidegen.models.networks import LoadOptions
 from guidegen.models.pickles import read_pickle
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access, Weights, find_weights
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access, Weights, count_numbers, find_weights
 
 Device = torch.device | str
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
@@ -34,7 +32,15 @@ def load_network(
     """
     instance("checkpoint", checkpoint, Checkpoint, "what open_checkpoint returns")
     one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
-    return load_part(checkpoint, checkpoint.kind.network, device, access, autocast)
+    return load_part(checkpoint, checkpoint.network, device, access, autocast)
+
+
+def ready_network(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
+    """`load_network` in the memory layout that it runs fastest in."""
+    network = load_network(checkpoint, options.device, options.access, options.autocast)
+    if checkpoint.channels_last and options.device.type in ("cpu", "cuda"):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def load_part(
@@ -46,48 +52,35 @@ def load_part(
 ) -> nn.Module:
     """One part of a checkpoint in eval mode, on `device`, with weights as `load_network` has them.
 
-    The class is the one that guidegen expects there or that model_index.json names, of diffusers or transformers.
-
     Raises:
-        CheckpointError: the weights do not load, or there is no such class.
+        CheckpointError: the weights do not load, or diffusers and transformers have no such class.
     """
-    return _load(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
+    return load_model(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
 
 
-def empty_network(checkpoint: Checkpoint) -> nn.Module:
-    """The network without its weights: its layers on torch's meta device.
+def empty_part(checkpoint: Checkpoint, part: str) -> nn.Module:
+    """One part of a checkpoint without its weights: its layers on torch's meta device.
 
     Raises:
         CheckpointError: its config does not make one.
     """
-    part = checkpoint.kind.network
-    return _empty(_class_of(checkpoint, part), checkpoint.config, checkpoint.part_folders[part])
+    return empty_model(_class_of(checkpoint, part), checkpoint.configs[part], checkpoint.part_folders[part])
 
 
-def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] = ()) -> None:
-    """Makes the networks without their weights, so that a config of which none can be made is told before those are read.
+def check_prediction(checkpoint: Checkpoint) -> None:
+    """Calls a UNet without numbers, which shows whether it gives predictions of what it draws.
 
     Raises:
-        CheckpointError: it does not make one.
+        CheckpointError: it does not.
     """
-    if checkpoint.custom is None:
-        network = empty_network(checkpoint)
-        if checkpoint.kind in (PIXEL, ADM):
-            _try(network, checkpoint)
-        if checkpoint.kind.latent and checkpoint.index:
-            _empty(_class_of(checkpoint, "vae"), checkpoint.configs["vae"], checkpoint.part_folders["vae"])
-    for classifier in classifiers:
-        classifier.check_network()
-
-
-def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Calls a UNet without numbers, which shows whether it gives predictions of the images that it draws."""
     x_t = torch.empty((1, *checkpoint.shape), device="meta")
     labels = torch.zeros(1, dtype=torch.long, device="meta") if checkpoint.class_conditional else None
+    t = torch.zeros((), device="meta")
+    network = empty_part(checkpoint, checkpoint.network).eval()
     why = ""
     try:
         with torch.no_grad():
-            found = network.eval()(x_t, torch.zeros((), device="meta"), class_labels=labels, return_dict=False)[0]
+            found = network(x_t, t, class_labels=labels, return_dict=False)[0]
         if found.shape[2:] != x_t.shape[2:] or found.shape[1] not in (x_t.shape[1], 2 * x_t.shape[1]):
             why = f"it gives {tuple(found.shape[1:])} for images of {checkpoint.shape}"
     except Exception as error:  # the library raises whatever its layers raise
@@ -96,7 +89,12 @@ def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.folder}: config.json makes a network that does not draw: {why}.")
 
 
-def _empty(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
+def empty_model(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
+    """A model of diffusers without its weights, on torch's meta device.
+
+    Raises:
+        CheckpointError: its config does not make one.
+    """
     _quietly(cls)
     try:
         with torch.device("meta"):
@@ -108,13 +106,13 @@ def _empty(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def _class_of(checkpoint: Checkpoint, part: str) -> Any:
+    """The class that the config of the network says, and model_index.json of any other part."""
     import diffusers
     import transformers
 
-    from guidegen.models.kinds import adm_unet
+    from guidegen.models import adm_unet
 
-    kind = checkpoint.kind
-    name = kind.network_class if part == kind.network else checkpoint.index[part][1]
+    name = checkpoint.config["_class_name"] if part == checkpoint.network else checkpoint.index[part][1]
     cls: Any = next(
         (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
     )
@@ -143,11 +141,6 @@ def cast_weights(network: nn.Module, autocast: torch.dtype | None) -> nn.Module:
     return network
 
 
-def load_tokenizer(checkpoint: Checkpoint, part: str) -> Any:
-    """A tokenizer of a text-conditional checkpoint."""
-    return _tokenizer(checkpoint.folder / part)
-
-
 def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     """A folder's weights, which are there and whole.
 
@@ -164,11 +157,19 @@ def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     return weights
 
 
-def _load(cls: Any, folder: Path, device: Device, access: Access, autocast: torch.dtype | None = None) -> nn.Module:
+def load_model(
+    cls: Any, folder: Path, device: Device, access: Access = DEFAULT_ACCESS, autocast: torch.dtype | None = None
+) -> nn.Module:
+    """A model of diffusers or transformers from its folder, in eval mode, with weights as `load_network` has them.
+
+    Raises:
+        CheckpointError: the weights do not load, or are not those of its config.
+        UnsafeError: they are pickles that were not asked for.
+    """
     weights = check_weights(folder, access)
     diffusers = not cls.__module__.startswith("transformers")
     if diffusers and weights.safe:
-        _check_size(_empty(cls, read_config(folder / "config.json"), folder), weights, folder)
+        _check_size(empty_model(cls, read_config(folder / "config.json"), folder), weights, folder)
     settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
     try:
         model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
@@ -183,7 +184,12 @@ def _load(cls: Any, folder: Path, device: Device, access: Access, autocast: torc
     return network
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -208,12 +214,8 @@ def _quietly(cls: Any) -> Mapping[str, Any]:
 
 def _check_size(network: nn.Module, weights: Weights, folder: Path) -> None:
     """Refuses a config of a network much larger than its weights, before memory is taken for it."""
-    from safetensors import safe_open
-
-    described, held = sum(parameter.numel() for parameter in network.parameters()), 0
-    for path in weights.files:
-        with safe_open(path, framework="pt") as file:
-            held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    described = sum(parameter.numel() for parameter in network.parameters())
+    held = sum(map(count_numbers, weights.files))
     if described > 2 * held + 1_000_000:
         raise CheckpointError(
             f"{folder}: the weights do not fit config.json: it describes {described:,} numbers, and they are {held:,}."

@@ -8,9 +8,9 @@ from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 from guidegen.errors import UsageError
+from guidegen.models.autoguidance import GuideModel
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint
 from guidegen.python_file import python_sha256, split_python_ref
-from guidegen.sampling.autoguidance import GuideModel
 from guidegen.sampling.loop import try_out
 from guidegen.sampling.schedulers import levels_after, make_scheduler, noise_levels, takes_eta
 from guidegen.scores.calls import calls_per_step, cost_with, needs_of

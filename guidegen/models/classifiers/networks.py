@@ -85,7 +85,7 @@ def load_pooled(model: ImageModel, device: torch.device | str, access: Access) -
     """The features of what transformers' `AutoModel` loads."""
     from transformers import AutoModel
 
-    from guidegen.models.loading import _load
+    from guidegen.models.loading import load_model
 
     assert model.preprocessor is not None
-    return Pooled(_load(AutoModel, model.folder, device, access), model.preprocessor)
+    return Pooled(load_model(AutoModel, model.folder, device, access), model.preprocessor)

@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from guidegen.models.kinds.adm_unet import set_heads
+from guidegen.models.adm_unet import set_heads
 
 
 class NoisyClassifier(ModelMixin, ConfigMixin):

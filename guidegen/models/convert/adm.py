@@ -158,8 +158,8 @@ def build(layout: Layout, choices: Choices, names: Mapping[int, str] | None = No
     import torch
     from diffusers import UNet2DModel
 
+    from guidegen.models.adm_unet import AdmUNet2DModel
     from guidegen.models.classifiers.noisy import NoisyClassifier
-    from guidegen.models.kinds.adm_unet import AdmUNet2DModel
 
     resnet = layout.resample == "resnet"
     down = "ResnetDownsampleBlock2D" if resnet else "DownBlock2D"

@@ -36,9 +36,9 @@ class NoiseAware(ClassifierInfo):
 
     def check_network(self) -> None:
         from guidegen.models.classifiers.noisy import NoisyClassifier
-        from guidegen.models.loading import _empty
+        from guidegen.models.loading import empty_model
 
-        _empty(NoisyClassifier, self.config, self.folder)
+        empty_model(NoisyClassifier, self.config, self.folder)
 
     def load(
         self,
@@ -48,7 +48,7 @@ class NoiseAware(ClassifierInfo):
         autocast: torch.dtype | None = None,
     ) -> torch.nn.Module:
         from guidegen.models.classifiers.noisy import CleanClassifier, NoisyClassifier
-        from guidegen.models.loading import _load
+        from guidegen.models.loading import load_model
 
-        network = _load(NoisyClassifier, self.folder, device, access, autocast)
+        network = load_model(NoisyClassifier, self.folder, device, access, autocast)
         return network if self.input == "noisy" else CleanClassifier(network)

@@ -51,11 +51,11 @@ class ZeroShot(ClassifierInfo):
         from transformers import AutoModelForZeroShotImageClassification
 
         from guidegen.models.classifiers.zero_shot import ZeroShotClassifier
-        from guidegen.models.loading import _load, _tokenizer
+        from guidegen.models.loading import load_model, load_tokenizer
 
         assert self.preprocessor is not None
-        network = _load(AutoModelForZeroShotImageClassification, self.folder, device, access)
-        return ZeroShotClassifier(network, self.preprocessor, _tokenizer(self.folder), texts)
+        network = load_model(AutoModelForZeroShotImageClassification, self.folder, device, access)
+        return ZeroShotClassifier(network, self.preprocessor, load_tokenizer(self.folder), texts)
 
     def load_features(self, device: torch.device | str, access: Access = DEFAULT_ACCESS) -> torch.nn.Module:
         """The image features, before they are normalised."""
