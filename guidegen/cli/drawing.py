@@ -93,7 +93,7 @@ def _note_models(job: Job) -> None:
 
 def _with_hashes(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
-    from guidegen.models.loading import check_weights
+    from guidegen.models.pretrained import check_weights
 
     (checkpoint, classifier, guide), access = job.models, job.flags.access
     classifiers = [part for part, _ in classifier.parts] if classifier else []

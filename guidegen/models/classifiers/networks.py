@@ -85,7 +85,7 @@ def load_pooled(model: ImageModel, device: torch.device | str, access: Access) -
     """The features of what transformers' `AutoModel` loads."""
     from transformers import AutoModel
 
-    from guidegen.models.loading import load_model
+    from guidegen.models.pretrained import load_model
 
     assert model.preprocessor is not None
     return Pooled(load_model(AutoModel, model.folder, device, access), model.preprocessor)

@@ -71,7 +71,8 @@ class StableDiffusion(FolderCheckpoint):
         """The diffusers pipeline without what draws, for its `encode_prompt`."""
         import diffusers
 
-        from guidegen.models.loading import load_part, load_tokenizer
+        from guidegen.models.loading import load_part
+        from guidegen.models.pretrained import load_tokenizer
 
         parts: dict[str, Any] = {"vae": None, "scheduler": None, "feature_extractor": None, "unet": unet}
         parts |= {part: load_tokenizer(self.folder / part) for part in self.tokenizers}

@@ -39,7 +39,7 @@ class TransformersClassifier(ClassifierInfo):
         from transformers import AutoModelForImageClassification
 
         from guidegen.models.classifiers.networks import ImageClassifier
-        from guidegen.models.loading import load_model
+        from guidegen.models.pretrained import load_model
 
         assert self.preprocessor is not None
         return ImageClassifier(load_model(AutoModelForImageClassification, self.folder, device, access), self.preprocessor)

@@ -36,7 +36,7 @@ class NoiseAware(ClassifierInfo):
 
     def check_network(self) -> None:
         from guidegen.models.classifiers.noisy import NoisyClassifier
-        from guidegen.models.loading import empty_model
+        from guidegen.models.pretrained import empty_model
 
         empty_model(NoisyClassifier, self.config, self.folder)
 
@@ -48,7 +48,7 @@ class NoiseAware(ClassifierInfo):
         autocast: torch.dtype | None = None,
     ) -> torch.nn.Module:
         from guidegen.models.classifiers.noisy import CleanClassifier, NoisyClassifier
-        from guidegen.models.loading import load_model
+        from guidegen.models.pretrained import load_model
 
         network = load_model(NoisyClassifier, self.folder, device, access, autocast)
         return network if self.input == "noisy" else CleanClassifier(network)

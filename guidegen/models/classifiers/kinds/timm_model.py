@@ -35,7 +35,7 @@ class TimmModel(ImageModel):
         from safetensors.torch import load_file
 
         from guidegen.models.classifiers.networks import Pooled
-        from guidegen.models.loading import check_weights
+        from guidegen.models.pretrained import check_weights
 
         (file, *_) = check_weights(self.folder).files
         try:

@@ -51,7 +51,7 @@ class ZeroShot(ClassifierInfo):
         from transformers import AutoModelForZeroShotImageClassification
 
         from guidegen.models.classifiers.zero_shot import ZeroShotClassifier
-        from guidegen.models.loading import load_model, load_tokenizer
+        from guidegen.models.pretrained import load_model, load_tokenizer
 
         assert self.preprocessor is not None
         network = load_model(AutoModelForZeroShotImageClassification, self.folder, device, access)
