@@ -1,10 +1,10 @@
-"""Networks that turn images into features or logits, and what they made of a run, kept beside it."""
+"""Networks that turn images into features or logits, and the cache of their output in a run."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Reader:
     """A frozen network that reads images.
 
     Attributes:
-        name: for people.
+        name: to show.
         identity: of network, weights, preprocessing and layer, 64 hex digits: equal ones give equal numbers.
         network: uint8 images (B, 3, H, W) to features or logits (B, D), fp32.
         size: (height, width) that it reads; None where it resizes what it gets.
@@ -75,7 +75,7 @@ def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCES
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
-        UnsafeError: it asks for code of its own, or has only pickled weights.
+        UnsafeError: it asks for custom code, or has only pickled weights.
         UsageError: a package that it needs is not installed.
     """
     if ref == "inception":
@@ -88,12 +88,41 @@ def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCES
     )
 
 
-def open_judge(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) -> tuple[Reader, ClassifierInfo]:
-    """A classifier that says which label an image shows: its logits, and what it knows.
+@dataclass(frozen=True)
+class EvaluationClassifier:
+    """The classifier that measures whether an image shows its label.
+
+    Attributes:
+        reader: its logits.
+        columns: label id of a run -> column of the logits; of the labels that it knows.
+    """
+
+    reader: Reader
+    columns: Mapping[Any, int]
+
+    def correct(self, pixels: Pixels, labels: list[Any]) -> list[bool]:
+        """Whether each image (B, H, W, 3) is classified as its label; of those whose label it knows."""
+        best = self.reader(pixels).argmax(1).tolist()
+        return [column == self.columns[label] for column, label in zip(best, labels, strict=True) if label in self.columns]
+
+    def read(self, logits: Tensor, labels: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Probability of each intended label, and whether it is the most likely one (N,); NaN where it is not known."""
+        column = torch.tensor([self.columns.get(label, -1) for label in labels])
+        known, index = column >= 0, column.clamp_min(0)
+        nan = torch.full((len(column),), torch.nan)
+        probability = logits.softmax(1).gather(1, index[:, None])[:, 0]
+        correct = (logits.argmax(1) == index).float()
+        return torch.where(known, probability, nan), torch.where(known, correct, nan)
+
+
+def open_evaluation_classifier(
+    ref: str, names: Mapping[int, str], device: torch.device, access: Access = DEFAULT_ACCESS
+) -> EvaluationClassifier | None:
+    """The classifier that `--judge` names, for labels with these names; None if it knows none of them.
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
-        UnsafeError: it asks for code of its own, or has only pickled weights.
+        UnsafeError: it asks for custom code, or has only pickled weights.
         UsageError: it has no labels.
     """
     info = open_classifier(_path_of(ref), "denoised", True, access)
@@ -102,18 +131,19 @@ def open_judge(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) 
     weights = info.sha256(access)
     identity = digest("logits", weights, info.config, info.preprocessor)
     network = _on_device(info.load(device, access), device, info)
-    return Reader(_name_of(ref), identity, network, info.size, weights), info
+    columns = match_columns(info, names)
+    return EvaluationClassifier(Reader(_name_of(ref), identity, network, info.size, weights), columns) if columns else None
 
 
-def judge_columns(info: ClassifierInfo, labels: Mapping[int, str]) -> dict[int, int]:
-    """Label id of a run -> column of the judge's logits: by name where both have names, else by id.
+def match_columns(info: ClassifierInfo, names: Mapping[int, str]) -> dict[int, int]:
+    """Label id of a run -> column of a classifier's logits: by name where both have names, else by id.
 
-    A run keeps the first synonym of each name; where two labels of the judge share it, the id decides.
+    A run keeps the first synonym of each name; where two labels of the classifier share it, the id decides.
     """
     column = {int(label): i for i, label in enumerate(info.config["id2label"])}
     named = any(info.labels.names.values())
     found = {}
-    for label, name in labels.items():
+    for label, name in names.items():
         if not (name and named):
             match = label if label in column else None
         else:
@@ -122,6 +152,11 @@ def judge_columns(info: ClassifierInfo, labels: Mapping[int, str]) -> dict[int, 
         if match is not None:
             found[label] = column[match]
     return found
+
+
+def bundled_size() -> tuple[int, int] | None:
+    """(height, width) of the images that the bundled classifier reads."""
+    return open_classifier(BUNDLED_CLASSIFIER).size
 
 
 def read_rows_with(

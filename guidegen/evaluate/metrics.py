@@ -108,8 +108,8 @@ class Measured:
         features: (N, D).
         hashes: of each image; equal ones are one image, drawn for several labels (as at w = 0).
         labels: what each was meant to show: an id, a prompt, or None.
-        probability: of the intended label under the judge (N,); NaN where the judge does not know it.
-        correct: whether the judge's likeliest label is the intended one (N,); NaN likewise.
+        probability: of the intended label under the evaluation classifier (N,); NaN where it does not know the label.
+        correct: whether the most likely label is the intended one (N,); NaN likewise.
     """
 
     features: Tensor
@@ -148,7 +148,7 @@ class Meter:
         self._frechet, self._kernel = FrechetDistance(reference), KernelDistance(reference)
         self._neighbourhoods = Neighbourhoods(reference)
 
-    def measure(self, images: Measured, halves: int) -> Figures:
+    def measure(self, images: Measured, splits: int) -> Figures:
         """Every metric's `value`, standard error `spread` and number of `images`; None where there is nothing to measure.
 
         Distances, precision to coverage: of the distinct images. The rest: of all that have a label; those
@@ -156,19 +156,19 @@ class Meter:
 
         Args:
             images: of one w.
-            halves: random splits into halves and quarters behind the errors of distances and recall; 0: no errors at all.
+            splits: random splits for the standard errors of distances and recall; 0: no standard errors.
         """
-        found = self._against_reference(images.distinct(), halves) | _of_labels(images) | _within_classes(images, halves > 0)
-        if not halves:
+        found = self._against_reference(images.distinct(), splits) | _of_labels(images) | _within_classes(images, splits > 0)
+        if not splits:
             found = {name: figure and {**figure, "spread": None} for name, figure in found.items()}
         return found
 
-    def _against_reference(self, images: Measured, halves: int) -> Figures:
+    def _against_reference(self, images: Measured, splits: int) -> Figures:
         features, count = images.features, len(images.labels)
         if count < MIN_IMAGES:
             return dict.fromkeys(("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"))
         enough = count >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)  # a quarter has neighbours
-        subsamples = standard_errors.subsamples(images.labels, halves) if enough else []
+        subsamples = standard_errors.subsamples(images.labels, splits) if enough else []
         error = standard_errors.of_subsamples(self._frechet.of_subsamples(features, subsamples))
         found = {
             "frechet_distance": (self._frechet(features), error),
@@ -185,11 +185,11 @@ def _figure(value: float | None, spread: float | None, images: int) -> dict[str,
 
 
 def _of_labels(images: Measured) -> Figures:
-    judged = images[images.probability.isfinite().nonzero()[:, 0].tolist()]
+    known = images[images.probability.isfinite().nonzero()[:, 0].tolist()]
     found: Figures = {"accuracy": None, "confidence": None}
-    if judged.labels:
-        for name, values in (("accuracy", judged.correct), ("confidence", judged.probability)):
-            error = standard_errors.of_mean(values, judged.labels, judged.hashes)
+    if known.labels:
+        for name, values in (("accuracy", known.correct), ("confidence", known.probability)):
+            error = standard_errors.of_mean(values, known.labels, known.hashes)
             found[name] = _figure(float(values.mean()), error, len(values))
     return found
 

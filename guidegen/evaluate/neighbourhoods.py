@@ -15,11 +15,11 @@ from guidegen.evaluate.distances import blocks
 PRECISION_NEIGHBOURS = 3
 COVERAGE_NEIGHBOURS = 5
 MIN_IMAGES = COVERAGE_NEIGHBOURS + 1
-_NEAREST = 64  # kept of each image, to find its nearest ones in any half or quarter among
+_NEAREST = 64  # kept of each image, to find its nearest ones in any half-sample or quarter-sample among
 
 
 class Neighbourhoods:
-    """Precision, recall, density and coverage: who lies within the balls of whose nearest neighbours.
+    """Precision, recall, density and coverage: which images lie within the nearest-neighbour balls of which others.
 
     Precision and recall: Kynkäänniemi et al. 2019 (arXiv 1904.06991, equations 1 and 2), 3 neighbours.
     Density and coverage: Naeem et al. 2020 (arXiv 2002.09797, equations 4 and 5), 5 neighbours.
@@ -45,7 +45,7 @@ class Neighbourhoods:
         Args:
             features: (N, D), N at least `MIN_IMAGES`.
             labels: of the images.
-            subsamples: what the error of recall comes from; without any it has none.
+            subsamples: of `standard_errors.subsamples`, for the error of recall; without any it has none.
         """
         own_radius = neighbour_distances(features, (PRECISION_NEIGHBOURS,))[:, 0]
         radii = _radii_of_subsamples(features, subsamples)
