@@ -111,7 +111,13 @@ class EvaluateFlags:
     ] = True
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Where. Default: the first run.", rich_help_panel=options._OUTPUT),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="For the curves. Default: the first run.",
+            rich_help_panel=options._OUTPUT,
+        ),
     ] = None
     offline: options.Offline = False
     allow_pickle: options.AllowPickle = False

@@ -93,8 +93,8 @@ class Preprocessing:
     ) -> Preprocessing:
         """What the image processor that transformers makes of `preprocessor_config.json` does.
 
-        The processor itself says what the file leaves out, and is run on a few images: what
-        guidegen does has to be the same within `LEVELS`.
+        The processor has the defaults of what the file leaves out. It is run on a few images, where
+        guidegen's result must be the same within `LEVELS`.
 
         Args:
             config: of the image processor.
@@ -250,7 +250,7 @@ _NAMES = ("image_processor_type", "feature_extractor_type", "processor_class")
 
 
 def _processor_name(stated: _Named, model_type: str | None, where: object) -> str:
-    """The name of the processor as transformers' AutoImageProcessor finds it, without what says how it is implemented."""
+    """The name of the processor as transformers' AutoImageProcessor finds it, without the suffix of its implementation."""
     if stated.image_processor_type:
         return stated.image_processor_type.removesuffix("Fast")
     if stated.feature_extractor_type:
@@ -366,7 +366,7 @@ PROCESSORS |= {
     "PoolFormerImageProcessor": _poolformer,
     "TextNetImageProcessor": _textnet,
 }
-"""Image processors that guidegen follows; what is peculiar to each, from what its `to_json_string` says."""
+"""Image processors that guidegen follows; the peculiarities of each, from its `to_json_string`."""
 
 
 def _edges(size: Any) -> tuple[int, int | None]:
