@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from guidegen.errors import CheckpointError, GuidegenError
-from guidegen.models.checkpoint import Checkpoint
 from guidegen.models.python_ref import ClassifierModel, Model
 from guidegen.python_file import blamed, refuse_custom
 from guidegen.scores.noise import PREDICTION_TYPES, PredictionType
+
+if TYPE_CHECKING:
+    from guidegen.models.checkpoint import Checkpoint
 
 
 class CustomDenoiser:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guidegen.errors import CheckpointError
-from guidegen.models.classifiers.info import ImageModel
 from guidegen.models.classifiers.preprocessing import Preprocessing
+from guidegen.models.pretrained import load_model
 from guidegen.models.weight_files import Access
 
 
@@ -81,11 +82,9 @@ class Pooled(nn.Module):
         return last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))
 
 
-def load_pooled(model: ImageModel, device: torch.device | str, access: Access) -> Pooled:
+def load_pooled(folder: Path, preprocessing: Preprocessing | None, device: torch.device | str, access: Access) -> Pooled:
     """The features of what transformers' `AutoModel` loads."""
     from transformers import AutoModel
 
-    from guidegen.models.pretrained import load_model
-
-    assert model.preprocessor is not None
-    return Pooled(load_model(AutoModel, model.folder, device, access), model.preprocessor)
+    assert preprocessing is not None
+    return Pooled(load_model(AutoModel, folder, device, access), preprocessing)

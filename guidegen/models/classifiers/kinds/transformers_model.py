@@ -29,4 +29,4 @@ class TransformersModel(ImageModel):
     def load_features(self, device: torch.device | str, access: Access = DEFAULT_ACCESS) -> torch.nn.Module:
         from guidegen.models.classifiers.networks import load_pooled
 
-        return load_pooled(self, device, access)
+        return load_pooled(self.folder, self.preprocessor, device, access)

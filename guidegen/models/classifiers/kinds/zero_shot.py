@@ -61,4 +61,4 @@ class ZeroShot(ClassifierInfo):
         """The image features, before they are normalised."""
         from guidegen.models.classifiers.networks import load_pooled
 
-        return load_pooled(self, device, access)
+        return load_pooled(self.folder, self.preprocessor, device, access)
