@@ -155,7 +155,7 @@ def test_columns_map_label_ids_to_logits() -> None:
 
 def test_saved_and_opened_again(tmp_path: Path) -> None:
     from guidegen.models.checkpoint import open_classifier
-    from guidegen.models.loading import load_classifier
+    from guidegen.models.classifiers.opening import load_classifier
 
     network, x, t = tiny_classifier(), images(2), torch.tensor([3, 900])
     network.save_pretrained(tmp_path / "classifier")

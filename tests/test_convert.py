@@ -318,8 +318,8 @@ def test_bad_options_of_a_classifier_are_refused(tmp_path: Path) -> None:
     torch.save(state_of(kind=Classifier), path)
     (tmp_path / "names.json").write_text('["a", "b"]')
     for words, message in (
-        (("--schedule", "linear"), "none of its own"),
-        (("--heads", 2), "Say --head-channels"),
+        (("--schedule", "linear"), "a classifier has none"),
+        (("--heads", 2), "Give --head-channels"),
         (("--size", 16, "--head-channels", 16), "for images of 8x8"),
         (("--head-channels", 16, "--labels", tmp_path / "names.json"), "names 2 labels; the model has 5, from 0 to 4"),
     ):

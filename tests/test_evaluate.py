@@ -129,7 +129,7 @@ def test_rows_and_figures(run: Path, npz: Path, network: Path, capfd: pytest.Cap
                 "confidence": 16,
                 "vendi_score": 24,
                 "pairwise_distance": 24,
-            }  # two of three labels judged
+            }  # two of three labels known
             assert figure["images"] == known.get(name, row["distinct"])
     assert rows[1]["metrics"]["recall"]["spread"] is not None
     # the further from the reference, the greater the distance
@@ -161,17 +161,17 @@ def test_the_distance_is_the_one_that_torchmetrics_finds_from_the_files(
 
 
 def test_accuracy_is_of_the_label_of_that_name(run: Path, npz: Path, network: Path) -> None:
-    """The run keeps short names, two of them alike; there the id decides, and 2 is the judge's `crane, hoist`."""
+    """The run keeps short names, two of them alike; there the id decides, and 2 is the classifier's `crane, hoist`."""
     info = open_classifier(network)
-    assert features.judge_columns(info, NAMES) == {0: 3, 2: 2}
-    assert features.judge_columns(info, {1: "gull", 7: "", 3: ""}) == {1: 1, 3: 3}
+    assert features.match_columns(info, NAMES) == {0: 3, 2: 2}
+    assert features.match_columns(info, {1: "gull", 7: "", 3: ""}) == {1: 1, 3: 3}
     rows = measure(run, npz, network)
     assert {row["metrics"]["accuracy"]["images"] for row in rows} == {16}
-    judge = features.open_judge(str(network), torch.device("cpu"))[0]
+    classifier = features.open_evaluation_classifier(str(network), NAMES, torch.device("cpu")).reader
     right = []
     for label, column in ((0, 3), (2, 2)):
         for path in sorted((run / "images" / "w2.0" / f"label{label:04d}").iterdir()):
-            right.append(judge(np.array(Image.open(path))[None]).argmax() == column)
+            right.append(classifier(np.array(Image.open(path))[None]).argmax() == column)
     assert rows[1]["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
@@ -360,19 +360,19 @@ def test_saved_features_of_another_network_are_refused(run: Path, npz: Path, net
         measure(run, saved, other)
 
 
-def test_who_guided_does_not_judge_unseen(
+def test_a_classifier_that_guided_and_evaluates_is_warned_of(
     run: Path, npz: Path, network: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sha = features.open_judge(str(network), torch.device("cpu"))[0].weights
+    sha = features.open_evaluation_classifier(str(network), NAMES, torch.device("cpu")).reader.weights
     guided = write_run(tmp_path / "guided", "classifier", classifier="tiny-resnet", classifier_sha256=sha)
     measure(guided, npz, network, quiet=False)
     said = capfd.readouterr().err
-    assert "the judge guided" in said
+    assert "the evaluation classifier guided" in said
     assert "features are those of the classifier that guided" in said
     assert "only 8 of 24 images differ" in said
     pair = write_run(tmp_path / "pair", "classifier", classifier="a:1.0, b:1.0", classifier_sha256=f"{'0' * 64}, {sha}")
     measure(pair, npz, network, quiet=False)
-    assert "the judge guided" in capfd.readouterr().err
+    assert "the evaluation classifier guided" in capfd.readouterr().err
     measure(run, npz, network, quiet=False)
     assert "guided" not in capfd.readouterr().err
 
@@ -401,7 +401,7 @@ def test_features_of_a_model_without_a_head(network: Path, tmp_path: Path) -> No
 
 
 def test_the_bundled_features_are_what_its_head_reads() -> None:
-    from guidegen.models.loading import load_classifier
+    from guidegen.models.classifiers.opening import load_classifier
 
     reader = features.open_features("bundled", torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)

@@ -22,11 +22,11 @@ from guidegen.cli.dry_run import print_costs
 from guidegen.cli.resolve import plan_job
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.evaluate.measure import open_drawn
+from guidegen.models.autoguidance import open_guide
 from guidegen.models.checkpoint import Checkpoint, open_checkpoint, open_classifier
 from guidegen.models.weaken import pick_layers, weakened
 from guidegen.report import grid
 from guidegen.runs.directory import Run
-from guidegen.sampling.autoguidance import open_guide
 from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.sampler import Sampler, Tally
 from guidegen.sampling.setup import plan_scheduler
@@ -416,7 +416,7 @@ STRONG, WEAK, OTHER = model(0.4), model(0.1), Model(lambda device: Pull(0.1), (3
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["guide_model"] == "WEAK"
     with pytest.raises(UsageError, match="does not know label 0 cat"):
         plan_job(flags(strong, tmp_path / "other", **(given | {"guide_model": other})))
-    with pytest.raises(UsageError, match="layers of a model of your own"):
+    with pytest.raises(UsageError, match="layers of a custom model"):
         plan_job(flags(strong, tmp_path / "other", **(given | {"guide_model": "pag"})))
 
 

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from guidegen.cli import app
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
 from guidegen.models.checkpoint import Access, open_checkpoint, open_classifier
-from guidegen.models.loading import check_configs, load_classifier, load_network
+from guidegen.models.classifiers.opening import load_classifier
+from guidegen.models.loading import load_network
 
 INDEX, UNET, SCHEDULER, JUDGE = (
     "model_index.json",
@@ -45,7 +46,7 @@ def use(folder: Path) -> None:
         if result.exception is not None:
             raise result.exception
     checkpoint = open_checkpoint(folder)
-    check_configs(checkpoint)
+    checkpoint.check_networks()
     load_network(checkpoint, "cpu")
     load_classifier(open_classifier(folder / "classifier"), "cpu")
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from guidegen.errors import CheckpointError, GuidegenError, UnsafeError, UsageError
 from guidegen.models.checkpoint import open_classifier
-from guidegen.models.classifiers.preprocessing import ImageClassifier, Preprocessing
-from guidegen.models.loading import load_classifier
+from guidegen.models.classifiers.networks import ImageClassifier
+from guidegen.models.classifiers.opening import load_classifier
+from guidegen.models.classifiers.preprocessing import Preprocessing
 from guidegen.scores.gradient import DenoisedScore, NoisyScore
 from guidegen.scores.interfaces import NULL
 from guidegen.scores.noise import Level

@@ -50,7 +50,7 @@ def test_the_example_of_the_readme(example: Path, guidegen: Command, tmp_path: P
     assert other.returncode == 2
     assert "model_sha256" in other.stderr
     facts = json.loads(guidegen("inspect", "my_model.py:MODEL", "--json").stdout)
-    assert facts["kind"] == "own model, class-conditional with a null label"
+    assert facts["kind"] == "custom model, class-conditional with a null label"
     assert facts["modes"] == ["cfg", "none"]
 
 

@@ -126,7 +126,7 @@ def test_dit_labels_and_none(folders: dict[str, Path], guidegen: Command) -> Non
 def test_inspect(folders: dict[str, Path], guidegen: Command, kind: str) -> None:
     facts = json.loads(guidegen("inspect", folders[kind], "--json").stdout)
     checkpoint = open_checkpoint(folders[kind])
-    network = load_part(checkpoint, checkpoint.kind.network, "cpu")
+    network = load_part(checkpoint, checkpoint.network, "cpu")
     saved = sum(tensor.numel() for tensor in network.state_dict().values())
     assert facts["parameters"] == saved
     assert facts["resolution"] == "16x16, 3 channels"

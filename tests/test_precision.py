@@ -26,7 +26,7 @@ from guidegen import (
     to_uint8,
 )
 from guidegen.models.denoisers import Texts
-from guidegen.models.loading import cast_weights
+from guidegen.models.pretrained import cast_weights
 from guidegen.sampling.setup import plan_scheduler
 from guidegen.spec.cell import Cell
 

@@ -112,7 +112,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     down = {"down_block_types": ("DownBlock2D",) * 2, "layers_per_block": 1}
     unet = {**down, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4, "num_class_embeds": 1001}
     monkeypatch.setattr(recipe, "UNET", {**unet, "block_out_channels": (16, 32)})
-    monkeypatch.setattr(recipe, "WEAK", {**unet, "block_out_channels": (8, 16)})
+    monkeypatch.setattr(recipe, "GUIDING", {**unet, "block_out_channels": (8, 16)})
     monkeypatch.setattr(recipe, "CLASSIFIER", {**down, "block_out_channels": (16, 32)})
 
 
@@ -121,7 +121,7 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     from guidegen.models.checkpoint import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
-    recipe.main(data, out, classes="1,207,281", size=8, images=8, weak_images=8, classifier_images=8, batch=4)
+    recipe.main(data, out, classes="1,207,281", size=8, images=8, guiding_images=8, classifier_images=8, batch=4)
     checkpoint = open_checkpoint(str(out))
     assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
     assert checkpoint.labels.names == {1: "goldfish", 207: "golden retriever", 281: "tabby"}
@@ -143,9 +143,9 @@ def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
     written = UNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float16).state_dict()
     for name, weight in given.state_dict().items():
         assert torch.equal(weight.half(), written[name]), name
-    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, weak_images=0, start=tmp_path / "given", batch=4)
+    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, guiding_images=0, start=tmp_path / "given", batch=4)
     guiding = UNet2DModel.from_pretrained(tmp_path / "unet_weak")
-    assert tuple(guiding.config.block_out_channels) == recipe.WEAK["block_out_channels"]
+    assert tuple(guiding.config.block_out_channels) == recipe.GUIDING["block_out_channels"]
 
 
 @pytest.mark.usefixtures("small")
@@ -159,7 +159,7 @@ def test_the_guiding_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path:
     alone = open_checkpoint(tmp_path)
     identity = weights_sha256(alone.part_folders.values())
     unet = (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes()
-    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, weak_images=8, batch=4)
+    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, guiding_images=8, batch=4)
     assert (tmp_path / "unet_weak/config.json").exists()
     after = open_checkpoint(tmp_path)
     assert (after.index, after.configs, after.part_folders) == (alone.index, alone.configs, alone.part_folders)
@@ -174,6 +174,6 @@ def test_parts_have_names(tmp_path: Path) -> None:
 
 
 def test_the_guiding_model_is_the_smaller_and_speaks_the_same_labels() -> None:
-    strong, guiding = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.WEAK))
+    strong, guiding = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.GUIDING))
     assert guiding.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
     assert guiding.num_parameters() < 3e6 < strong.num_parameters()

@@ -333,8 +333,8 @@ def test_two_combinations_of_one_run_stand_side_by_side(tmp_path: Path, visit: C
     colours = tab.evaluate("() => [...document.querySelectorAll('.heads .swatch')].map((mark) => mark.style.background)")
     assert colours == ["var(--s0)", "var(--s3)"], "those of their curves"
     tab.locator(".tile").nth(2).click()
-    facts = tab.locator("#detail-facts").inner_text()
-    assert "cfg" in facts
+    row = tab.locator("#detail-row").inner_text()
+    assert "cfg" in row
     assert "--steps 10 --label 3 --seed 0" in tab.locator("#detail-command").inner_text()
 
 
@@ -395,10 +395,10 @@ def test_a_click_tells_about_an_image(page: Path, visit: Callable[..., Any]) -> 
     tab = visit(page)
     tab.keyboard.press("Home")
     tab.locator(".tile").nth(1).click()
-    facts = tab.locator("#detail-facts")
-    assert "images/w0.0/label0003/000001.png" in facts.inner_text()
+    row = tab.locator("#detail-row")
+    assert "images/w0.0/label0003/000001.png" in row.inner_text()
     tab.keyboard.press("ArrowRight")
-    assert "images/w1.5/label0003/000001.png" in facts.inner_text()
+    assert "images/w1.5/label0003/000001.png" in row.inner_text()
     assert tab.locator("#detail-image").get_attribute("data-file") == "images/w1.5/label0003/000001.png"
     assert tab.locator("#detail-command").inner_text().endswith("--steps 5 --w 1.5 --label 3 --seed 1")
     tab.keyboard.press("Escape")

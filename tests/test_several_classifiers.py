@@ -22,8 +22,9 @@ from guidegen.cli.resolve import Job, plan_job
 from guidegen.cli.show import _classifier_line
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import ClassifierInfo, open_checkpoint
-from guidegen.models.classifiers.info import AnyClassifier, open_classifiers
-from guidegen.models.loading import load_classifier, load_network
+from guidegen.models.classifiers.info import AnyClassifier
+from guidegen.models.classifiers.opening import load_classifier, open_classifiers
+from guidegen.models.loading import load_network
 from guidegen.sampling import sampler as samplers
 from guidegen.sampling.sampler import Sampler, Tally
 from guidegen.sampling.setup import plan_scheduler
@@ -114,7 +115,7 @@ def test_weights_stand_after_the_last_colon(folders: dict[str, Path], with_null:
 
 def test_one_of_weight_1_is_as_without_a_weight(folders: dict[str, Path], with_null: Path) -> None:
     plain, weighed = (plan_job(flags(with_null, None, f"{folders['first']}{text}")) for text in ("", ":1"))
-    assert isinstance(weighed.classifier, ClassifierInfo)
+    assert isinstance(weighed.models.classifier, ClassifierInfo)
     assert asdict(weighed.settings) == asdict(plain.settings)
     assert weighed.output == plain.output
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
 from guidegen.models.classifiers.info import label_texts
-from guidegen.models.loading import load_classifier
+from guidegen.models.classifiers.opening import load_classifier
 from guidegen.scores.gradient import gradient_of_log_probability
 from guidegen.scores.noise import Level
 

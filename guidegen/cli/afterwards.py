@@ -1,4 +1,4 @@
-"""What `sample` and `sweep` do once the images are there: show them, measure them, make a page of them."""
+"""What `sample` and `sweep` do with finished images: show them, evaluate them, make a report of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Evaluate = Annotated[
     typer.Option(
         "--evaluate",
         metavar="REFERENCE",
-        help="Measure against real images, as `guidegen evaluate --reference` does.",
+        help="Evaluate against real images, as `guidegen evaluate --reference` does.",
         rich_help_panel=_AFTER,
     ),
 ]
@@ -77,13 +77,13 @@ class Afterwards:
             check_before(flags, size)
 
     def carry_out(self, output: Output, title: str, json_rows: bool, quiet: bool) -> None:
-        """Does it, on the run in `output`.
+        """Does what the flags ask for, on the run in `output`.
 
         Args:
             output: where the images went.
             title: of the grid.
             json_rows: `--json` was given.
-            quiet: `--quiet` was.
+            quiet: `--quiet` was given.
         """
         folder = output.folder
         if folder is None or not folder.is_dir():

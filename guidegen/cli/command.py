@@ -24,9 +24,12 @@ def make_command(run: Callable[..., None], *groups: type) -> Callable[..., None]
         values = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
         run(*(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups))
 
-    parameters = [parameter for group in groups for parameter in _parameters(group)]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    parameters: dict[str, inspect.Parameter] = {}
+    for group in groups:
+        for parameter in _parameters(group):
+            parameters.setdefault(parameter.name, parameter)  # groups may share a flag
+    command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return command
 
 

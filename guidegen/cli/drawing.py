@@ -98,7 +98,7 @@ def _note_models(job: Job) -> None:
 
 def _with_hashes(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
-    from guidegen.models.loading import check_weights
+    from guidegen.models.pretrained import check_weights
 
     (checkpoint, classifier, guide), access = job.models, job.flags.access
     classifiers = [part for part, _ in classifier.parts] if classifier else []
@@ -108,7 +108,7 @@ def _with_hashes(job: Job) -> Job:
     if guide:
         guide.download(access)
     parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
-    for folder in parts + [part.folder for part in classifiers if part.custom is None]:
+    for folder in parts + [folder for part in classifiers for folder in part.folders]:
         check_weights(folder, access)
     hashes: dict[str, Any] = {
         "model_sha256": checkpoint.sha256(access),

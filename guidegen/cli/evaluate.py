@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,10 @@ from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Access
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.runs.images import refusal
-from guidegen.spec.axes import describe, value_name
 
 if TYPE_CHECKING:
-    import torch
-
-    from guidegen.evaluate.features import Reader
-    from guidegen.evaluate.measure import Drawn, Judge
+    from guidegen.evaluate.features import EvaluationClassifier, Reader
+    from guidegen.evaluate.measure import Drawn
     from guidegen.evaluate.reference import Reference
 
 _AGAINST, _HOW = "What to measure against", "How to measure"
@@ -39,8 +34,8 @@ class EvaluateFlags:
         typer.Option(
             "--reference",
             metavar="PATH",
-            help="Real images: a folder, .npz (arr_0, arr_1), .parquet (image, label), another run, or what "
-            "--save-reference saved.",
+            help="Real images: a folder, .npz (arr_0, arr_1), .parquet (image, label), another run, or a file of "
+            "--save-reference.",
             rich_help_panel=_AGAINST,
         ),
     ]
@@ -49,7 +44,7 @@ class EvaluateFlags:
         typer.Option(
             "--reference-labels",
             metavar="LIST",
-            help="Which of them: run (those with the labels of the run), all, or ids such as 1,5-9.",
+            help="Labels to keep: run (those of the run), all, or ids such as 1,5-9.",
             rich_help_panel=_AGAINST,
         ),
     ] = "run"
@@ -58,15 +53,15 @@ class EvaluateFlags:
         typer.Option(
             "--resize",
             metavar="FILTER",
-            help="Bring images of another size to the run's, cropped at the centre: box, bilinear, hamming, bicubic, "
-            "lanczos or nearest. Otherwise they are refused.",
+            help="Resize images of another size to that of the run after a centre crop: box, bilinear, hamming, bicubic, "
+            "lanczos or nearest. Without it they are an error.",
             rich_help_panel=_AGAINST,
         ),
     ] = None
     save_reference: Annotated[
         Path | None,
         typer.Option(
-            "--save-reference", metavar="NPZ", help="Keep its features for the next time.", rich_help_panel=_AGAINST
+            "--save-reference", metavar="NPZ", help="Save the features of the reference for reuse.", rich_help_panel=_AGAINST
         ),
     ] = None
     features: Annotated[
@@ -74,8 +69,8 @@ class EvaluateFlags:
         typer.Option(
             "--features",
             metavar="ID|DIR",
-            help="Network whose features are compared: an image model of transformers or timm, bundled, or inception "
-            "(then it is called FID). Default: bundled.",
+            help="Network that makes the features: an image model of transformers or timm, bundled, or inception "
+            "(the distance is then the FID). Default: bundled.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -84,7 +79,8 @@ class EvaluateFlags:
         typer.Option(
             "--judge",
             metavar="ID|DIR",
-            help="Classifier that says whether an image shows its label; take one that did not guide. Default: bundled.",
+            help="Evaluation classifier, which measures how often an image shows its label; choose one that did not guide. "
+            "Default: bundled.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -93,8 +89,8 @@ class EvaluateFlags:
         typer.Option(
             "--halves",
             min=0,
-            help="Random splits of the images, into halves and quarters, that the standard errors of distances and recall "
-            "come from; 0: no standard errors.",
+            help="Random splits into half-samples and quarter-samples, for the standard errors of distances and recall; "
+            "0: no standard errors.",
             rich_help_panel=_HOW,
         ),
     ] = 20
@@ -102,7 +98,7 @@ class EvaluateFlags:
         bool,
         typer.Option(
             "--partial",
-            help="Measure what is there of a run that is not complete or has corrupt images; otherwise it is refused.",
+            help="Measure a run that is incomplete or has corrupt images by those that it has. Otherwise it is an error.",
             rich_help_panel=_HOW,
         ),
     ] = False
@@ -115,7 +111,13 @@ class EvaluateFlags:
     ] = True
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Where. Default: the first run.", rich_help_panel=options._OUTPUT),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="For the curves. Default: the first run.",
+            rich_help_panel=options._OUTPUT,
+        ),
     ] = None
     offline: options.Offline = False
     allow_pickle: options.AllowPickle = False
@@ -147,77 +149,49 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
         UsageError: a run that is incomplete, or images of another size or too few.
         CheckpointError: a network that cannot be opened.
     """
-    from guidegen.evaluate import measure as evaluation
+    from guidegen.cli.metrics_table import print_metrics, warn_of_few
+    from guidegen.evaluate.measure import measure_run, write_metrics
+    from guidegen.evaluate.metrics import Meter
 
     _check(flags)
     drawn = [_open_run(run, flags.partial) for run in runs]
     _check_alike(drawn)
-    from guidegen.evaluate import metrics
-    from guidegen.evaluate.features import BUNDLED_CLASSIFIER, open_features, open_judge
-    from guidegen.sampling.device import pick_device
-
-    metrics.require("torchmetrics", "guidegen evaluate")
-    if flags.curves:
-        metrics.require("matplotlib", "Drawing curves (--no-curves leaves them out)")
-    device = pick_device(flags.device)
-    reader = open_features(flags.features or "bundled", device, Access(flags.offline, flags.allow_pickle))
-    if reader.size is not None and reader.size != drawn[0].size:
-        high, wide = drawn[0].size
-        raise UsageError(
-            f"The {reader.name} reads images of {reader.size[1]}x{reader.size[0]}, and the run has {wide}x{high}: "
-            "name an image model with --features ID|DIR."
-        )
-    judge = None
     names = {label: name for run in drawn for label, name in run.label_names.items()}
-    if names and (flags.judge or drawn[0].size == _size_of(BUNDLED_CLASSIFIER)):
-        judge = evaluation.make_judge(
-            *open_judge(flags.judge or "bundled", device, Access(flags.offline, flags.allow_pickle)), names
-        )
-    _say_who_judges(drawn, reader, judge, names, flags)
+    reader, classifier = _open_networks(drawn[0].size, names, flags)
+    if not flags.quiet:
+        _note_networks(drawn, reader, classifier, names)
     with _counter("images read", flags.quiet) as on_image:
-        reference = _reference(drawn, reader, judge, device, names, flags, on_image)
-        if len(reference.features) < metrics.MIN_IMAGES:
-            raise UsageError(
-                f"--reference {reference.source} has {len(reference.features)} images, and the metrics need "
-                f"{metrics.MIN_IMAGES} at least."
-            )
-        if flags.save_reference:
-            from guidegen.evaluate.reference import save_reference
-
-            save_reference(flags.save_reference, reference, reader, drawn[0].size)
-        meter = metrics.Meter(reference.features)
-        measured = [
-            evaluation.measure_run(
-                run, reader, reference, meter, judge, flags.halves, flags.batch_size, on_image, lambda: on_image(0)
-            )
+        reference = _reference(drawn, reader, classifier, names, flags, on_image)
+        meter = Meter(reference.features)
+        pairs = [
+            (run, measure_run(run, reader, reference, meter, classifier, flags.halves, flags.batch_size, on_image))
             for run in drawn
         ]
-    for run, rows in zip(drawn, measured, strict=True):
-        evaluation.write_metrics(run.folder, rows)
-    pairs = [(run, row) for run, rows in zip(drawn, measured, strict=True) for row in rows]
-    _warn_of_few([(describe(run.axes, evaluation.key_of(row, run.axes)), row) for run, row in pairs], flags)
-    _show(drawn, measured, reader, reference, flags)
+    for run, rows in pairs:
+        write_metrics(run.folder, rows)
+    if not flags.quiet:
+        warn_of_few(pairs)
+    print_metrics(pairs, reader, reference, flags.json_rows, flags.quiet)
     if flags.curves:
         from guidegen.report.curves import draw_curves
 
-        where = flags.out or drawn[0].folder
-        for path in draw_curves(list(zip(drawn, measured, strict=True)), where):
+        for path in draw_curves(pairs, flags.out or drawn[0].folder):
             if not flags.quiet:
                 console.note(f"curves: {path}")
 
 
 def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
-    """What can be refused before the images of (height, width) `size` are drawn.
+    """Refuses, before images of (height, width) `size` are drawn, what could not be measured after it.
 
     Raises:
-        UsageError: a flag, a package that is missing, or a reference of another size.
+        UsageError: a wrong flag, a missing package, or a reference of another size.
     """
-    from guidegen.evaluate import metrics
+    from guidegen.evaluate.metrics import require
     from guidegen.evaluate.reference import first_image, fit
 
     _check(flags)
-    metrics.require("torchmetrics", "--evaluate")
-    metrics.require("matplotlib", "--evaluate")
+    require("torchmetrics", "--evaluate")
+    require("matplotlib", "--evaluate")
     image = first_image(flags.reference)
     if image is not None:
         fit(image, size, flags.resize)
@@ -281,56 +255,84 @@ def _check_alike(drawn: Sequence[Drawn]) -> None:
         raise UsageError(f"The images differ in size ({listed}); measure runs of one size at a time.")
 
 
-def _size_of(classifier: Path) -> tuple[int, int]:
-    size = json.loads((classifier / "config.json").read_text(encoding="utf-8"))["sample_size"]
-    return size, size
+def _open_networks(
+    size: tuple[int, int], names: Mapping[int, str], flags: EvaluateFlags
+) -> tuple[Reader, EvaluationClassifier | None]:
+    """The network of the features, and the evaluation classifier where one knows some of the labels."""
+    from guidegen.evaluate.features import bundled_size, open_evaluation_classifier, open_features
+    from guidegen.evaluate.metrics import require
+    from guidegen.sampling.device import pick_device
+
+    require("torchmetrics", "guidegen evaluate")
+    if flags.curves:
+        require("matplotlib", "Drawing curves (--no-curves leaves them out)")
+    device, access = pick_device(flags.device), Access(flags.offline, flags.allow_pickle)
+    reader = open_features(flags.features or "bundled", device, access)
+    if reader.size is not None and reader.size != size:
+        raise UsageError(
+            f"The {reader.name} reads images of {reader.size[1]}x{reader.size[0]}, and the run has {size[1]}x{size[0]}: "
+            "name an image model with --features ID|DIR."
+        )
+    if not names or not (flags.judge or size == bundled_size()):
+        return reader, None
+    return reader, open_evaluation_classifier(flags.judge or "bundled", names, device, access)
 
 
-def _say_who_judges(
-    drawn: Sequence[Drawn], reader: Reader, judge: Judge | None, names: dict[int, str], flags: EvaluateFlags
+def _note_networks(
+    drawn: Sequence[Drawn], reader: Reader, classifier: EvaluationClassifier | None, names: Mapping[int, str]
 ) -> None:
-    if flags.quiet:
-        return
+    """Warns of networks that guided a run, and of labels that the evaluation classifier does not know."""
     for run in drawn:
         guided = (run.about["settings"].get("classifier_sha256") or "").split(SEPARATOR)
-        if judge and judge.reader.weights in guided:
+        if classifier and classifier.reader.weights in guided:
             console.note(
-                f"warning: the judge guided {run.folder}, so accuracy and confidence flatter it; "
+                f"warning: the evaluation classifier guided {run.folder}, so accuracy and confidence are biased upwards; "
                 "name a classifier that did not: --judge ID|DIR"
             )
         if reader.weights in guided:
             console.note(f"warning: the features are those of the classifier that guided {run.folder}; see --features")
-    if judge is None and names:
-        console.note("note: no judge knows these labels, so accuracy and confidence are left out; see --judge")
-    elif judge is not None and (unknown := [i for i in names if i not in judge.columns]):
-        console.note(f"note: the judge does not know {len(unknown)} of the {len(names)} labels, such as {unknown[0]}")
+    if classifier is None and names:
+        console.note(
+            "note: no evaluation classifier knows these labels, so accuracy and confidence are left out; see --judge"
+        )
+    elif classifier is not None and (unknown := [i for i in names if i not in classifier.columns]):
+        console.note(
+            f"note: the evaluation classifier does not know {len(unknown)} of the {len(names)} labels, such as {unknown[0]}"
+        )
 
 
 def _reference(
     drawn: Sequence[Drawn],
     reader: Reader,
-    judge: Judge | None,
-    device: torch.device,
-    names: dict[int, str],
+    classifier: EvaluationClassifier | None,
+    names: Mapping[int, str],
     flags: EvaluateFlags,
     on_image: Callable[[int], None],
 ) -> Reference:
-    from guidegen.evaluate.reference import open_source, read_reference, saved_reference
+    from guidegen.evaluate.neighbourhoods import MIN_IMAGES
+    from guidegen.evaluate.reference import open_source, read_reference, save_reference, saved_reference
 
-    wanted = _wanted(drawn, flags.reference_labels)
-    saved = saved_reference(flags.reference, reader, wanted, drawn[0].size)
-    if saved is not None:
-        return saved
-    source = open_source(flags.reference, {name.casefold(): label for label, name in names.items() if name})
-    if flags.reference_labels not in ("run", "all") and not source.labelled:
-        raise UsageError(f"--reference-labels: {flags.reference} has no labels.")
-    right = judge.right if judge else None
-    return read_reference(source, wanted, drawn[0].size, flags.resize, reader, right, flags.batch_size, on_image)
+    wanted, size = _wanted(drawn, flags.reference_labels), drawn[0].size
+    reference = saved_reference(flags.reference, reader, wanted, size)
+    if reference is None:
+        source = open_source(flags.reference, {name.casefold(): label for label, name in names.items() if name})
+        if flags.reference_labels not in ("run", "all") and not source.labelled:
+            raise UsageError(f"--reference-labels: {flags.reference} has no labels.")
+        correct = classifier.correct if classifier else None
+        reference = read_reference(source, wanted, size, flags.resize, reader, correct, flags.batch_size, on_image)
+    if len(reference.features) < MIN_IMAGES:
+        raise UsageError(
+            f"--reference {reference.source} has {len(reference.features)} images, and the metrics need {MIN_IMAGES} "
+            "at least."
+        )
+    if flags.save_reference:
+        save_reference(flags.save_reference, reference, reader, size)
+    return reference
 
 
 def _wanted(drawn: Sequence[Drawn], text: str) -> set[Any] | None:
     """Labels or prompts of the reference to keep; None for all."""
-    from guidegen.evaluate.measure import subject_of
+    from guidegen.evaluate.reference import subject_of
 
     if text == "all":
         return None
@@ -352,104 +354,3 @@ def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
     with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=err, transient=True) as bar:
         task = bar.add_task(what)
         yield lambda count: bar.advance(task, count)
-
-
-def _warn_of_few(measured: Sequence[tuple[str, dict[str, Any]]], flags: EvaluateFlags) -> None:
-    if flags.quiet:
-        return
-    from guidegen.evaluate.standard_errors import LEAST
-
-    rows = [row for _, row in measured]
-    width = rows[0]["features"]["width"]
-    counts = [row["distinct"] for row in rows]
-    real = rows[0]["reference"]["images"]
-    if min(*counts, real) <= width:
-        what = f"{min(counts)} images at a weight" if min(counts) <= width else f"{real} reference images"
-        console.note(
-            f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
-            "be compared only between equal numbers of images. The kernel distance has no such bias."
-        )
-    for where, row in measured:
-        if row["distinct"] < row["images"]:
-            console.note(
-                f"warning: {row['mode']}, {where}: only {row['distinct']} of {row['images']} images differ (a seed "
-                "without its label is one image); distances, precision, recall, density and coverage are of those"
-            )
-    if len(set(counts)) > 1:
-        console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
-    per_class = [figure["per_class"] for row in rows if (figure := row["metrics"]["vendi_score"])]
-    if len({n for some in per_class for n in some}) > 1:
-        low, high = min(low for low, _ in per_class), max(high for _, high in per_class)
-        console.note(
-            f"warning: the Vendi score is of {low} to {high} images a label, which is the most that it can be: it grows "
-            "with their number, and may be compared between equal ones only"
-        )
-    if per_class and min(low for low, _ in per_class) < LEAST:
-        console.note(
-            f"note: Vendi score and pairwise distance have a standard error from {LEAST} images of each label on, and here "
-            f"some have {min(low for low, _ in per_class)}"
-        )
-
-
-def _show(
-    drawn: Sequence[Drawn],
-    measured: Sequence[Sequence[dict[str, Any]]],
-    reader: Reader,
-    reference: Reference,
-    flags: EvaluateFlags,
-) -> None:
-    from guidegen.evaluate.metrics import METRICS, title_of
-
-    if flags.json_rows:
-        for run, rows in zip(drawn, measured, strict=True):
-            for row in rows:
-                console.result(json.dumps({"run": str(run.folder), **row}, ensure_ascii=False))
-        return
-    axes = list(dict.fromkeys(axis for run in drawn for axis in run.axes))
-    head = ["run" if len({run.mode for run in drawn}) < len(drawn) else "mode", *axes, "images"]
-    metrics = [metric for metric in METRICS if any(row["metrics"][metric.name] for rows in measured for row in rows)]
-    lines = []
-    for run, rows in zip(drawn, measured, strict=True):
-        name = run.folder.name if head[0] == "run" else run.mode
-        for row in rows:
-            figures = [_figure(row["metrics"][metric.name], row["images"]) for metric in metrics]
-            lines.append([name, *(_plain(axis, row.get(axis)) for axis in axes), f"{row['images']:,}", *figures])
-    titles = [title_of(metric, reader.inception) for metric in metrics]
-    about = f"{reader.name} features, {len(reference.features):,} reference images of {reference.source}"
-    if reference.accuracy is not None:
-        about += f", {reference.accuracy:.1%} of which the judge names right"
-    vendi = [figure for rows in measured for row in rows if (figure := row["metrics"]["vendi_score"])]
-    if sizes := sorted({n for figure in vendi for n in figure["per_class"]}):
-        many = " to ".join(map(str, sorted({sizes[0], sizes[-1]})))
-        about += f"; Vendi score of {many} images a label, the most that it can be"
-    if not flags.quiet:
-        console.note(about)
-    if not sys.stdout.isatty():
-        short = [title.lower() if title.isupper() else metric.name for metric, title in zip(metrics, titles, strict=True)]
-        table = [[*head, *short], *lines]
-        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-        for line in table:
-            console.result("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table_of: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for title in [*head, *titles]:
-        table_of.add_column(console.clean(title), justify="right")
-    for line in lines:
-        table_of.add_row(*(console.clean(text.replace("±", " ±")) for text in line))
-    Console(highlight=False, markup=False).print(table_of)
-
-
-def _figure(found: dict[str, Any] | None, images: int) -> str:
-    """`12.3±0.4`, with the number of images where it is another than the row's."""
-    if found is None:
-        return "-"
-    spread = "" if found["spread"] is None else f"±{found['spread']:.2g}"
-    count = "" if found["images"] == images else f"({found['images']:,})"
-    return f"{found['value']:.4g}{spread}{count}"
-
-
-def _plain(axis: str, value: Any) -> str:
-    return "-" if value is None else value_name(axis, value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from guidegen.cli import options
 from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError
+from guidegen.models.autoguidance import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
-from guidegen.sampling.autoguidance import BUNDLED_GUIDE, NAME_ONE, GuideModel, open_guide
 from guidegen.sampling.models import Models
 
 
@@ -36,7 +36,7 @@ def open_models(flags: SampleOptions, needs_null: bool) -> Models:
     if reason and not (flags.mode == "autoguidance" and flags.guide_model):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
     for part, _ in classifier.parts if classifier else ():
-        if part.input == "noisy" and not part.custom:
+        if part.input == "noisy":
             _check_noisy(part, checkpoint)
     return Models(checkpoint, classifier, _open_guide(flags, checkpoint, size))
 
@@ -52,9 +52,8 @@ def _open_guide(flags: SampleOptions, checkpoint: Checkpoint, size: tuple[int, i
 
 def _check_noisy(classifier: ClassifierInfo, checkpoint: Checkpoint) -> None:
     """A noise-aware classifier reads the very x_t that the network draws."""
-    channels = classifier.config.get("in_channels", 3)
-    if channels != checkpoint.shape[0]:
+    if classifier.channels not in (None, checkpoint.shape[0]):
         raise UsageError(
-            f"--classifier {classifier.ref} reads {channels} channels, and the model draws {checkpoint.shape[0]}"
+            f"--classifier {classifier.ref} reads {classifier.channels} channels, and the model draws {checkpoint.shape[0]}"
             f"{' (latents)' if checkpoint.latent else ''}: it was made for another. --classifier-input denoised may do."
         )

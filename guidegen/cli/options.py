@@ -15,7 +15,7 @@ import typer
 from guidegen.cli import console
 from guidegen.errors import UsageError, quoted
 from guidegen.models.checkpoint import Access, AnyClassifier, Checkpoint, open_checkpoint, open_classifier
-from guidegen.models.classifiers.info import open_classifiers
+from guidegen.models.classifiers.opening import open_classifiers
 from guidegen.models.labels import Labels
 from guidegen.models.weight_files import DEFAULT_ACCESS
 from guidegen.schema import LARGEST_TEXT, read_bytes

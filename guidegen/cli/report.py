@@ -1,4 +1,4 @@
-"""`guidegen report`: one HTML file of runs."""
+"""`guidegen report`: runs as one HTML file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command(
         "report",
-        help="Make one HTML file of runs: drag w and watch each sample change. An image that is missing or corrupt is left "
-        "out, and the exit code is 3.",
+        help="Make one HTML file of runs, with a slider for w. Missing or corrupt images are left out, and the exit code is "
+        "then 3.",
     )(_command)
 
 
 def _command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; two stand side by side.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; two are shown side by side.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="HTML", help="The file to write.", rich_help_panel=options._OUTPUT)
     ] = Path("report.html"),
@@ -36,7 +36,7 @@ def _command(
             "--max-size",
             metavar="MB",
             min=0,
-            help="Past this size the images are linked from the file instead of put into it.",
+            help="Above this size the file links to the images instead of containing them.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = 30.0,
@@ -46,7 +46,7 @@ def _command(
             "--thumbnail",
             metavar="PIXELS",
             min=16,
-            help="Longest side of an image inside the file.",
+            help="Longest side of the images in the file.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = 256,
@@ -57,7 +57,7 @@ def _command(
 
 
 def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbnail: int = 256, quiet: bool = False) -> None:
-    """Writes the page, prints its path, and says how large it is.
+    """Writes the page and prints its path; notes its size on standard error.
 
     Raises:
         UsageError: no run, or a file of another kind.
@@ -86,15 +86,15 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
     write_atomically(out, data)
     console.result(str(out))
     if not quiet:
-        _tell(drawn, warnings, len(data), inside, max_size)
+        _note(drawn, warnings, len(data), inside, max_size)
     if corrupt:
         images = sum(len(run.rows) for run in drawn)
         raise refusal(corrupt, images, f"{out} shows the others")
 
 
-def _tell(drawn: Sequence[Drawn], warnings: Sequence[str], size: int, inside: bool, max_size: float) -> None:
+def _note(drawn: Sequence[Drawn], warnings: Sequence[str], size: int, inside: bool, max_size: float) -> None:
     for warning in warnings:
         console.note(f"warning: {warning}")
     count = sum(len(run.rows) for run in drawn)
-    where = "inside it" if inside else f"linked from where they are, as they are past --max-size {max_size:g}"
+    where = "inside it" if inside else f"linked, as they exceed --max-size {max_size:g}"
     console.note(f"{size / 1e6:.1f} MB, {count:,} images {where}")

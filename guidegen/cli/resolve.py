@@ -203,9 +203,7 @@ def _variants(
     checkpoint = models.checkpoint
     plain = {"scheduler": checkpoint.scheduler_config.get("_class_name", "DDPMScheduler"), "steps": checkpoint.steps}
     config_sha256 = digest(
-        checkpoint.configs,
-        checkpoint.scheduler_config,
-        checkpoint.index.get("force_zeros_for_empty_prompt"),
+        *checkpoint.identity,
         models.classifier and models.classifier.config,
         models.classifier and models.classifier.preprocessor,
         *([models.guide.checkpoint.configs] if models.guide and models.guide.checkpoint else []),

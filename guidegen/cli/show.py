@@ -13,11 +13,11 @@ import typer
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.drawing import draw_grid
-from guidegen.errors import UsageError, quoted
+from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.models.labels import Labels
-from guidegen.models.weight_files import find_weights
+from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
 from guidegen.runs.images import invalid_rows, refusal
 from guidegen.runs.manifest import read_rows, with_axes
@@ -63,8 +63,8 @@ def _inspect(
         "kind": _kind(checkpoint),
         "resolution": "{2}x{1}, {0} channels".format(*checkpoint.image_shape),
         "latents": "{2}x{1}, {0} channels".format(*checkpoint.shape) if checkpoint.latent else None,
-        "parameters": parameters.get(checkpoint.kind.network) or None,
-        "other parts": {p: f"{n:,} parameters" for p, n in parameters.items() if p != checkpoint.kind.network},
+        "parameters": parameters.get(checkpoint.network) or None,
+        "other parts": {p: f"{n:,} parameters" for p, n in parameters.items() if p != checkpoint.network},
         "condition": "prompt" if checkpoint.reads_prompts else "label" if checkpoint.class_conditional else "none",
         "labels": None if checkpoint.reads_prompts else len(checkpoint.labels),
         "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
@@ -96,7 +96,7 @@ def _inspect(
 
 
 def _kind(checkpoint: Checkpoint) -> str:
-    name = checkpoint.kind.name
+    name = checkpoint.kind
     if checkpoint.reads_prompts:
         return f"{name}, text-conditional"
     if not checkpoint.class_conditional:
@@ -121,18 +121,11 @@ def _text(value: Any) -> str:
 
 
 def _parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header alone; 0 for other kinds."""
-    if path.suffix != ".safetensors":
+    """Numbers in a safetensors file; 0 for other kinds and for damaged ones."""
+    try:
+        return count_numbers(path)
+    except CheckpointError:
         return 0
-    from math import prod
-
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(size, 1 << 26)))
-        except ValueError:
-            return 0
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _labels(

@@ -1,10 +1,10 @@
-"""Networks that turn images into features or logits, and what they made of a run, kept beside it."""
+"""Networks that turn images into features or logits, and the cache of their output in a run."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from guidegen.errors import CheckpointError, GuidegenError, UsageError
 from guidegen.evaluate import arrays
 from guidegen.evaluate.metrics import require
-from guidegen.models.classifiers.info import ClassifierInfo, open_backbone, open_classifier
-from guidegen.models.classifiers.preprocessing import Preprocessing
-from guidegen.models.loading import load_backbone, load_classifier
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access, weights_sha256
+from guidegen.models.classifiers.info import ClassifierInfo, ImageModel
+from guidegen.models.classifiers.opening import open_classifier, open_image_model
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 from guidegen.runs.files import write_atomically
 from guidegen.runs.images import LARGEST_FILE, decode, read_drawn
 from guidegen.runs.schema import Row
@@ -38,7 +37,7 @@ class Reader:
     """A frozen network that reads images.
 
     Attributes:
-        name: for people.
+        name: to show.
         identity: of network, weights, preprocessing and layer, 64 hex digits: equal ones give equal numbers.
         network: uint8 images (B, 3, H, W) to features or logits (B, D), fp32.
         size: (height, width) that it reads; None where it resizes what it gets.
@@ -77,50 +76,75 @@ def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCES
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
-        UnsafeError: it asks for code of its own, or has only pickled weights.
+        UnsafeError: it asks for custom code, or has only pickled weights.
         UsageError: a package that it needs is not installed.
     """
     if ref == "inception":
         return _inception(device)
-    folder, config, preprocessor = open_backbone(str(BUNDLED_CLASSIFIER) if ref == "bundled" else ref, True, access)
-    weights = weights_sha256([folder], access)
-    name = "bundled classifier" if ref == "bundled" else _short(ref)
-    identity = digest("features", weights, config, preprocessor)
-    if "ForImageClassification" in str(config.get("architectures")) or config.get("_class_name") == "NoisyClassifier":
-        info = open_classifier(folder, "denoised")
-        classifier = load_classifier(info, device, access)
-        tap = _Penultimate(classifier, len(info.labels))
-        return Reader(name, identity, _on_device(tap, device, config), _own_size(config), weights)
-    assert preprocessor is not None
-    network = _Pooled(load_backbone(folder, config, device, access), preprocessor)
-    return Reader(name, identity, _on_device(network, device, config), None, weights)
+    model = open_image_model(_path_of(ref), True, access)
+    weights = model.sha256(access)
+    identity = digest("features", weights, model.config, model.preprocessor)
+    return Reader(
+        _name_of(ref), identity, _on_device(model.load_features(device, access), device, model), model.size, weights
+    )
 
 
-def open_judge(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) -> tuple[Reader, ClassifierInfo]:
-    """A classifier that says which label an image shows: its logits, and what it knows.
+@dataclass(frozen=True)
+class EvaluationClassifier:
+    """The classifier that measures whether an image shows its label.
+
+    Attributes:
+        reader: its logits.
+        columns: label id of a run -> column of the logits; of the labels that it knows.
+    """
+
+    reader: Reader
+    columns: Mapping[Any, int]
+
+    def correct(self, pixels: Pixels, labels: list[Any]) -> list[bool]:
+        """Whether each image (B, H, W, 3) is classified as its label; of those whose label it knows."""
+        best = self.reader(pixels).argmax(1).tolist()
+        return [column == self.columns[label] for column, label in zip(best, labels, strict=True) if label in self.columns]
+
+    def read(self, logits: Tensor, labels: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Probability of each intended label, and whether it is the most likely one (N,); NaN where it is not known."""
+        column = torch.tensor([self.columns.get(label, -1) for label in labels])
+        known, index = column >= 0, column.clamp_min(0)
+        nan = torch.full((len(column),), torch.nan)
+        probability = logits.softmax(1).gather(1, index[:, None])[:, 0]
+        correct = (logits.argmax(1) == index).float()
+        return torch.where(known, probability, nan), torch.where(known, correct, nan)
+
+
+def open_evaluation_classifier(
+    ref: str, names: Mapping[int, str], device: torch.device, access: Access = DEFAULT_ACCESS
+) -> EvaluationClassifier | None:
+    """The classifier that `--judge` names, for labels with these names; None if it knows none of them.
 
     Raises:
         CheckpointError: missing, incomplete, unreachable or of an unknown kind.
-        UnsafeError: it asks for code of its own, or has only pickled weights.
+        UnsafeError: it asks for custom code, or has only pickled weights.
+        UsageError: it has no labels.
     """
-    path = str(BUNDLED_CLASSIFIER) if ref == "bundled" else ref
-    info = open_classifier(path, "denoised", True, access)
-    weights = weights_sha256([info.folder], access)
+    info = open_classifier(_path_of(ref), "denoised", True, access)
+    if not info.takes_labels:
+        raise UsageError(f"--judge {ref} distinguishes any text. Name a classifier that has labels.")
+    weights = info.sha256(access)
     identity = digest("logits", weights, info.config, info.preprocessor)
-    network = _on_device(load_classifier(info, device, access), device, info.config)
-    name = "bundled classifier" if ref == "bundled" else _short(ref)
-    return Reader(name, identity, network, _own_size(info.config), weights), info
+    network = _on_device(info.load(device, access), device, info)
+    columns = match_columns(info, names)
+    return EvaluationClassifier(Reader(_name_of(ref), identity, network, info.size, weights), columns) if columns else None
 
 
-def judge_columns(info: ClassifierInfo, labels: Mapping[int, str]) -> dict[int, int]:
-    """Label id of a run -> column of the judge's logits: by name where both have names, else by id.
+def match_columns(info: ClassifierInfo, names: Mapping[int, str]) -> dict[int, int]:
+    """Label id of a run -> column of a classifier's logits: by name where both have names, else by id.
 
-    A run keeps the first synonym of each name; where two labels of the judge share it, the id decides.
+    A run keeps the first synonym of each name; where two labels of the classifier share it, the id decides.
     """
     column = {int(label): i for i, label in enumerate(info.config["id2label"])}
     named = any(info.labels.names.values())
     found = {}
-    for label, name in labels.items():
+    for label, name in names.items():
         if not (name and named):
             match = label if label in column else None
         else:
@@ -131,14 +155,19 @@ def judge_columns(info: ClassifierInfo, labels: Mapping[int, str]) -> dict[int, 
     return found
 
 
+def bundled_size() -> tuple[int, int] | None:
+    """(height, width) of the images that the bundled classifier reads."""
+    return open_classifier(BUNDLED_CLASSIFIER).size
+
+
 def read_rows_with(
     reader: Reader, run: Path, rows: Iterable[Row], batch: int, on_image: Callable[[int], None]
 ) -> dict[str, tuple[NDArray[np.float32], str]]:
-    """What `reader` makes of a run's images, each read once and kept in the run: sha256 -> (D,) and a hash of the pixels.
+    """Output of `reader` for a run's images, each read once and cached in the run: sha256 -> (D,) and a hash of the pixels.
 
-    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so what was drawn since
-    is all that is read next time. Memory holds one batch of images and the features. The hash of the
-    pixels tells which images are the same, which their files, that name their label, do not.
+    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so that the next call reads only what was
+    drawn since. Memory holds one batch of images and the features. The hash of the pixels identifies equal images, whose
+    files differ, since they name the label.
 
     Raises:
         CorruptImageError: an image is not the one that was drawn.
@@ -201,70 +230,23 @@ def _write_cache(path: Path, identity: str, kept: Mapping[str, tuple[NDArray[np.
     write_atomically(path, buffer.getvalue())
 
 
-def _short(ref: str) -> str:
+def _path_of(ref: str) -> str:
+    return str(BUNDLED_CLASSIFIER) if ref == "bundled" else ref
+
+
+def _name_of(ref: str) -> str:
     path = Path(ref).expanduser()
-    return path.resolve().name if path.is_dir() else ref
+    return "bundled classifier" if ref == "bundled" else path.resolve().name if path.is_dir() else ref
 
 
-def _own_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    size = config.get("sample_size") if config.get("_class_name") == "NoisyClassifier" else None
-    return (size, size) if isinstance(size, int) else None
-
-
-def _on_device(network: nn.Module, device: torch.device, config: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    network = network.to(device).eval()
-    grey = config.get("_class_name") == "NoisyClassifier" and config.get("in_channels") == 1
+def _on_device(network: nn.Module, device: torch.device, model: ImageModel) -> Callable[[Tensor], Tensor]:
+    network, grey = network.to(device).eval(), model.channels == 1
 
     def read(pixels: Tensor) -> Tensor:
         images = pixels.to(device).float() / 127.5 - 1
         return network(images[:, :1] if grey else images)  # type: ignore[no-any-return]
 
     return read
-
-
-class _Penultimate(nn.Module):
-    """What the layer that makes the logits reads."""
-
-    def __init__(self, classifier: nn.Module, labels: int):
-        super().__init__()
-        heads = [part for part in classifier.modules() if isinstance(part, nn.Linear) and part.out_features == labels]
-        if not heads:
-            raise CheckpointError(f"The classifier has no linear layer of {labels} logits to take features from.")
-        self.classifier = classifier
-        heads[-1].register_forward_pre_hook(self._keep)
-        self._kept: Tensor | None = None
-
-    def _keep(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self._kept = given[0]
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.classifier(images)
-        if self._kept is None or self._kept.dim() != 2:
-            raise CheckpointError("The classifier's last linear layer does not read one vector an image.")
-        return self._kept
-
-
-class _Pooled(nn.Module):
-    """One vector an image from a transformers or timm model without a head."""
-
-    def __init__(self, network: Any, preprocessing: Preprocessing):
-        super().__init__()
-        self.network, self.preprocessing = network, preprocessing
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.preprocessing(images)
-        if hasattr(self.network, "get_image_features"):
-            out = self.network.get_image_features(pixel_values=x)
-        elif hasattr(self.network, "main_input_name"):
-            out = self.network(pixel_values=x)
-        else:
-            out = self.network(x)  # timm
-        if isinstance(out, Tensor):
-            return out.flatten(1)
-        if getattr(out, "pooler_output", None) is not None:
-            return out.pooler_output.flatten(1)  # type: ignore[no-any-return]
-        last: Tensor = out.last_hidden_state
-        return last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))
 
 
 def _inception(device: torch.device) -> Reader:

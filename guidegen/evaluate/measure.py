@@ -15,10 +15,10 @@ from msgspec import Meta
 from torch import Tensor
 
 from guidegen.errors import UsageError
-from guidegen.evaluate.features import Pixels, Reader, judge_columns, read_rows_with
-from guidegen.evaluate.metrics import MIN_IMAGES, Measured, Meter
-from guidegen.evaluate.reference import Reference
-from guidegen.models.checkpoint import ClassifierInfo
+from guidegen.evaluate.features import EvaluationClassifier, Reader, read_rows_with
+from guidegen.evaluate.metrics import Measured, Meter
+from guidegen.evaluate.neighbourhoods import MIN_IMAGES
+from guidegen.evaluate.reference import Reference, subject_of
 from guidegen.runs.files import write_atomically
 from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
 from guidegen.runs.manifest import read_rows, with_axes
@@ -116,7 +116,7 @@ def _wrong_with(folder: Path, row: Row) -> str:
         read_drawn_bytes(folder, row)
     except CorruptImageError as error:
         return str(error)
-    return f"{folder / row['file']} is not what its row says."
+    return f"{folder / row['file']} is not what its row describes."
 
 
 def _of_plans(
@@ -166,11 +166,6 @@ def key_of(row: Row, axes: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row.get(axis) for axis in axes)
 
 
-def subject_of(row: Row) -> Any:
-    """What an image shows: its label, else its prompt."""
-    return row["prompt"] if row["label"] is None else row["label"]
-
-
 def sortable(values: Sequence[Any]) -> tuple[Any, ...]:
     """Numbers before words, missing ones first."""
     return tuple((value is not None, isinstance(value, str), value if value is not None else 0) for value in values)
@@ -181,51 +176,15 @@ def images_digest(rows: Iterable[Row]) -> str:
     return digest(sorted(row["sha256"] for row in rows))[:16]
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A classifier that says whether an image shows its label.
-
-    Attributes:
-        reader: its logits.
-        info: what it knows.
-        columns: label id -> column of the logits.
-    """
-
-    reader: Reader
-    info: ClassifierInfo
-    columns: Mapping[Any, int]
-
-    def right(self, pixels: Pixels, labels: list[Any]) -> list[bool]:
-        """Whether each image (B, H, W, 3) whose label it knows shows it."""
-        best = self.reader(pixels).argmax(1).tolist()
-        return [column == self.columns[label] for column, label in zip(best, labels, strict=True) if label in self.columns]
-
-    def read(self, logits: Tensor, labels: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Probability of each intended label, and whether it is the likeliest (N,); NaN where it is not known."""
-        column = torch.tensor([self.columns.get(label, -1) for label in labels])
-        known, index = column >= 0, column.clamp_min(0)
-        nan = torch.full((len(column),), torch.nan)
-        probability = logits.softmax(1).gather(1, index[:, None])[:, 0]
-        correct = (logits.argmax(1) == index).float()
-        return torch.where(known, probability, nan), torch.where(known, correct, nan)
-
-
-def make_judge(reader: Reader, info: ClassifierInfo, names: Mapping[int, str]) -> Judge | None:
-    """The judge of labels with these names; None if it knows none of them."""
-    columns = judge_columns(info, names)
-    return Judge(reader, info, columns) if columns else None
-
-
 def measure_run(
     drawn: Drawn,
     reader: Reader,
     reference: Reference,
     meter: Meter,
-    judge: Judge | None,
-    halves: int,
+    classifier: EvaluationClassifier | None,
+    splits: int,
     batch: int,
     on_image: Callable[[int], None],
-    on_group: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Rows of metrics, one for each group of the run, in the order of w.
 
@@ -234,11 +193,10 @@ def measure_run(
         reader: makes the features.
         reference: what to measure against.
         meter: made of the reference.
-        judge: None leaves out accuracy and confidence.
-        halves: random splits behind the standard errors of distances and recall; 0: no errors.
+        classifier: None leaves out accuracy and confidence.
+        splits: random splits for the standard errors of distances and recall; 0: no standard errors.
         batch: images read at once.
-        on_image: told how many were read.
-        on_group: called after each group.
+        on_image: called with the number of images that were read.
 
     Raises:
         UsageError: a group of fewer than `MIN_IMAGES` images.
@@ -252,17 +210,17 @@ def measure_run(
             )
     features = read_rows_with(reader, drawn.folder, drawn.rows, batch, on_image)
     logits = None
-    if judge is not None:
-        logits = read_rows_with(judge.reader, drawn.folder, drawn.rows, batch, on_image)
+    if classifier is not None:
+        logits = read_rows_with(classifier.reader, drawn.folder, drawn.rows, batch, on_image)
     found = []
     for key, rows in groups.items():
         labels = [subject_of(row) for row in rows]
         unknown = torch.full((len(rows),), torch.nan)
         probability = correct = unknown
-        if judge is not None and logits is not None:
-            probability, correct = judge.read(_stack(logits, rows), labels)
+        if classifier is not None and logits is not None:
+            probability, correct = classifier.read(_stack(logits, rows), labels)
         hashes = [features[row["sha256"]][1] for row in rows]
-        measured = meter.measure(Measured(_stack(features, rows), hashes, labels, probability, correct), halves)
+        measured = meter.measure(Measured(_stack(features, rows), hashes, labels, probability, correct), splits)
         found.append(
             {
                 "mode": drawn.mode,
@@ -271,13 +229,12 @@ def measure_run(
                 "distinct": len(set(hashes)),
                 "metrics": measured,
                 "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
-                "judge": judge and _about(judge.reader) | {"accuracy_on_reference": reference.accuracy},
+                "judge": classifier and _about(classifier.reader) | {"accuracy_on_reference": reference.accuracy},
                 "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
-                "spread": "standard error over images, the reference held fixed" if halves else None,
+                "spread": "standard error over images, the reference held fixed" if splits else None,
                 "images_sha256": images_digest(rows),
             }
         )
-        on_group()
     return found
 
 
@@ -308,8 +265,8 @@ class _Network:
 
 
 @dataclass(frozen=True)
-class _JudgeAbout:
-    """The classifier that said what an image shows."""
+class _ClassifierAbout:
+    """The evaluation classifier."""
 
     name: str
     sha256: str | None = None
@@ -327,7 +284,7 @@ class _ReferenceAbout:
 
 @dataclass(frozen=True)
 class _MetricsRow:
-    """A line of metrics.jsonl; the axes stand beside these under their own names."""
+    """A line of metrics.jsonl; the axes are beside these, under their names."""
 
     metrics: dict[str, _Figure | None]
     images_sha256: str
@@ -335,7 +292,7 @@ class _MetricsRow:
     distinct: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     spread: str | None = None
     features: _Network = field(default_factory=_Network)
-    judge: _JudgeAbout | None = None
+    judge: _ClassifierAbout | None = None
     reference: _ReferenceAbout = field(default_factory=_ReferenceAbout)
 
 

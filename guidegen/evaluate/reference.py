@@ -1,4 +1,4 @@
-"""Real images to measure against: a folder, an .npz, a .parquet, another run, or what was saved of one of them."""
+"""Real images to measure against: a folder, an .npz, a .parquet, another run, or saved features of one of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from guidegen.evaluate.features import Pixels, Reader, iterate, read_image
 from guidegen.runs.files import write_atomically
 from guidegen.runs.images import decode, read_drawn
 from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import Row
 from guidegen.schema import LARGEST_TEXT
 from guidegen.schema import decode as decode_json
 from guidegen.spec.cell import digest
@@ -40,11 +41,11 @@ class Reference:
     """Features of real images.
 
     Attributes:
-        source: where they came from, and what was done to them.
+        source: a name for them, and how they were resized.
         identity: of the images and of the network that read them.
         features: fp32 (M, D).
         labels: the labels that were kept; None where the source has none, or all were kept.
-        accuracy: how often the judge is right on them; None where they have no labels or it saw none.
+        accuracy: of the evaluation classifier on them; None without labels or without a classifier.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Source:
     """Images on disk, not read yet.
 
     Attributes:
-        name: for people.
+        name: to show.
         labelled: whether its images have labels.
         images: yields uint8 (H, W, 3) and the label, None where it has none, of those with the given labels.
     """
@@ -70,18 +71,16 @@ class Source:
 
 
 def open_source(path: Path, names: Mapping[str, int]) -> Source:
-    """Finds out what a reference is.
+    """Opens a reference of any kind.
 
     Args:
         path: folder of images, .npz (`arr_0` uint8 NHWC and perhaps labels `arr_1`), .parquet (`image`
             encoded, perhaps `label`), or a run directory.
-        names: label names of the run, lower case, to know sub-folders by.
+        names: label names of the run, lower case, which sub-folders may have.
 
     Raises:
         UsageError: it is none of these.
     """
-    if not path.exists():
-        raise UsageError(f"--reference {path}: no such file or folder.")
     if path.is_dir():
         return _run_source(path) if (path / "run.json").is_file() else _folder_source(path, names)
     if not path.is_file():
@@ -99,21 +98,21 @@ def read_reference(
     size: tuple[int, int],
     resize: str | None,
     reader: Reader,
-    judge: Callable[[Pixels, list[Any]], list[bool]] | None,
+    correct: Callable[[Pixels, list[Any]], list[bool]] | None,
     batch: int,
     on_image: Callable[[int], None],
 ) -> Reference:
     """Features of the images of `source`, a batch in memory at a time.
 
     Args:
-        source: where they are.
+        source: of the images.
         wanted: labels to keep; None keeps all.
         size: (height, width) of the run's images.
         resize: Pillow filter for images of another size, after a centre crop to the run's proportions; None refuses them.
         reader: makes the features.
-        judge: whether each image (B, H, W, 3) shows its label; None where nothing is to be judged.
+        correct: whether each image (B, H, W, 3) is classified as its label; None without an evaluation classifier.
         batch: images at once.
-        on_image: told how many were read.
+        on_image: called with the number of images that were read.
 
     Raises:
         UsageError: images of another size without `resize`, or none with these labels.
@@ -126,8 +125,8 @@ def read_reference(
         made.append(torch.from_numpy(reader(pixels)))
         if not made[-1].isfinite().all():
             raise UsageError(f"--reference {source.name}: what {reader.name} makes of its images is not finite.")
-        if judge is not None and source.labelled:
-            right += judge(pixels, labels)
+        if correct is not None and source.labelled:
+            right += correct(pixels, labels)
         on_image(len(labels))
     if not made:
         kept = f" with the labels {', '.join(map(str, list(wanted or ())[:5]))}" if source.labelled and wanted else ""
@@ -136,6 +135,11 @@ def read_reference(
     identity = digest(seen.hexdigest(), reader.identity)
     labels_kept = sorted(wanted, key=str) if source.labelled and wanted is not None else None
     return Reference(about, identity, torch.cat(made), labels_kept, sum(right) / len(right) if right else None)
+
+
+def subject_of(row: Row) -> Any:
+    """What an image of a run should show: its label, else its prompt."""
+    return row["prompt"] if row["label"] is None else row["label"]
 
 
 def fit(image: Pixels, size: tuple[int, int], resize: str | None) -> Pixels:
@@ -184,7 +188,7 @@ def save_reference(path: Path, reference: Reference, reader: Reader, size: tuple
 
 @dataclass(frozen=True)
 class _About:
-    """What `save_reference` says of the features."""
+    """What `save_reference` writes beside the features."""
 
     reader: str
     reader_name: str
@@ -202,7 +206,7 @@ def saved_reference(path: Path, reader: Reader, wanted: Collection[Any] | None, 
         UsageError: it was saved with other features, for other labels or another size, or is damaged.
         UnsafeError: it holds pickled objects.
     """
-    if path.suffix != ".npz" or path.is_dir() or not _is_saved(path):
+    if not _is_saved(path):
         return None
     with _opened(path) as archive:
         about = decode_json(str(arrays.read(archive, "guidegen", LARGEST_TEXT)).encode(), _About, path, UsageError)
@@ -214,8 +218,8 @@ def saved_reference(path: Path, reader: Reader, wanted: Collection[Any] | None, 
         raise UsageError(f"{path} was saved for images of {wide}x{high}, and the run has {size[1]}x{size[0]}.")
     if about.labels is not None and wanted is not None and set(about.labels) != set(wanted):
         raise UsageError(
-            f"{path} was saved for {len(about.labels)} labels, others than the run's {len(wanted)}: save it again, "
-            "or take it as it is with --reference-labels all."
+            f"{path} was saved for {len(about.labels)} labels, which are not the {len(wanted)} of the run: save it again, "
+            "or use it as it is with --reference-labels all."
         )
     if features.ndim != 2 or features.dtype != np.float32 or not np.isfinite(features).all():
         raise UsageError(f"{path} holds no features (float32, two-dimensional and finite): save it again.")
@@ -228,7 +232,7 @@ def first_image(path: Path) -> Pixels | None:
     Raises:
         UsageError: it is nothing that can be measured against.
     """
-    if path.suffix == ".npz" and not path.is_dir() and _is_saved(path):
+    if _is_saved(path):
         return None
     for image, _ in open_source(path, {}).images(None):
         return image
@@ -240,6 +244,8 @@ def _opened(path: Path) -> AbstractContextManager[zipfile.ZipFile]:
 
 
 def _is_saved(path: Path) -> bool:
+    if path.suffix != ".npz" or path.is_dir():
+        return False
     with _opened(path) as archive:
         return {"features", "guidegen"} <= {*arrays.names(archive)}
 
@@ -266,15 +272,12 @@ def _folder_source(folder: Path, names: Mapping[str, int]) -> Source:
 def _run_source(folder: Path) -> Source:
     rows = [row for row in read_rows(folder) if row["status"] == "ok"]
 
-    def label_of(row: Mapping[str, Any]) -> Any:
-        return row["prompt"] if row["label"] is None else row["label"]
-
     def images(wanted: Collection[Any] | None) -> Labelled:
         for row in rows:
-            if wanted is None or label_of(row) in wanted:
-                yield np.asarray(read_drawn(folder, row).convert("RGB")), label_of(row)
+            if wanted is None or subject_of(row) in wanted:
+                yield np.asarray(read_drawn(folder, row).convert("RGB")), subject_of(row)
 
-    return Source(folder.name, any(label_of(row) is not None for row in rows), images)
+    return Source(folder.name, any(subject_of(row) is not None for row in rows), images)
 
 
 def _npz_source(path: Path) -> Source:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,17 @@ _PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
 _SMOOTHING = 4
 
 
+def indices_of(keys: Iterable[Hashable]) -> dict[Any, list[int]]:
+    """key -> its indices, in the order in which the keys come."""
+    found: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        found.setdefault(key, []).append(i)
+    return found
+
+
 def strata(labels: Sequence[Hashable], least: int = LEAST) -> list[Tensor]:
     """Indices of each label's images. Labels of fewer than `least` are pooled, which makes an error wider, not smaller."""
-    found: dict[Hashable, list[int]] = {}
-    for i, label in enumerate(labels):
-        found.setdefault(label, []).append(i)
+    found = indices_of(labels)
     large = sorted((index for index in found.values() if len(index) >= least), key=len)
     if pooled := [i for index in found.values() if len(index) < least for i in index]:
         if len(pooled) < least and large:
@@ -44,11 +51,9 @@ def of_mean(values: Tensor, labels: Sequence[Hashable], images: Sequence[Hashabl
     Args:
         values: of each row.
         labels: of each row.
-        images: what tells the rows' images apart.
+        images: of each row; equal ones are one image.
     """
-    rows: dict[Hashable, list[int]] = {}
-    for i, image in enumerate(images):
-        rows.setdefault(image, []).append(i)
+    rows = indices_of(images)
     if len(rows) < 2:
         return None
     sums = torch.stack([(values[index] - values.mean()).sum() for index in rows.values()]).double()
@@ -69,7 +74,7 @@ def of_union(covers: Tensor, only: Tensor, sets: Tensor, labels: Sequence[Hashab
     Args:
         covers: (M,) in how many of the sets each point is.
         only: (N,) how many points each set covers alone.
-        sets: (M,) a number that tells which sets a point is in.
+        sets: (M,) a number that identifies the sets that a point is in.
         labels: of the sets.
     """
     if len(only) < LEAST:
@@ -91,7 +96,7 @@ def of_union(covers: Tensor, only: Tensor, sets: Tensor, labels: Sequence[Hashab
 
 
 def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:
-    """Indices of halves and quarters of the images: for each random split 3 times 2 halves, then its 4 quarters.
+    """Indices of half-samples and quarter-samples: for each random split 3 times 2 half-samples, then its 4 quarters.
 
     Each has its share of every label, one image more or less; drawn from seed 0.
     """
@@ -109,18 +114,18 @@ def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:
 def of_subsamples(values: Sequence[float]) -> float | None:
     """Of a statistic of all images, from its values on `subsamples`.
 
-    Two halves are independent, as quarters are, so (θ_A − θ_B)²/2 is the variance at N/2 without bias, and
-    so at N/4. From there to N it goes on by the power of N that the two have between them: 1/N for a
-    smooth statistic, 1/N² for a degenerate one such as the kernel distance of samples from the
-    reference's own distribution, less for recall, whose balls shrink as images are added. The halves
+    The half-samples of a pair are independent, as the quarters are, so (θ_A − θ_B)²/2 is the variance at N/2
+    without bias, and so at N/4. From there to N it goes on by the power of N that the two have between them: 1/N
+    for a smooth statistic, 1/N² for a degenerate one such as the kernel distance of samples from the
+    reference's own distribution, less for recall, whose balls shrink as images are added. The pairs of half-samples
     of a split are the three contrasts of its quarters, so that for a mean the power is 1/N exactly.
     """
     if not values:
         return None
     found = torch.tensor(values, dtype=torch.float64).view(-1, 10)
-    halves = float((found[:, 0:6:2] - found[:, 1:6:2]).square().mean()) / 2
-    quarters = float(found[:, 6:].var(1).mean())
-    return math.sqrt(halves * min(1.0, max(0.25, halves / quarters))) if quarters else math.sqrt(halves / 2)
+    half = float((found[:, 0:6:2] - found[:, 1:6:2]).square().mean()) / 2
+    quarter = float(found[:, 6:].var(1).mean())
+    return math.sqrt(half * min(1.0, max(0.25, half / quarter))) if quarter else math.sqrt(half / 2)
 
 
 Scale = Callable[[float, int, int], tuple[float, float, float]]

@@ -1,41 +1,33 @@
 """Opening a checkpoint: what it is, without its weights.
 
-Nothing here imports torch. `guidegen.models.loading` reads the weights.
+Each kind of checkpoint is a `Checkpoint` class in a module of `guidegen.models.kinds`, which is found by itself. Nothing
+here imports torch, and no kind does before its networks are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from guidegen.arguments import several, whole
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.models.classifiers.info import AnyClassifier, ClassifierInfo, open_classifier
-from guidegen.models.configs import check_scheduler, read_config, read_index
+from guidegen.models.classifiers.info import AnyClassifier, ClassifierInfo
+from guidegen.models.classifiers.opening import open_classifier
+from guidegen.models.configs import read_config, read_index
+from guidegen.models.discovery import subclasses_in
 from guidegen.models.hub import download_weights, locate
-from guidegen.models.kinds.kind import (
-    ADM,
-    CUSTOM,
-    KINDS,
-    PIXEL,
-    Kind,
-    check_network,
-    check_size,
-    check_tokenizers,
-    class_count,
-    is_dit,
-    kind_of,
-    native_size,
-    part_config,
-    vae_factor,
-)
 from guidegen.models.labels import Labels
-from guidegen.models.noise_schedule import is_flow, scheduler_config_in
-from guidegen.models.python_ref import Model, label_names
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access, refuse_special, variants, weights_sha256
-from guidegen.python_file import python_sha256, read_python_ref, split_python_ref
+from guidegen.models.noise_schedule import is_flow
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access, variants, weights_sha256
+from guidegen.python_file import split_python_ref
+
+if TYPE_CHECKING:
+    from guidegen.models.networks import LoadOptions, Networks
+    from guidegen.scores.noise import PredictionType
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
@@ -44,12 +36,30 @@ MODES = ("cfg", "classifier", "both", "none", "autoguidance")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A diffusion checkpoint on disk.
+class Source:
+    """What a reference names, read as far as its kind shows.
+
+    Attributes:
+        ref: as the person named it: a folder, a hub id, or `file.py:NAME`.
+        folder: on disk; the one around a Python file.
+        revision: the hub commit; None for a plain folder.
+        index: model_index.json; empty where there is none.
+        config: config.json of a folder without model_index.json; else empty.
+    """
+
+    ref: str
+    folder: Path
+    revision: str | None = None
+    index: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(ABC):
+    """A diffusion checkpoint on disk; each kind of checkpoint is a class of its own.
 
     Attributes:
         ref: as the person named it.
-        kind: its layout.
         folder: its folder.
         revision: the hub commit; None for a plain folder.
         configs: config.json of each part with weights, by the part's name.
@@ -60,11 +70,14 @@ class Checkpoint:
         size: (height, width) of the images.
         steps: the number of steps to take unless told.
         missing: what the folder lacks and what stands in for it.
-        custom: what a Python file declares (`file.py:NAME`), which has no parts; None for a folder.
+        network: the part that is called at each step.
+        reads_prompts: whether prompts condition it, not labels.
+        channels_last: whether its network runs fastest in that memory layout.
+        has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
+        asked_last: whether a source is only of this kind if it is of no other.
     """
 
     ref: str
-    kind: Kind
     folder: Path
     revision: str | None
     configs: Mapping[str, Mapping[str, Any]]
@@ -75,13 +88,51 @@ class Checkpoint:
     size: tuple[int, int]
     steps: int
     missing: list[str] = field(default_factory=list)
-    custom: Model | None = None
+
+    network: ClassVar[str]
+    reads_prompts: ClassVar[bool] = False
+    channels_last: ClassVar[bool] = False
+    has_layers: ClassVar[bool] = True
+    asked_last: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The name of its kind, for people."""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, source: Source) -> bool:
+        """Whether a source is of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, source: Source, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
+        """Reads a source of this kind; the other arguments and the errors are those of `open_checkpoint`."""
+
+    @abstractmethod
+    def check_networks(self) -> None:
+        """Makes the networks without their weights.
+
+        Raises:
+            CheckpointError: a config makes no network, or one that does not draw.
+        """
+
+    @abstractmethod
+    def load(self, options: LoadOptions) -> Networks:
+        """Loads the networks.
+
+        Raises:
+            CheckpointError: the weights do not load.
+        """
+
+    def with_network(self, ref: str, folder: Path, revision: str | None) -> Checkpoint | None:
+        """This checkpoint with the network of a folder that holds nothing else; None where it holds no network like it."""
+        return None
 
     @property
     def name(self) -> str:
         """A short name for files and grids."""
-        if self.custom is not None:
-            return self.ref.rpartition(":")[2]
         if self.revision is None:
             return self.folder.resolve().name
         return self.ref.partition("@")[0].rpartition("/")[2]
@@ -89,33 +140,49 @@ class Checkpoint:
     @property
     def config(self) -> Mapping[str, Any]:
         """config.json of the network."""
-        return self.configs[self.kind.network]
+        return self.configs[self.network]
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What images depend on beside the weights."""
+        return (self.configs, self.scheduler_config, None)
+
+    @property
+    def decoder(self) -> str | None:
+        """The part that makes images of latents; None where the network draws images."""
+        return None
+
+    @property
+    def decoder_config(self) -> Mapping[str, Any]:
+        """config.json of the decoder; empty without one."""
+        return {} if self.decoder is None else self.configs[self.decoder]
+
+    @property
+    def latent(self) -> bool:
+        """Whether the network draws latents."""
+        return self.decoder is not None
+
+    @property
+    def factor(self) -> int:
+        """Pixels along an edge of the image for one of the latents."""
+        halvings = len(self.decoder_config.get("block_out_channels", ())) - 1
+        return 1 << max(0, halvings)
 
     @property
     def part_folders(self) -> dict[str, Path]:
         """Where the config and the weights of each part are."""
-        if self.custom is not None:
-            return {}
         return {part: self.folder / part if self.index else self.folder for part in self.configs}
 
     @property
     def classes(self) -> int | None:
         """Classes that the network tells apart, the null class included; None without labels."""
-        return class_count(self.config)
+        classes: int | None = self.config.get("num_class_embeds")
+        return classes
 
     @property
     def class_conditional(self) -> bool:
-        return class_count(self.config) is not None or self.config.get("class_embed_type") is not None
-
-    @property
-    def reads_prompts(self) -> bool:
-        """Whether prompts condition it, not labels."""
-        return self.kind.text
-
-    @property
-    def latent(self) -> bool:
-        """Whether it draws latents, which a VAE decodes."""
-        return self.kind.latent
+        """Whether the network takes a label."""
+        return self.classes is not None or self.config.get("class_embed_type") is not None
 
     @property
     def conditional(self) -> bool:
@@ -125,31 +192,30 @@ class Checkpoint:
     @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
-        return self.custom.has_null if self.custom is not None else self.reads_prompts or self.null_label is not None
+        return self.reads_prompts or self.null_label is not None
 
     @property
     def learned_variance(self) -> bool:
+        """Whether the network predicts a variance beside the mean."""
         return bool(self.config["out_channels"] == 2 * self.config["in_channels"])
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the network draws: of the latents where there is a VAE."""
-        if self.custom is not None:
-            return self.custom.shape
-        factor = vae_factor(self.configs["vae"]) if self.kind.latent else 1
-        return (self.config["in_channels"], self.size[0] // factor, self.size[1] // factor)
+        """(channels, height, width) of what the network draws: of the latents where there is a decoder."""
+        return (self.config["in_channels"], self.size[0] // self.factor, self.size[1] // self.factor)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images."""
-        latent = self.kind.latent or (self.custom is not None and self.custom.image_size is not None)
-        channels = self.configs.get("vae", {}).get("out_channels", 3) if latent else self.config["in_channels"]
-        return (channels, *self.size)
+        return (self.decoder_config.get("out_channels", 3) if self.latent else self.config["in_channels"], *self.size)
 
     @property
-    def prediction_type(self) -> str:
-        """epsilon, sample, v_prediction or flow."""
-        return "flow" if is_flow(self.scheduler_config) else self.scheduler_config.get("prediction_type", "epsilon")
+    def prediction_type(self) -> PredictionType:
+        """What the network predicts."""
+        if is_flow(self.scheduler_config):
+            return "flow"
+        predicted: PredictionType = self.scheduler_config.get("prediction_type", "epsilon")
+        return predicted
 
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
@@ -159,19 +225,17 @@ class Checkpoint:
             UsageError: it has no weights of the variant asked for.
         """
         download_weights(self.ref, self.revision, self.part_folders.values(), access)
-        if access.variant is not None and self.custom is None:
-            self.check_variant(access.variant)
+        self.check_variant(access.variant)
 
-    def sha256(self, access: Access = DEFAULT_ACCESS) -> str:
-        """Identity of its weights; a custom model says its own."""
-        if self.custom is not None:
-            return str(self.config["sha256"])
-        return weights_sha256(self.part_folders.values(), access)
+    def sha256(self, access: Access = DEFAULT_ACCESS, parts: Collection[str] | None = None) -> str:
+        """Identity of its weights, or of those of some parts."""
+        folders = [folder for part, folder in self.part_folders.items() if parts is None or part in parts]
+        return weights_sha256(folders, access)
 
-    def check_variant(self, variant: str) -> None:
-        """Raises UsageError where it has no weights of that variant."""
+    def check_variant(self, variant: str | None) -> None:
+        """Raises UsageError where it has no weights of that variant; None is any."""
         found = {name for folder in self.part_folders.values() for name in variants(folder)}
-        if variant not in found:
+        if variant is not None and variant not in found:
             others = ", ".join(sorted(name for name in found if name)) or "plain ones only"
             raise UsageError(f"--variant {variant}: {self.folder} has no {variant} files (it has {others}).")
 
@@ -184,7 +248,7 @@ class Checkpoint:
     @property
     def guiding_folder(self) -> Path | None:
         """The weaker version of the network in the same folder, if there is one: `unet_weak` beside `unet`."""
-        folder = self.folder / f"{self.kind.network}_weak"
+        folder = self.folder / f"{self.network}_weak"
         return folder if self.index and (folder / "config.json").is_file() else None
 
     def known(self, classifier: AnyClassifier | None) -> Labels:
@@ -201,7 +265,7 @@ class Checkpoint:
         """
         if mode == "autoguidance":
             lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
-            return None if self.guiding_folder else lack + ("" if self.custom else ", or pag or skip")
+            return None if self.guiding_folder else lack + (", or pag or skip" if self.has_layers else "")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
         needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
@@ -226,8 +290,8 @@ def open_checkpoint(
     """Reads what a checkpoint says of itself.
 
     Args:
-        ref: a `UNet2DModel` folder, a pipeline folder of one of `KINDS` or of a `UNet2DModel` and a
-            scheduler, a hub id of either, or `path/to/file.py:NAME` of a `guidegen.Model`.
+        ref: a `UNet2DModel` folder, a pipeline folder of one of the kinds of `guidegen.models.kinds`, a hub id
+            of either, or `path/to/file.py:NAME` of a `guidegen.Model`.
         null_label: overrides the declared null label.
         size: (height, width) of the images; None takes the checkpoint's own.
         weights: also download the weights of a hub id.
@@ -240,99 +304,29 @@ def open_checkpoint(
     """
     for side in () if size is None else several("size", size, 2, "of height and width"):
         whole("size", side, 1)
-    ref = str(ref)
-    if split_python_ref(ref):
-        return _custom_checkpoint(ref, read_python_ref(ref, Model), null_label, size)
-    folder, revision = locate(ref, access.offline)
-    index: dict[str, Any] = {}
-    missing = []
-    if (folder / "model_index.json").is_file():
-        index = read_index(folder)
-        kind = kind_of(index, folder)
-        configs = {part: part_config(folder, part) for part in (kind.network, *kind.others)}
-        check_tokenizers(folder, kind)
-    elif (folder / "config.json").is_file():
-        config = read_config(folder / "config.json")
-        kind = ADM if config.get("_class_name") == ADM.network_class else PIXEL
-        configs = {kind.network: config}
-    else:
-        raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
-    refuse_special([folder, *(entry for entry in folder.iterdir() if entry.is_dir())])
-    check_network(kind, configs[kind.network], folder / kind.network if index else folder)
-    configs[kind.network] = {"in_channels": 3, "out_channels": 3} | configs[kind.network]
-    scheduler_config = scheduler_config_in(folder)
-    if scheduler_config is None:
-        scheduler_config = {"_class_name": "DDPMScheduler"}
-        missing.append("scheduler_config.json (DDPM's linear schedule and epsilon prediction are assumed)")
-    if kind == KINDS["StableDiffusionPipeline"]:  # as diffusers' pipeline corrects outdated configs
-        scheduler_config |= {"steps_offset": 1, "clip_sample": False}
-    said = configs[kind.network] | index
-    labels, null = declared_labels(said, configs[kind.network], folder, null_label)
-    steps = said.get("default_steps") or DEFAULT_STEPS
-    native = native_size(kind, configs, folder)
-    if size is not None:
-        check_size(kind, configs, size, native)
-    checkpoint = Checkpoint(
-        ref, kind, folder, revision, configs, scheduler_config, index, labels, null, size or native, steps, missing
-    )
+    source = _read_source(str(ref), access)
+    kind = next(kind for kind in checkpoint_kinds() if kind.matches(source))
+    checkpoint = kind.open(source, null_label, size)
     if weights:
         checkpoint.download(access)
-    elif access.variant is not None and not revision:
+    elif not checkpoint.revision:
         checkpoint.check_variant(access.variant)
     return checkpoint
 
 
-def _custom_checkpoint(ref: str, custom: Model, null_label: int | None, size: tuple[int, int] | None) -> Checkpoint:
-    if null_label is not None or size is not None:
-        raise UsageError("--null-label and --size: a custom model declares them itself.")
-    channels, height, width = custom.shape
-    check_scheduler(custom.scheduler, f"{ref}: its scheduler")
-    if "_class_name" not in custom.scheduler:
-        raise CheckpointError(f"{ref}: its scheduler has no _class_name, such as DDIMScheduler.")
-    config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": len(custom.labels) or None}
-    identity = {"sha256": python_sha256(ref, custom.version)}
-    folder = Path(ref.rpartition(":")[0]).parent
-    image_size = custom.image_size or (height, width)
-    return Checkpoint(
-        ref,
-        CUSTOM,
-        folder,
-        None,
-        {"own": config | identity},
-        custom.scheduler,
-        {},
-        Labels(custom.labels),
-        None,
-        image_size,
-        custom.steps,
-        custom=custom,
-    )
+def _read_source(ref: str, access: Access) -> Source:
+    if python_ref := split_python_ref(ref):
+        return Source(ref, python_ref[0].parent)
+    folder, revision = locate(ref, access.offline)
+    if (folder / "model_index.json").is_file():
+        return Source(ref, folder, revision, index=read_index(folder))
+    if (folder / "config.json").is_file():
+        return Source(ref, folder, revision, config=read_config(folder / "config.json"))
+    raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")
 
 
-def declared_labels(
-    said: Mapping[str, Any], config: Mapping[str, Any], folder: Path, asked: int | None
-) -> tuple[Labels, int | None]:
-    """Labels and null label; the one place that decides which id means "no label".
-
-    Asked for, else declared as `null_label`, else the last class where the list of names is
-    exactly one shorter than the classes; a DiT's is its last.
-    """
-    count = class_count(config)
-    if count is None:
-        if asked is not None:
-            raise UsageError(f"--null-label {asked}: the model has no classes.")
-        return Labels({}), None
-    names = label_names(said.get("id2label") or {}, f"{folder}: id2label", CheckpointError)
-    declared = said.get("null_label")
-    null = asked if asked is not None else declared
-    if null is None and (is_dit(config) or (names and len(names) == count - 1 and count - 1 not in names)):
-        null = count - 1
-    if null is not None and not 0 <= null < count:
-        message = f"null label {null} is not a class of the model, which has {count} (0 to {count - 1})."
-        raise (
-            UsageError(f"--{message.replace(' ', '-', 1)}") if asked is not None else CheckpointError(f"{folder}: {message}")
-        )
-    names = {i: name for i, name in (names or dict.fromkeys(range(count), "")).items() if i != null}
-    if not all(0 <= i < count for i in names):
-        raise CheckpointError(f"{folder}: id2label names ids past the model's {count} classes.")
-    return Labels(names), null
+@cache
+def checkpoint_kinds() -> list[type[Checkpoint]]:
+    """The kinds of all modules of `guidegen.models.kinds`, in the order in which a source is held against them."""
+    found = subclasses_in("guidegen.models.kinds", Checkpoint)  # type: ignore[type-abstract]
+    return sorted(found, key=lambda kind: kind.asked_last)

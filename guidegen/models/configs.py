@@ -129,14 +129,29 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """model_index.json, held to `ModelIndex`. Raises CheckpointError for anything else."""
+    """model_index.json, held to `ModelIndex`.
+
+    Raises:
+        CheckpointError: it is something else.
+        UnsafeError: its pipeline is code that comes with the checkpoint.
+    """
     path = folder / "model_index.json"
     index = read_json(path)
     convert(index, ModelIndex, path, CheckpointError)
-    for part, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and part != "sample_size" and not part.startswith("_"):
-            convert(entry, list[_Name | None], f"{path}: {part!r}", CheckpointError)
+    for part, entry in named_parts(index).items():
+        convert(entry, list[_Name | None], f"{path}: {part!r}", CheckpointError)
+    if not isinstance(pipeline := index.get("_class_name"), str):
+        raise UnsafeError(f"{path} names a pipeline of its own ({pipeline}); guidegen runs no remote code.")
     return index
+
+
+def named_parts(index: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The parts of model_index.json: name -> library and class."""
+    return {
+        part: entry
+        for part, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and part != "sample_size" and not part.startswith("_")
+    }
 
 
 def check_scheduler(config: Mapping[str, Any], where: object) -> None:

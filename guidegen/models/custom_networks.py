@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from guidegen.errors import CheckpointError, GuidegenError
-from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
 from guidegen.models.python_ref import ClassifierModel, Model
 from guidegen.python_file import blamed, refuse_custom
 from guidegen.scores.noise import PREDICTION_TYPES, PredictionType
+
+if TYPE_CHECKING:
+    from guidegen.models.checkpoint import Checkpoint
 
 
 class CustomDenoiser:
@@ -78,14 +80,14 @@ class CustomClassifier(nn.Module):
     """The classifier that a `guidegen.ClassifierModel` loads; raises as `CustomDenoiser` does.
 
     Args:
-        classifier: what it was opened as.
-        custom: its model.
-        device: where to.
+        ref: `path/to/file.py:NAME`.
+        custom: the model that it names.
+        device: to load it to.
     """
 
-    def __init__(self, classifier: ClassifierInfo, custom: ClassifierModel, device: torch.device):
+    def __init__(self, ref: str, custom: ClassifierModel, device: torch.device):
         super().__init__()
-        self._ref, self._columns = classifier.ref, len(custom.labels)
+        self._ref, self._columns = ref, len(custom.labels)
         with blamed(self._ref, CheckpointError, custom.load):
             self.network: Any = custom.load(device)
         if not callable(self.network):

@@ -1,27 +1,18 @@
-"""Reading weights: the only place that opens them."""
+"""Loading the networks of a checkpoint: its parts, by name."""
 
 from __future__ import annotations
 
-import errno
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from guidegen.arguments import instance, one_of
-from guidegen.errors import CheckpointError, UsageError, first_line
-from guidegen.models.checkpoint import Checkpoint, ClassifierInfo
-from guidegen.models.configs import read_config
-from guidegen.models.kinds.kind import ADM, PIXEL
-from guidegen.models.pickles import read_pickle
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access, Weights, find_weights
-
-Device = torch.device | str
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
-_CAST_AT_EVERY_CALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from guidegen.errors import CheckpointError, first_line
+from guidegen.models.checkpoint import Checkpoint
+from guidegen.models.networks import LoadOptions
+from guidegen.models.pretrained import Device, empty_model, load_model
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 
 
 def load_network(
@@ -33,7 +24,15 @@ def load_network(
     """
     instance("checkpoint", checkpoint, Checkpoint, "what open_checkpoint returns")
     one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
-    return load_part(checkpoint, checkpoint.kind.network, device, access, autocast)
+    return load_part(checkpoint, checkpoint.network, device, access, autocast)
+
+
+def ready_network(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
+    """`load_network` in the memory layout that it runs fastest in."""
+    network = load_network(checkpoint, options.device, options.access, options.autocast)
+    if checkpoint.channels_last and options.device.type in ("cpu", "cuda"):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def load_part(
@@ -45,51 +44,35 @@ def load_part(
 ) -> nn.Module:
     """One part of a checkpoint in eval mode, on `device`, with weights as `load_network` has them.
 
-    The class is the one that guidegen expects there or that model_index.json names, of diffusers or transformers.
-
     Raises:
-        CheckpointError: the weights do not load, or there is no such class.
+        CheckpointError: the weights do not load, or diffusers and transformers have no such class.
     """
-    return _load(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
+    return load_model(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
 
 
-def empty_network(checkpoint: Checkpoint) -> nn.Module:
-    """The network without its weights: its layers on torch's meta device.
+def empty_part(checkpoint: Checkpoint, part: str) -> nn.Module:
+    """One part of a checkpoint without its weights: its layers on torch's meta device.
 
     Raises:
         CheckpointError: its config does not make one.
     """
-    part = checkpoint.kind.network
-    return _empty(_class_of(checkpoint, part), checkpoint.config, checkpoint.part_folders[part])
+    return empty_model(_class_of(checkpoint, part), checkpoint.configs[part], checkpoint.part_folders[part])
 
 
-def check_configs(checkpoint: Checkpoint, classifiers: Sequence[ClassifierInfo] = ()) -> None:
-    """Makes the networks without their weights, so that a config of which none can be made is told before those are read.
+def check_prediction(checkpoint: Checkpoint) -> None:
+    """Calls a UNet without numbers, which shows whether it gives predictions of what it draws.
 
     Raises:
-        CheckpointError: it does not make one.
+        CheckpointError: it does not.
     """
-    if checkpoint.custom is None:
-        network = empty_network(checkpoint)
-        if checkpoint.kind in (PIXEL, ADM):
-            _try(network, checkpoint)
-        if checkpoint.kind.latent and checkpoint.index:
-            _empty(_class_of(checkpoint, "vae"), checkpoint.configs["vae"], checkpoint.part_folders["vae"])
-    for classifier in classifiers:
-        if classifier.custom is None and classifier.preprocessor is None:
-            from guidegen.models.classifiers.noisy import NoisyClassifier
-
-            _empty(NoisyClassifier, classifier.config, classifier.folder)
-
-
-def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Calls a UNet without numbers, which shows whether it gives predictions of the images that it draws."""
     x_t = torch.empty((1, *checkpoint.shape), device="meta")
     labels = torch.zeros(1, dtype=torch.long, device="meta") if checkpoint.class_conditional else None
+    t = torch.zeros((), device="meta")
+    network = empty_part(checkpoint, checkpoint.network).eval()
     why = ""
     try:
         with torch.no_grad():
-            found = network.eval()(x_t, torch.zeros((), device="meta"), class_labels=labels, return_dict=False)[0]
+            found = network(x_t, t, class_labels=labels, return_dict=False)[0]
         if found.shape[2:] != x_t.shape[2:] or found.shape[1] not in (x_t.shape[1], 2 * x_t.shape[1]):
             why = f"it gives {tuple(found.shape[1:])} for images of {checkpoint.shape}"
     except Exception as error:  # the library raises whatever its layers raise
@@ -98,25 +81,14 @@ def _try(network: nn.Module, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.folder}: config.json makes a network that does not draw: {why}.")
 
 
-def _empty(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
-    _quietly(cls)
-    try:
-        with torch.device("meta"):
-            network: nn.Module = cls.from_config(dict(config))
-    except Exception as error:  # the library raises whatever its layers raise
-        why = f"{type(error).__name__}: {first_line(error)[:200]}"
-        raise CheckpointError(f"{folder}: config.json makes no network: {why}") from error
-    return network
-
-
 def _class_of(checkpoint: Checkpoint, part: str) -> Any:
+    """The class that the config of the network says, and model_index.json of any other part."""
     import diffusers
     import transformers
 
-    from guidegen.models.kinds import adm_unet
+    from guidegen.models import adm_unet
 
-    kind = checkpoint.kind
-    name = kind.network_class if part == kind.network else checkpoint.index[part][1]
+    name = checkpoint.config["_class_name"] if part == checkpoint.network else checkpoint.index[part][1]
     cls: Any = next(
         (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
     )
@@ -124,196 +96,3 @@ def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, bases)):
         raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
     return cls
-
-
-def cast_weights(network: nn.Module, autocast: torch.dtype | None) -> nn.Module:
-    """Keeps the weights of convolutions and linear layers in the dtype that autocast casts them to at every call.
-
-    Autocast remembers the casts of trained weights alone, and those until its region ends, which is one
-    call here. Predictions under autocast are the same bits as from fp32 weights: normalisation and
-    embeddings stay as they are, and so does the first layer, since diffusers' networks take the dtype of
-    their embeddings from it. Without autocast such a network cannot be called.
-
-    Args:
-        network: a diffusers model, changed in place.
-        autocast: fp16 or bf16; None changes nothing.
-    """
-    if autocast is not None:
-        layers = [layer for layer in network.modules() if isinstance(layer, _CAST_AT_EVERY_CALL)]
-        for layer in layers[1:]:
-            layer.to(autocast)
-    return network
-
-
-def load_tokenizer(checkpoint: Checkpoint, part: str) -> Any:
-    """A tokenizer of a text-conditional checkpoint."""
-    return _tokenizer(checkpoint.folder / part)
-
-
-def load_classifier(
-    classifier: ClassifierInfo,
-    device: Device,
-    access: Access = DEFAULT_ACCESS,
-    texts: Sequence[str] = (),
-    autocast: torch.dtype | None = None,
-) -> nn.Module:
-    """The classifier with fp32 weights, in eval mode, on `device`.
-
-    `NoisyClassifier` for noisy input; for denoised input, a module from images in [-1, 1] to logits.
-
-    Args:
-        classifier: what to load.
-        device: where to.
-        access: how it may be read.
-        texts: what a zero-shot classifier tells apart, one column each.
-        autocast: a `NoisyClassifier` keeps its weights for calls under autocast to that dtype, see `cast_weights`.
-    """
-    from guidegen.models.classifiers.preprocessing import CleanClassifier, ImageClassifier
-
-    instance("classifier", classifier, ClassifierInfo, "what open_classifier returns")
-    one_of("autocast", autocast, (None, torch.float16, torch.bfloat16))
-    if classifier.custom is not None:
-        from guidegen.models.custom_networks import CustomClassifier
-
-        return CustomClassifier(classifier, classifier.custom, torch.device(device))
-    if classifier.preprocessor is None:
-        from guidegen.models.classifiers.noisy import NoisyClassifier
-
-        network = _load(NoisyClassifier, classifier.folder, device, access, autocast)
-        return network if classifier.input == "noisy" else CleanClassifier(network)
-    from transformers import AutoModelForImageClassification, AutoModelForZeroShotImageClassification
-
-    if classifier.zero_shot:
-        from guidegen.models.classifiers.zero_shot import ZeroShotClassifier
-
-        network = _load(AutoModelForZeroShotImageClassification, classifier.folder, device, access)
-        return ZeroShotClassifier(network, classifier.preprocessor, _tokenizer(classifier.folder), texts)
-    network = _load(AutoModelForImageClassification, classifier.folder, device, access)
-    return ImageClassifier(network, classifier.preprocessor)
-
-
-def load_backbone(folder: Path, config: Mapping[str, Any], device: Device, access: Access = DEFAULT_ACCESS) -> nn.Module:
-    """An image model without its head, with fp32 weights, in eval mode, on `device`.
-
-    transformers' `AutoModel`, or timm's where config.json is timm's.
-
-    Raises:
-        CheckpointError: the weights do not load.
-        UsageError: it is timm's, and timm is not installed.
-    """
-    if "pretrained_cfg" in config:
-        return _load_timm(folder, config, device)
-    from transformers import AutoModel
-
-    return _load(AutoModel, folder, device, access)
-
-
-def _load_timm(folder: Path, config: Mapping[str, Any], device: Device) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise UsageError(f"{folder} is a timm model, and timm is not installed: pip install timm") from error
-    from safetensors.torch import load_file
-
-    (file, *_) = check_weights(folder).files
-    try:
-        network: nn.Module = timm.create_model(config["architecture"], pretrained=False, num_classes=0)
-        missing, _ = network.load_state_dict(load_file(file), strict=False)  # its head stays behind
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the weights do not load: {str(error).splitlines()[0]}") from error
-    if missing:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit config.json: {len(missing)} tensors missing, first {missing[0]}."
-        )
-    return network.to(device).eval().requires_grad_(False)
-
-
-def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
-    """A folder's weights, which are there and whole.
-
-    Raises:
-        CheckpointError: none, cut short, damaged, or in a dtype whose scales are unknown.
-        UnsafeError: pickles that were not asked for, or that are more than tensors.
-    """
-    weights = find_weights(folder, access)
-    for path in weights.files:
-        if weights.safe:
-            _check_safetensors(path)
-        else:
-            read_pickle(path)
-    return weights
-
-
-def _load(cls: Any, folder: Path, device: Device, access: Access, autocast: torch.dtype | None = None) -> nn.Module:
-    weights = check_weights(folder, access)
-    diffusers = not cls.__module__.startswith("transformers")
-    if diffusers and weights.safe:
-        _check_size(_empty(cls, read_config(folder / "config.json"), folder), weights, folder)
-    settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
-    try:
-        model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
-    except Exception as error:  # the libraries raise whatever their readers raise
-        raise CheckpointError(f"{folder}: the weights do not load: {first_line(error)}") from error
-    for key, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape"), ("unexpected_keys", "too many")):
-        if (wrong := [str(name) for name in info.get(key, ())]) and (diffusers or key != "unexpected_keys"):
-            raise CheckpointError(
-                f"{folder}: the weights do not fit config.json: {len(wrong)} tensors {what}, first {wrong[0][:200]}."
-            )
-    network: nn.Module = cast_weights(model, autocast).to(device).eval().requires_grad_(False)
-    return network
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises whatever its readers raise
-        raise CheckpointError(f"{folder}: the tokenizer does not load: {first_line(error)}") from error
-
-
-def _quietly(cls: Any) -> Mapping[str, Any]:
-    """fp32 weights and no chatter: each of the two libraries has its own word for both."""
-    if cls.__module__.startswith("transformers"):
-        from transformers.utils import logging as chatter
-
-        chatter.disable_progress_bar()
-        chatter.set_verbosity_error()
-        return {"dtype": torch.float32, "trust_remote_code": False}
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    return {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-
-
-def _check_size(network: nn.Module, weights: Weights, folder: Path) -> None:
-    """Refuses a config of a network much larger than its weights, before memory is taken for it."""
-    from safetensors import safe_open
-
-    described, held = sum(parameter.numel() for parameter in network.parameters()), 0
-    for path in weights.files:
-        with safe_open(path, framework="pt") as file:
-            held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    if described > 2 * held + 1_000_000:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit config.json: it describes {described:,} numbers, and they are {held:,}."
-        )
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own, and some of Python's
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
-            raise
-        size = path.stat().st_size
-        why = first_line(error)[:200]
-        raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {why}. Download it again.") from error
-    if odd := next((key for key, dtype in dtypes.items() if dtype not in _DTYPES), None):
-        raise CheckpointError(
-            f"{path} holds {dtypes[odd]} numbers ({odd[:80]}), which mean nothing without their scales; "
-            "guidegen reads fp32, fp16 and bf16."
-        )

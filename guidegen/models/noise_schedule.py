@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guidegen.errors import CheckpointError
+from guidegen.errors import CheckpointError, UsageError, first_line
 from guidegen.models.configs import check_scheduler, read_json
+
+_KNOWN = (
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMInverseScheduler",
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "SASolverScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+)
+"""Classes of diffusers whose configs mean a noise schedule that is known, those included that guidegen does not walk."""
+NOISE_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+"""The keys of a config that make a noise schedule."""
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -28,3 +65,73 @@ def scheduler_config_in(folder: Path) -> dict[str, Any] | None:
     if (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is incomplete: scheduler/scheduler_config.json is missing.")
     return None
+
+
+def own_class_of(config: Mapping[str, Any]) -> str:
+    """The class of diffusers that a scheduler's config is of, `DDPMScheduler` where it names none.
+
+    Raises:
+        CheckpointError: diffusers has no such class.
+        UsageError: its noise schedule is not known.
+    """
+    import diffusers
+
+    own = config.get("_class_name") or "DDPMScheduler"
+    if not isinstance(own, str) or not (own.endswith("Scheduler") and hasattr(diffusers, own)):
+        raise CheckpointError(
+            f"The checkpoint's scheduler {own!r} is not one of diffusers {diffusers.__version__}: "
+            "what its networks were trained on is not known."
+        )
+    if own not in _KNOWN:
+        raise UsageError(
+            f"The checkpoint's scheduler {own} does not fit: guidegen does not know its noise levels. "
+            f"It knows those of {', '.join(_KNOWN)}."
+        )
+    return own
+
+
+def own_scheduler(config: Mapping[str, Any]) -> Any:
+    """The scheduler of diffusers that a config is of, its missing keys as its own class completes them.
+
+    Raises:
+        CheckpointError: the class refuses it, or its betas make no noise schedule.
+        UsageError: it needs a package that is not installed.
+        CheckpointError, UsageError: as `own_class_of`.
+    """
+    own_class = own_class_of(config)
+    try:
+        own = build(own_class, config)
+    except ImportError as error:
+        raise UsageError(
+            f"The checkpoint's scheduler {own_class} needs a package: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(f"The checkpoint's scheduler config: {own_class} refuses it: {first_line(error)}") from error
+    kept = getattr(own, "alphas_cumprod", None)
+    if kept is not None and not (
+        kept.numel() and kept.shape == (own.config.num_train_timesteps,) and bool(((kept >= 0) & (kept <= 1)).all())
+    ):
+        raise CheckpointError(
+            f"The checkpoint's scheduler config: its betas are none of {own.config.num_train_timesteps} steps from 0 to 1."
+        )
+    return own
+
+
+def build(class_name: str, config: Mapping[str, Any]) -> Any:
+    """A class of diffusers with those keys of a config that it takes; all of them count as given."""
+    import diffusers
+
+    cls = getattr(diffusers, class_name)
+    known = inspect.signature(cls.__init__).parameters
+    return cls.from_config({key: value for key, value in config.items() if key in known})
+
+
+def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the noise schedule that a config means, its own class's defaults included: equal ones are the same.
+
+    Raises:
+        CheckpointError, UsageError: as `own_scheduler`.
+    """
+    own = own_scheduler(config).config
+    keys = ("num_train_timesteps",) if is_flow(config) else NOISE_SCHEDULE  # a flow has no betas, whatever its class takes
+    return {key: own[key] for key in keys if own.get(key)}

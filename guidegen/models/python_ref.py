@@ -88,7 +88,7 @@ class ClassifierModel:
     def __post_init__(self) -> None:
         _check(self, {"input": Literal["noisy", "denoised"], "version": str})
         if not self.labels:
-            raise UsageError("ClassifierModel: labels is empty; it should name what each column tells.")
+            raise UsageError("ClassifierModel: labels is empty; it should name the label of each column.")
 
 
 def _check(custom: Model | ClassifierModel, kinds: Mapping[str, Any]) -> None:

@@ -7,12 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 
-from guidegen.models.checkpoint import Checkpoint
 from guidegen.models.denoisers import Texts
-from guidegen.models.loading import load_part, load_tokenizer
-from guidegen.models.weight_files import Access
 
 _CACHED = 256
 
@@ -24,23 +20,19 @@ class PromptEncoder:
     of hidden states, its zeros for SDXL's empty negative prompt.
 
     Args:
-        checkpoint: a text-conditional one.
-        unet: its UNet.
+        pipeline: that pipeline with its tokenizers, text encoders and UNet alone.
+        size: (height, width) of the images.
+        device: where its networks are.
         negative_prompt: what the null condition says; None for the empty prompt.
-        device: where to encode.
-        access: how the weights may be read.
     """
 
-    def __init__(self, checkpoint: Checkpoint, unet: Any, negative_prompt: str | None, device: torch.device, access: Access):
-        kind = checkpoint.kind
-        tokenizers = {part: load_tokenizer(checkpoint, part) for part in kind.tokenizers}
-        encoders = {part: load_part(checkpoint, part, device, access) for part in kind.others if part != "vae"}
-        self._tokenizers = list(tokenizers.values())
-        self._pipeline = _pipeline(checkpoint, unet, {**tokenizers, **encoders})
+    def __init__(self, pipeline: Any, size: tuple[int, int], device: torch.device, negative_prompt: str | None):
+        self._pipeline = pipeline
+        self._tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer")]
         self._device, self._negative = device, negative_prompt
         self._encode = lru_cache(_CACHED)(self._encode_one)
         self._null = self._encode_one(negative_prompt or "", null=True)
-        self._time_ids = self._sizes(checkpoint.size) if self._null[1] is not None else None
+        self._time_ids = self._sizes(size) if self._null[1] is not None else None
 
     def __call__(self, prompts: Sequence[str]) -> Texts:
         """The null condition and the prompts, in their order."""
@@ -71,15 +63,3 @@ class PromptEncoder:
         ids = self._pipeline._get_add_time_ids(size, (0, 0), size, dtype=torch.float32, text_encoder_projection_dim=dim)
         row: torch.Tensor = ids[0].to(self._device)
         return row
-
-
-def _pipeline(checkpoint: Checkpoint, unet: nn.Module, parts: dict[str, Any]) -> Any:
-    """A diffusers pipeline of the text parts alone, for its `encode_prompt`."""
-    import diffusers
-
-    cls = getattr(diffusers, checkpoint.index["_class_name"])
-    parts |= {"vae": None, "scheduler": None, "unet": unet, "feature_extractor": None}
-    if checkpoint.kind.tokenizers == ("tokenizer",):
-        return cls(**parts, safety_checker=None, requires_safety_checker=False)
-    zeros = checkpoint.index.get("force_zeros_for_empty_prompt", True)
-    return cls(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)

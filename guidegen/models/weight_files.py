@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from guidegen.errors import CheckpointError, UnsafeError
@@ -110,6 +111,21 @@ def weights_sha256(folders: Iterable[Path], access: Access = DEFAULT_ACCESS) -> 
     found = [find_weights(folder, access) for folder in folders]
     files = [path for weights in found for path in weights.files]
     return hashes.sha256_of(files) if all(weights.safe for weights in found) else hashes.read_sha256(files)
+
+
+def count_numbers(path: Path) -> int:
+    """Numbers in a safetensors file, from its header alone.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
 
 
 def refuse_special(folders: Iterable[Path]) -> None:

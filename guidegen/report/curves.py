@@ -59,13 +59,13 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
         figure = Figure(figsize=(10, 1.45 + more + 2.55 * rows))
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, 3, squeeze=False)
-        for place, panel in zip(grid.flat, panels, strict=False):
+        for axes, panel in zip(grid.flat, panels, strict=False):
             if panel is None:
-                _path(place, series)
+                _path(axes, series)
             else:
-                _over(place, panel, series)
-        for place in list(grid.flat)[len(panels) :]:
-            place.set_axis_off()
+                _over(axes, panel, series)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_axis_off()
         _legend(figure, series)
         height = figure.get_figheight()
         figure.subplots_adjust(
@@ -81,7 +81,7 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
     return paths
 
 
-def _over(place: Any, metric: Metric, series: Sequence[Series]) -> None:
+def _over(axes: Any, metric: Metric, series: Sequence[Series]) -> None:
     """One metric along x, the best value of each line ringed."""
     best = []
     for i, line in enumerate(series):
@@ -96,27 +96,27 @@ def _over(place: Any, metric: Metric, series: Sequence[Series]) -> None:
             for sign in (-1, 1)
         )
         xs = [line.x[j] for j in comparable]
-        place.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
-        place.plot(xs, [values[j] for j in comparable], marker, ls=_stroke(i), ms=3.8, color=colour, linewidth=1.6)
+        axes.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(xs, [values[j] for j in comparable], marker, ls=_stroke(i), ms=3.8, color=colour, linewidth=1.6)
         hollow = [j for j in known if j not in comparable]
-        place.plot([line.x[j] for j in hollow], [values[j] for j in hollow], marker, ms=3.8, mfc="white", color=colour)
+        axes.plot([line.x[j] for j in hollow], [values[j] for j in hollow], marker, ms=3.8, mfc="white", color=colour)
         index = line.best(metric)
         if index is not None and len(known) > 1:
             ring = {"ms": 9, "mfc": "none", "mew": 1.4, "clip_on": False, "zorder": 5}
-            place.plot(line.x[index], line.values(metric)[index], "o", color=colour, **ring)
+            axes.plot(line.x[index], line.values(metric)[index], "o", color=colour, **ring)
             best.append((f"{line.x[index]:g}", colour))
     inception = any(row["features"]["inception"] for line in series for row in line.rows)
     arrow = "lower is better" if metric.better < 0 else "higher is better"
-    place.set_title(title_of(metric, inception), loc="left", fontsize=10, fontweight="bold", pad=17)
-    place.text(0, 1.045, arrow, transform=place.transAxes, fontsize=7.5, color=_FAINT)
-    _name_best(place, series, best)
-    place.set_xlabel(series[0].axis, labelpad=1, fontsize=8.5)
+    axes.set_title(title_of(metric, inception), loc="left", fontsize=10, fontweight="bold", pad=17)
+    axes.text(0, 1.045, arrow, transform=axes.transAxes, fontsize=7.5, color=_FAINT)
+    _name_best(axes, series, best)
+    axes.set_xlabel(series[0].axis, labelpad=1, fontsize=8.5)
     xs = [x for line in series for x in line.x]
     margin = 0.04 * (max(xs) - min(xs) or 1)
-    place.set_xlim(min(xs) - margin, max(xs) + margin)  # the same in all panels, measured there or not
+    axes.set_xlim(min(xs) - margin, max(xs) + margin)  # the same in all panels, measured there or not
 
 
-def _name_best(place: Any, series: Sequence[Series], best: Sequence[tuple[str, str]]) -> None:
+def _name_best(axes: Any, series: Sequence[Series], best: Sequence[tuple[str, str]]) -> None:
     """`best w  2  1.5` at the right, each in the colour of its line."""
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
@@ -125,15 +125,15 @@ def _name_best(place: Any, series: Sequence[Series], best: Sequence[tuple[str, s
     words: list[Any] = [TextArea(f"best {series[0].axis}", textprops={"fontsize": 7.5, "color": _FAINT})]
     words += [TextArea(text, textprops={"fontsize": 8.5, "color": colour, "fontweight": "bold"}) for text, colour in best]
     packed = HPacker(children=words, align="baseline", pad=0, sep=5)
-    place.add_artist(
+    axes.add_artist(
         AnchoredOffsetbox(
             "lower right", child=packed, pad=0, borderpad=0, frameon=False, bbox_to_anchor=(1, 1.035),
-            bbox_transform=place.transAxes,
+            bbox_transform=axes.transAxes,
         )
     )  # fmt: skip
 
 
-def _path(place: Any, series: Sequence[Series]) -> None:
+def _path(axes: Any, series: Sequence[Series]) -> None:
     """Precision over recall, a dot for each w, the ends named."""
     from matplotlib.patheffects import withStroke
 
@@ -149,17 +149,17 @@ def _path(place: Any, series: Sequence[Series]) -> None:
         if not points:
             continue
         path = [r for r, _, _ in points], [p for _, p, _ in points]
-        place.plot(*path, color=colour, marker=MARKERS[i % len(MARKERS)], ls=_stroke(i), ms=3.6, linewidth=1.4)
+        axes.plot(*path, color=colour, marker=MARKERS[i % len(MARKERS)], ls=_stroke(i), ms=3.6, linewidth=1.4)
         for r, p, x in {points[0], points[-1]}:
             name = {"fontsize": 8.5, "fontweight": "bold", "color": colour, "path_effects": [halo], "zorder": 6}
-            place.annotate(f"{x:g}", (r, p), (-3, 6 - 16 * (i % 2)), textcoords="offset points", **name)
-    place.set_title("Precision and recall", loc="left", fontsize=10, fontweight="bold", pad=17)
-    place.text(
-        0, 1.045, f"the path along {series[0].axis}, its ends named", transform=place.transAxes, fontsize=7.5, color=_FAINT
+            axes.annotate(f"{x:g}", (r, p), (-3, 6 - 16 * (i % 2)), textcoords="offset points", **name)
+    axes.set_title("Precision and recall", loc="left", fontsize=10, fontweight="bold", pad=17)
+    axes.text(
+        0, 1.045, f"the path along {series[0].axis}, its ends named", transform=axes.transAxes, fontsize=7.5, color=_FAINT
     )
-    place.set_xlabel("recall", labelpad=1, fontsize=8.5)
-    place.set_ylabel("precision", labelpad=2, fontsize=8.5)
-    place.margins(0.12)
+    axes.set_xlabel("recall", labelpad=1, fontsize=8.5)
+    axes.set_ylabel("precision", labelpad=2, fontsize=8.5)
+    axes.margins(0.12)
 
 
 def _stroke(i: int) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from guidegen import __version__
-from guidegen.evaluate.measure import Drawn, finite, key_of, sortable, subject_of
+from guidegen.evaluate.measure import Drawn, finite, key_of, sortable
 from guidegen.evaluate.metrics import title_of
+from guidegen.evaluate.reference import subject_of
 from guidegen.report.grid import axes_of
 from guidegen.report.series import Series, about_series, make_series, names_of, shown
 from guidegen.runs.images import CorruptImageError, read_drawn, read_drawn_bytes

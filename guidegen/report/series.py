@@ -117,11 +117,11 @@ def about_series(series: Sequence[Series]) -> str:
         f"{_range(row['images'] for row in rows)} images at each {x}; {row['reference']['images']:,} reference images "
         f"({row['reference']['source']}); features: {row['features']['name']}, {row['features']['width']} wide"
     ]
-    judge = row["judge"]
-    if judge:
-        right = judge["accuracy_on_reference"]
-        known = f", right on {right:.1%} of the reference images" if right is not None else ""
-        lines.append(f"judge of the labels: {judge['name']}{known}")
+    classifier = row["judge"]
+    if classifier:
+        accuracy = classifier["accuracy_on_reference"]
+        known = f", accuracy {accuracy:.1%} on the reference images" if accuracy is not None else ""
+        lines.append(f"evaluation classifier: {classifier['name']}{known}")
     notes = [f"shaded: {row['spread']}"] if row["spread"] else []
     if of := {n for line in series for n in line.per_class(_VENDI) if n}:
         notes.append(f"Vendi score of {_range(of)} images a label")

@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 
-from guidegen.errors import CheckpointError
-from guidegen.models.checkpoint import Access
-from guidegen.models.weight_files import DEFAULT_ACCESS
+from guidegen.models.networks import Condition, LoadOptions
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 from guidegen.sampling.device import DTYPES
 from guidegen.sampling.loop import sample
 from guidegen.sampling.models import Models
-from guidegen.sampling.networks import Condition, open_gradient, open_networks, target_of
+from guidegen.sampling.networks import open_gradient, open_networks, target_of
 from guidegen.sampling.schedulers import without_clip
 from guidegen.sampling.setup import Setup
 from guidegen.scores.fixed_rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Classifier, Mixture
-from guidegen.scores.noise import PREDICTION_TYPES
 from guidegen.spec.cell import Cell, mode_weights
 from guidegen.spec.settings import Settings
 
@@ -134,19 +132,11 @@ class Samplers:
         checkpoint, classifier, guide = self._models = models
         self._settings, self._device, self._access = settings, device, access
         self._compile, self._fixed_rows, self._autocast = compile_networks, fixed_rows, DTYPES[settings.dtype]
-        kind = next((kind for kind in PREDICTION_TYPES if kind == checkpoint.prediction_type), None)
-        if kind is None:
-            raise CheckpointError(f"{checkpoint.ref}: unknown prediction type {checkpoint.prediction_type!r}.")
-        shared = settings.negative_prompt, device, access, compile_networks, self._autocast
-        self._networks = open_networks(checkpoint, kind, *shared, guide=guide)
-        self._guiding = self._networks.guiding
-        if guide is not None and guide.checkpoint is not None and not guide.shares:
-            self._guiding = open_networks(guide.checkpoint, kind, *shared, decodes=False).condition
+        options = LoadOptions(device, access, self._autocast, compile_networks, settings.negative_prompt)
+        self._networks = open_networks(checkpoint, guide, options)
         self._gradient = None
         if classifier is not None:
-            self._gradient = open_gradient(
-                classifier, checkpoint, settings, device, access, compile_networks, self._networks
-            )
+            self._gradient = open_gradient(classifier, checkpoint, settings, options, self._networks)
         self.is_cut = self._networks.is_cut
         """Whether a prompt has more tokens than the model reads; None where there are no prompts."""
 
@@ -164,7 +154,7 @@ class Samplers:
             target_of(self._models.classifier, self._models.checkpoint, setup.settings),
             scheduler,
             self._device,
-            self._guiding,
+            self._networks.guiding,
             clip,
             self._fixed_rows,
             in_fp32=None if self._autocast is None else lambda: self._in_fp32(setup),

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from guidegen.arguments import instance
-from guidegen.errors import CheckpointError, UsageError, first_line
-from guidegen.models.noise_schedule import is_flow
+from guidegen.errors import UsageError, first_line
+from guidegen.models.noise_schedule import NOISE_SCHEDULE, build, is_flow, own_class_of, own_scheduler
 from guidegen.scores.noise import Level
 
 SCHEDULERS = {
@@ -125,20 +125,8 @@ _WALKS = {
     "FlowMatchHeunDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True),
 }
 """The classes that fit; any other is refused."""
-_TRAINED_WITH = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler", "LCMScheduler", "TCDScheduler")
-"""Classes that do not fit, but whose configs mean the same noise schedule as those that do."""
-_TRAINED_WITH_FLOW = ("FlowMatchLCMScheduler",)
-_SCHEDULE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
-"""The keys of a config that make a noise schedule."""
 _TRAINED = (
-    *_SCHEDULE,
+    *NOISE_SCHEDULE,
     "prediction_type",
     "clip_sample",
     "clip_sample_range",
@@ -189,11 +177,11 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     """
     instance("config", config, Mapping, "the config of a scheduler as a mapping")
     instance("name", name, str | None, "the name of a scheduler")
-    own_class, flow = _own_class(config), is_flow(config)
+    own_class, flow = own_class_of(config), is_flow(config)
     asked = own_class if name is None else scheduler_class(name, flow)
     what = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
     walk = _walk_of(asked, flow, what)
-    own = _own_scheduler(config, own_class)
+    own = own_scheduler(config)
     settings = {**config, **{key: own.config[key] for key in _TRAINED if key in own.config}}
     if settings.get("variance_type") in ("learned", "learned_range"):
         settings["variance_type"] = "fixed_small"  # guidance sees the mean only
@@ -208,32 +196,13 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
         shift = next((c[key] for c in (own.config, config) for key in ("shift", "flow_shift") if key in c), 1.0)
         settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "shift": shift, "flow_shift": shift}
     try:
-        scheduler = _build(asked, settings)
+        scheduler = build(asked, settings)
     except ImportError as error:
         raise UsageError(f"{what} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:
         raise UsageError(f"{what}: {asked} refuses this checkpoint's scheduler config: {first_line(error)}") from error
     _check_options(own, scheduler, walk, flow, what)
     return scheduler
-
-
-def _own_class(config: Mapping[str, Any]) -> str:
-    """The class that a config is of: one whose noise schedule is known."""
-    import diffusers
-
-    own = config.get("_class_name") or "DDPMScheduler"
-    if not isinstance(own, str) or not (own.endswith("Scheduler") and hasattr(diffusers, own)):
-        raise CheckpointError(
-            f"The checkpoint's scheduler {own!r} is not one of diffusers {diffusers.__version__}: "
-            "what its networks were trained on is not known."
-        )
-    flow = is_flow(config)
-    if own not in (*_WALKS, *_TRAINED_WITH, *_TRAINED_WITH_FLOW):
-        raise UsageError(
-            f"The checkpoint's scheduler {own} does not fit: guidegen does not know its noise levels. "
-            f"It walks checkpoints of {', '.join(fitting(flow))}."
-        )
-    return own
 
 
 def _walk_of(asked: str, flow: bool, what: str) -> _Walk:
@@ -254,35 +223,6 @@ def _walk_of(asked: str, flow: bool, what: str) -> _Walk:
     if not flow and not walk.vp:
         raise UsageError(f"{what}: is for flow-matching models; this checkpoint is not one. {use}")
     return walk
-
-
-def _build(cls_name: str, settings: Mapping[str, Any]) -> Any:
-    """The class with those of the settings that it takes; all of them count as given."""
-    import diffusers
-
-    cls = getattr(diffusers, cls_name)
-    known = inspect.signature(cls.__init__).parameters
-    return cls.from_config({key: value for key, value in settings.items() if key in known})
-
-
-def _own_scheduler(config: Mapping[str, Any], own_class: str) -> Any:
-    """The checkpoint's scheduler as its own class completes it."""
-    try:
-        own = _build(own_class, config)
-    except ImportError as error:
-        raise UsageError(
-            f"The checkpoint's scheduler {own_class} needs a package: {' '.join(str(error).split())}"
-        ) from error
-    except Exception as error:
-        raise CheckpointError(f"The checkpoint's scheduler config: {own_class} refuses it: {first_line(error)}") from error
-    kept = getattr(own, "alphas_cumprod", None)
-    if kept is not None and not (
-        kept.numel() and kept.shape == (own.config.num_train_timesteps,) and bool(((kept >= 0) & (kept <= 1)).all())
-    ):
-        raise CheckpointError(
-            f"The checkpoint's scheduler config: its betas are none of {own.config.num_train_timesteps} steps from 0 to 1."
-        )
-    return own
 
 
 def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, what: str) -> None:
@@ -310,17 +250,6 @@ def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, what: str)
             f"(beta_schedule {own.config.get('beta_schedule')}, "
             f"rescale_betas_zero_snr {own.config.get('rescale_betas_zero_snr')})."
         )
-
-
-def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes the noise schedule that a config means, its own class's defaults included: equal ones are the same.
-
-    Raises:
-        UsageError, CheckpointError: as `make_scheduler` without a name.
-    """
-    own = _own_scheduler(config, _own_class(config)).config
-    keys = ("num_train_timesteps",) if is_flow(config) else _SCHEDULE  # a flow has no betas, whatever its class takes
-    return {key: own[key] for key in keys if own.get(key)}
 
 
 def without_clip(scheduler: Any) -> tuple[Any, float | None]:

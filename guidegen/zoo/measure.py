@@ -1,8 +1,8 @@
 """How often a sample shows its label: `python -m guidegen.zoo.measure --data DIR --judge DIR RUN...`.
 
-The judge is a small ResNet of transformers, trained here on clean photographs with another
-architecture and seed than the noise-aware classifier; it never guides. Its folder is one that
-`guidegen evaluate --judge DIR --features DIR` reads.
+The evaluation classifier is a small ResNet of transformers, trained here on clean photographs with another
+architecture and seed than the noise-aware classifier; it never guides. `guidegen evaluate --judge DIR --features DIR`
+reads its folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from guidegen.models.checkpoint import open_checkpoint, open_classifier
-from guidegen.models.classifiers.preprocessing import ImageClassifier, Preprocessing
-from guidegen.models.loading import load_classifier
+from guidegen.models.checkpoint import open_checkpoint
+from guidegen.models.classifiers.networks import ImageClassifier
+from guidegen.models.classifiers.opening import load_classifier, open_classifier
+from guidegen.models.classifiers.preprocessing import Preprocessing
 from guidegen.runs.manifest import read_rows
 from guidegen.runs.schema import read_run
 from guidegen.zoo import BUNDLED
@@ -34,7 +35,7 @@ _PREPROCESSOR = {
 }
 
 
-def make_judge() -> ImageClassifier:
+def make_classifier() -> ImageClassifier:
     """An untrained ResNet of 2.8 million parameters; its stem, made for large images, sees ours four times enlarged."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -48,10 +49,10 @@ def make_judge() -> ImageClassifier:
     return ImageClassifier(ResNetForImageClassification(config), Preprocessing.from_config(_PREPROCESSOR))
 
 
-def save_judge(judge: ImageClassifier, folder: Path) -> None:
+def save_classifier(classifier: ImageClassifier, folder: Path) -> None:
     """A transformers folder whose labels are those of the bundled checkpoint."""
     labels = open_checkpoint(BUNDLED).labels
-    network: Any = judge.network
+    network: Any = classifier.network
     network.config.id2label = {column: labels.names[label] for column, label in enumerate(_COLUMNS)}
     network.config.label2id = {name: column for column, name in network.config.id2label.items()}
     network.save_pretrained(folder)
@@ -59,7 +60,7 @@ def save_judge(judge: ImageClassifier, folder: Path) -> None:
 
 
 def columns_of(labels: Tensor) -> Tensor:
-    """Label ids (B,) to columns of the judge (B,)."""
+    """Label ids (B,) to columns of the evaluation classifier (B,)."""
     table = torch.full((max(_COLUMNS) + 1,), -1)
     table[torch.tensor(_COLUMNS)] = torch.arange(len(_COLUMNS))
     return table[labels]
@@ -70,42 +71,42 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return random_shift(random_flip(images.float() / 127.5 - 1, generator), 4, generator)
 
 
-def train_judge(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:
-    """Trains the judge on the training photographs."""
+def train_classifier(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:
+    """Trains the evaluation classifier on the training photographs."""
     torch.manual_seed(1234)
     images, labels = load_images(data, "train", _COLUMNS, 32)
-    targets, judge = columns_of(labels), make_judge().train()
+    targets, classifier = columns_of(labels), make_classifier().train()
     steps = epochs * (len(images) // batch)
-    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(1234)
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for index in order.split(batch)[: len(images) // batch]:
             with torch.autocast("cpu", torch.bfloat16):
-                logits = judge(augment(images[index], generator))
+                logits = classifier(augment(images[index], generator))
             loss = nn.functional.cross_entropy(logits.float(), targets[index], label_smoothing=0.1)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    return judge.eval()
+    return classifier.eval()
 
 
 def make_ready(folder: Path, data: Path, epochs: int) -> None:
-    """Trains the judge and saves it, unless it is there."""
+    """Trains the evaluation classifier and saves it, unless it is there."""
     if not (folder / "config.json").exists():
-        save_judge(train_judge(data, epochs), folder)
+        save_classifier(train_classifier(data, epochs), folder)
 
 
 @torch.no_grad()
-def probabilities(judge: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def probabilities(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """p(label | image) of uint8 images (B, 3, H, W), in fp32."""
-    return torch.cat([judge(part.float() / 127.5 - 1).softmax(-1) for part in images.split(256)])
+    return torch.cat([classifier(part.float() / 127.5 - 1).softmax(-1) for part in images.split(256)])
 
 
-def score_run(judge: Callable[[Tensor], Tensor], run: Path) -> list[dict[str, Any]]:
-    """For each w of a run: number of images, share whose likeliest label is the intended one, mean p of it."""
+def score_run(classifier: Callable[[Tensor], Tensor], run: Path) -> list[dict[str, Any]]:
+    """For each w of a run: number of images, share whose most likely label is the intended one, its mean p."""
     import numpy as np
     from PIL import Image
 
@@ -115,7 +116,7 @@ def score_run(judge: Callable[[Tensor], Tensor], run: Path) -> list[dict[str, An
     for w in sorted({row["w"] for row in rows}):
         some = [row for row in rows if row["w"] == w]
         pixels = [np.asarray(Image.open(run / row["file"])) for row in some]
-        p = probabilities(judge, torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+        p = probabilities(classifier, torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
         target = columns_of(torch.tensor([row["label"] for row in some]))
         table.append(
             {
@@ -131,20 +132,22 @@ def score_run(judge: Callable[[Tensor], Tensor], run: Path) -> list[dict[str, An
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and val*.parquet.")],
-    folder: Annotated[Path, typer.Option("--judge", help="Folder of the judge; trained first if not there.")],
+    folder: Annotated[
+        Path, typer.Option("--judge", help="Folder of the evaluation classifier; trained first if it is not there.")
+    ],
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run directories of 32x32 images with the labels of the recipe.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of the judge.")] = 12,
+    epochs: Annotated[int, typer.Option(help="Epochs of the evaluation classifier.")] = 12,
 ) -> None:
     """Share of the intended label by guidance weight, under a classifier that never guided."""
     make_ready(folder, data, epochs)
-    judge = load_classifier(open_classifier(folder), "cpu")
+    classifier = load_classifier(open_classifier(folder), "cpu")
     images, labels = load_images(data, "val", _COLUMNS, 32)
-    accuracy = (probabilities(judge, images).argmax(1) == columns_of(labels)).float().mean()
-    typer.echo(f"judge: {accuracy:.1%} on {len(images)} held-out photographs")
+    accuracy = (probabilities(classifier, images).argmax(1) == columns_of(labels)).float().mean()
+    typer.echo(f"evaluation classifier: {accuracy:.1%} on {len(images)} held-out photographs")
     for run in runs or ():
-        for row in score_run(judge, run):
+        for row in score_run(classifier, run):
             typer.echo(json.dumps(row))
 
 

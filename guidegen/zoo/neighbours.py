@@ -1,10 +1,10 @@
 """Whether samples are copies of training photographs: `python -m guidegen.zoo.neighbours --data DIR --judge DIR RUN`.
 
 Draws a few samples of a run beside the training photographs nearest to them, in pixels and in the
-features of a judge that never guided, and counts how often a sample is nearer to a training
+features of an evaluation classifier that never guided, and counts how often a sample is nearer to a training
 photograph than to any of as many held-out ones: half of the time where nothing was copied, the idea
-of Meehan et al. 2020 (arXiv 2004.05675). The judge was trained on the training photographs and knows
-them better than others, so the count in its features leans above one half.
+of Meehan et al. 2020 (arXiv 2004.05675). The evaluation classifier was trained on the training photographs and knows
+them better than others, so the count in its features is biased above one half.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def picture(rows: Sequence[tuple[str, Tensor]]) -> Image.Image:
 def main(
     run: Annotated[Path, typer.Argument(help="Run directory of 32x32 images with the labels of the recipe.")],
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and val*.parquet.")],
-    judge: Annotated[Path, typer.Option(help="Folder of the judge, as guidegen.zoo.measure trains it.")],
+    judge: Annotated[Path, typer.Option(help="Folder of the evaluation classifier, as guidegen.zoo.measure trains it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("neighbours.png"),
     w: Annotated[float, typer.Option("--w", help="Guidance weight of the samples.")] = 3.0,
     count: Annotated[int, typer.Option(help="Samples in the picture; all of this weight are counted.")] = 16,

@@ -1,6 +1,6 @@
 """The trade-off of the bundled checkpoint, in one command: `python -m guidegen.zoo.tradeoff --data DIR --out DIR`.
 
-Sweeps both modes, measures them against held-out photographs under a judge that never guided, and
+Sweeps both modes, measures them against held-out photographs with an evaluation classifier that never guided, and
 writes curves.svg, curves.png and report.html. Each label has seeds of its own: at a small w the
 images of one seed are nearly the same for every label, and near copies say nothing of diversity.
 A larger --num goes on from a smaller one.
@@ -30,25 +30,27 @@ def guidegen(*args: object) -> None:
         raise typer.Exit(result.returncode)
 
 
-def seeds_of(place: int, num: int) -> str:
-    """The seeds of the label at this place of the list, as --seeds takes them: those of a larger `num` begin with them.
+def seeds_of(index: int, num: int) -> str:
+    """The seeds of the label at this index of the list, as --seeds takes them: those of a larger `num` begin with them.
 
     Raises:
         typer.BadParameter: more than there are between two labels.
     """
     if not 1 <= num <= SEEDS_APART:
         raise typer.BadParameter(f"--num {num}: 1 to {SEEDS_APART}, for each label has that many seeds of its own.")
-    return f"{place * SEEDS_APART}-{place * SEEDS_APART + num - 1}"
+    return f"{index * SEEDS_APART}-{index * SEEDS_APART + num - 1}"
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and val.parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder for the judge, the runs, the curves and the report.")],
+    out: Annotated[Path, typer.Option(help="Folder for the evaluation classifier, the runs, the curves and the report.")],
     num: Annotated[int, typer.Option(help="Samples of each of the labels at each weight.")] = 50,
     modes: Annotated[str, typer.Option("--mode", help="Modes of guidance, with commas.")] = MODES,
     w: Annotated[str, typer.Option("--w", help="Guidance weights.")] = WEIGHTS,
-    judge: Annotated[Path | None, typer.Option(help="Folder of the judge; trained first if not there.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of the judge.")] = 12,
+    judge: Annotated[
+        Path | None, typer.Option(help="Folder of the evaluation classifier; trained first if it is not there.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of the evaluation classifier.")] = 12,
     dtype: Annotated[str, typer.Option(help="Autocast of the networks: auto, fp32, bf16 or fp16.")] = "auto",
 ) -> None:
     """Draws, measures and reports; what is finished is kept, so the same command goes on."""
@@ -57,8 +59,8 @@ def main(
     runs = [out / mode for mode in modes.split(",")]
     for run in runs:
         drawn = ("--mode", run.name, "--w", w, "--dtype", dtype, "-o", run, "-q")
-        for place, label in enumerate(CLASSES.split(",")):
-            guidegen("sweep", *drawn, "--label", label, "--seeds", seeds_of(place, num))
+        for index, label in enumerate(CLASSES.split(",")):
+            guidegen("sweep", *drawn, "--label", label, "--seeds", seeds_of(index, num))
         guidegen("grid", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "-o", out)

@@ -1,7 +1,7 @@
 """The recipe of the bundled checkpoint: `python -m guidegen.zoo.train --data DIR --out DIR`.
 
 Trains the noise-aware classifier, the class-conditional UNet and a guiding UNet beside it, and writes
-the folder that guidegen opens. Every choice is a published one:
+the folder that guidegen opens. Every choice is published:
 
 - v-prediction (Salimans & Ho 2022, arXiv 2202.00512) on the linear schedule of DDPM (2006.11239),
   whose terminal alpha is above zero, so that every diffusers scheduler can walk it;
@@ -43,7 +43,11 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 16,
     "num_class_embeds": NULL_LABEL + 1,
 }
-WEAK: dict[str, Any] = UNET | {"block_out_channels": (16, 48, 96, 96), "time_embedding_dim": 128, "attention_head_dim": 32}
+GUIDING: dict[str, Any] = UNET | {
+    "block_out_channels": (16, 48, 96, 96),
+    "time_embedding_dim": 128,
+    "attention_head_dim": 32,
+}
 CLASSIFIER: dict[str, Any] = {
     "block_out_channels": (32, 64, 128, 192),
     "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
@@ -177,7 +181,7 @@ def fit_logit_scales(network: Any, batches: Batches, classes: list[int], levels:
 
     Near the end of the schedule there is next to nothing to know, and a classifier that does not say
     so has gradients of noise, which guidance multiplies by sigma/alpha. At most 1: these are the
-    photographs that it was trained on, which flatter it where there is little noise.
+    photographs that it was trained on, on which it is overconfident where there is little noise.
     """
     columns = torch.tensor([classes.index(label) for label in batches.labels.tolist()])
     draw = torch.Generator().manual_seed(batches.seed)
@@ -309,7 +313,7 @@ def main(
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 1_200_000,
-    weak_images: Annotated[int, typer.Option(help="Images the guiding UNet sees.")] = 64_000,
+    guiding_images: Annotated[int, typer.Option(help="Images the guiding UNet sees.")] = 64_000,
     classifier_images: Annotated[int, typer.Option(help="Images the classifier sees.")] = 300_000,
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
@@ -340,7 +344,7 @@ def main(
         train(classifier, loss, out / "classifier.state", steps, batch, 1e-3, 0.05, compile_model)
         classifier.calibrate(fit_logit_scales(classifier, batches, ids))
         export(out, "classifier", classifier, names)
-    for name, config, seen in (("unet", UNET, images), ("guiding", WEAK, weak_images)):
+    for name, config, seen in (("unet", UNET, images), ("guiding", GUIDING, guiding_images)):
         if part in ("all", name):
             torch.manual_seed(seed)
             unet = UNet2DModel(sample_size=size, **config)

@@ -20,9 +20,10 @@ from setups import open_sampler
 from torch import Tensor
 
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
+from guidegen.models.classifiers.opening import load_classifier
 from guidegen.models.convert import adm
 from guidegen.models.convert.adm_layout import Choices
-from guidegen.models.loading import load_classifier, load_network
+from guidegen.models.loading import load_network
 from guidegen.sampling.loop import initial_noise
 from guidegen.sampling.schedulers import make_scheduler
 from guidegen.spec.cell import Cell

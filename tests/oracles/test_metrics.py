@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guidegen.evaluate import metrics
+from guidegen.evaluate import distances, metrics, neighbourhoods
 
 N, M, D = 40, 60, 8
 
@@ -32,7 +32,7 @@ def test_frechet_distance_of_axis_aligned_gaussians() -> None:
     """Dowson & Landau 1982 for diagonal covariances: |difference of means|^2 + sum (sqrt a - sqrt b)^2."""
     a, b = np.array([1.0, 4.0, 0.25, 9.0]), np.array([2.25, 1.0, 0.25, 16.0])
     mean = np.array([1.0, -2.0, 0.5, 0.0])
-    found = metrics.FrechetDistance(gaussian(0, np.zeros(4), np.diag(a)))(gaussian(1, mean, np.diag(b)))
+    found = distances.FrechetDistance(gaussian(0, np.zeros(4), np.diag(a)))(gaussian(1, mean, np.diag(b)))
     expected = (mean**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     assert found == pytest.approx(expected, rel=1e-6)  # double precision, and the square root of a product loses half
 
@@ -47,14 +47,14 @@ def test_frechet_distance_of_gaussians_that_do_not_commute() -> None:
     rng = np.random.default_rng(2)
     a, b = (x @ x.T + np.eye(5) for x in rng.normal(size=(2, 5, 5)))
     assert np.abs(a @ b - b @ a).max() > 1
-    found = metrics.FrechetDistance(gaussian(3, np.zeros(5), a))(gaussian(4, np.ones(5), b))
+    found = distances.FrechetDistance(gaussian(3, np.zeros(5), a))(gaussian(4, np.ones(5), b))
     assert found == pytest.approx(5 + np.trace(a + b - 2 * root(root(a) @ b @ root(a))), rel=1e-6)
 
 
 def test_no_distance_from_itself() -> None:
     x = cloud(0, N)
-    assert metrics.FrechetDistance(x)(x) == pytest.approx(0, abs=1e-9)
-    same = metrics.Neighbourhoods(x)(x)
+    assert distances.FrechetDistance(x)(x) == pytest.approx(0, abs=1e-9)
+    same = neighbourhoods.Neighbourhoods(x)(x)
     assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
 
 
@@ -78,8 +78,8 @@ def test_against_torchmetrics_fed_with_images() -> None:
         for metric in (frechet, kernel):
             metric.update(real[part : part + 16], real=True)
             metric.update(fake[part : part + 16], real=False)
-    assert metrics.FrechetDistance(network(real))(network(fake)) == pytest.approx(float(frechet.compute()), rel=1e-3)
-    assert metrics.KernelDistance(network(real))(network(fake)) == pytest.approx(float(kernel.compute()[0]), rel=1e-3)
+    assert distances.FrechetDistance(network(real))(network(fake)) == pytest.approx(float(frechet.compute()), rel=1e-3)
+    assert distances.KernelDistance(network(real))(network(fake)) == pytest.approx(float(kernel.compute()[0]), rel=1e-3)
 
 
 def test_against_torch_fidelity() -> None:
@@ -92,11 +92,11 @@ def test_against_torch_fidelity() -> None:
     real, fake = cloud(0, N), cloud(1, N, shift=0.7)
     statistics = [fid_features_to_statistics(x.double()) for x in (fake, real)]
     (frechet,) = fid_statistics_to_metric(*statistics, verbose=False).values()
-    assert metrics.FrechetDistance(real)(fake) == pytest.approx(frechet, rel=1e-3)
+    assert distances.FrechetDistance(real)(fake) == pytest.approx(frechet, rel=1e-3)
     kernel = kid_features_to_metric(fake, real, kid_subsets=1, kid_subset_size=N, verbose=False)
-    assert metrics.KernelDistance(real)(fake) == pytest.approx(kernel["kernel_inception_distance_mean"], rel=1e-3)
+    assert distances.KernelDistance(real)(fake) == pytest.approx(kernel["kernel_inception_distance_mean"], rel=1e-3)
     theirs = prc_features_to_metric(fake.double(), real.double(), prc_neighborhood=3, save_cpu_ram=False, verbose=False)
-    ours = metrics.Neighbourhoods(real)(fake)
+    ours = neighbourhoods.Neighbourhoods(real)(fake)
     assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-3)
 
 
@@ -114,13 +114,13 @@ def test_kernel_distance_is_the_unbiased_sum_over_pairs() -> None:
         return sum(values) / len(values)
 
     expected = mean(real, real, True) + mean(fake, fake, True) - 2 * mean(real, fake, False)
-    assert metrics.KernelDistance(real)(fake) == pytest.approx(expected, rel=1e-9)
+    assert distances.KernelDistance(real)(fake) == pytest.approx(expected, rel=1e-9)
 
 
 def test_kernel_distance_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, second = (metrics.KernelDistance(cloud(0, M))(cloud(1, N)) for _ in range(2))
+    first, second = (distances.KernelDistance(cloud(0, M))(cloud(1, N)) for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -140,7 +140,9 @@ def test_neighbourhoods_by_their_definitions(shift: float) -> None:
         "density": sum(between[i][j] <= real5[i] for i in range(M) for j in range(N)) / (5 * N),
         "coverage": sum(any(between[i][j] <= real5[i] for j in range(N)) for i in range(M)) / M,
     }
-    assert metrics.Neighbourhoods(torch.from_numpy(real))(torch.from_numpy(fake)) == pytest.approx(expected, abs=1e-12)
+    assert neighbourhoods.Neighbourhoods(torch.from_numpy(real))(torch.from_numpy(fake)) == pytest.approx(
+        expected, abs=1e-12
+    )
     if shift == 0.8:
         assert all(0 < value < 2 for value in expected.values())
     if shift == 50:
@@ -149,9 +151,9 @@ def test_neighbourhoods_by_their_definitions(shift: float) -> None:
 
 def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = cloud(0, M), cloud(1, N)
-    whole = metrics.Neighbourhoods(real)(fake)
-    monkeypatch.setattr(metrics, "_parts", lambda x: torch.split(x, 7))
-    assert metrics.Neighbourhoods(real)(fake) == whole
+    whole = neighbourhoods.Neighbourhoods(real)(fake)
+    monkeypatch.setattr(neighbourhoods, "blocks", lambda x: torch.split(x, 7))
+    assert neighbourhoods.Neighbourhoods(real)(fake) == whole
 
 
 def test_vendi_score_in_closed_form() -> None:
@@ -192,7 +194,7 @@ def test_one_image_drawn_for_several_labels_counts_once() -> None:
     images = metrics.Measured(repeated, hashes, [str(i // 10) for i in range(40)], nan, nan)
     found = metrics.Meter(real).measure(images, 0)
     assert found["recall"] is not None
-    assert found["recall"]["value"] == metrics.Neighbourhoods(real)(fake)["recall"] > 0
+    assert found["recall"]["value"] == neighbourhoods.Neighbourhoods(real)(fake)["recall"] > 0
     assert found["recall"]["images"] == 10
     assert found["accuracy"] is None
     assert found["vendi_score"] is not None

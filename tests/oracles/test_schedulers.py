@@ -20,6 +20,7 @@ from diffusers.utils import is_scipy_available
 from torch import Tensor
 
 from guidegen.errors import CheckpointError, GuidegenError, UsageError
+from guidegen.models.noise_schedule import noise_schedule
 from guidegen.sampling.loop import initial_noise, sample, try_out
 from guidegen.sampling.schedulers import (
     SCHEDULERS,
@@ -27,7 +28,6 @@ from guidegen.sampling.schedulers import (
     levels_after,
     make_scheduler,
     noise_levels,
-    noise_schedule,
     scheduler_class,
 )
 from guidegen.scores.interfaces import Weights

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidegen.evaluate import metrics, standard_errors
+from guidegen.evaluate import distances, metrics, neighbourhoods, standard_errors
 from guidegen.evaluate.metrics import Measured
 
 
@@ -113,22 +113,22 @@ def test_subsamples_are_measured_as_the_metrics_measure_them() -> None:
     (images,) = case.samples(1)
     reference = case.reference()
     subsamples = standard_errors.subsamples(images.labels, 2)
-    frechet, kernel = metrics.FrechetDistance(reference), metrics.KernelDistance(reference)
+    frechet, kernel = distances.FrechetDistance(reference), distances.KernelDistance(reference)
     own = frechet.of_subsamples(images.features, subsamples)
     assert own == pytest.approx([frechet(images.features[index]) for index in subsamples], rel=1e-5)
     # with as many reference images as there are, a subset is everything
-    half = metrics.KernelDistance(reference[:32])
+    half = distances.KernelDistance(reference[:32])
     offset = [
         half(images.features[i]) - k
         for i, k in zip(subsamples[:6], half._of_subsamples(images.features.double(), subsamples[:6]), strict=True)
     ]
     assert offset == pytest.approx([offset[0]] * 6, rel=1e-9)
     assert kernel.measure(images.features, subsamples)[0] == kernel(images.features)
-    neighbourhoods = metrics.Neighbourhoods(reference)
-    for index, radius in zip(subsamples, metrics._radii_of_subsamples(images.features, subsamples), strict=True):
-        torch.testing.assert_close(radius, metrics.neighbour_distances(images.features[index], (3,))[:, 0])
-    assert neighbourhoods(images.features) == {
-        name: value for name, (value, _) in neighbourhoods.measure(images.features, images.labels, subsamples).items()
+    measure = neighbourhoods.Neighbourhoods(reference)
+    for index, radius in zip(subsamples, neighbourhoods._radii_of_subsamples(images.features, subsamples), strict=True):
+        torch.testing.assert_close(radius, neighbourhoods.neighbour_distances(images.features[index], (3,))[:, 0])
+    assert measure(images.features) == {
+        name: value for name, (value, _) in measure.measure(images.features, images.labels, subsamples).items()
     }
 
 

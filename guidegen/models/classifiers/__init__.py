@@ -1,1 +1,1 @@
-"""Kinds of classifier."""
+"""Classifiers and image models. A kind of them is a module of `guidegen.models.classifiers.kinds`."""

@@ -7,6 +7,7 @@ Format on disk is the one of every diffusers model: a folder with `config.json` 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -16,7 +17,7 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from guidegen.models.kinds.adm_unet import set_heads
+from guidegen.models.adm_unet import set_heads
 
 
 class NoisyClassifier(ModelMixin, ConfigMixin):
@@ -26,7 +27,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
     section 4.1), built from the blocks of diffusers' `UNet2DModel`. Each option of theirs but
     spatial pooling is one of these, so that `guidegen convert` makes theirs into one of these exactly.
 
-    To bring your own, save a folder of this class, or wrap any module with
+    For a custom classifier, save a folder of this class, or wrap any module with
     `forward(sample, timestep) -> logits` in `guidegen.NoisyScore`. It must
     have been trained on images noised by the *same* schedule as the UNet it guides
     (x_t = alpha_t x_0 + sigma_t eps, x_0 in [-1, 1], integer timesteps), and must give
@@ -158,15 +159,27 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         return self.head(self.head_dropout(hidden)) * self._scale(timestep, sample.shape[0])[:, None]
 
     def _scale(self, timestep: torch.Tensor, batch: int) -> torch.Tensor:
-        place = timestep.float().clamp(0, 999).expand(batch) / 999 * (len(self.scales) - 1)
-        below = place.floor().long().clamp(max=len(self.scales) - 2)
-        return torch.lerp(self.scales[below].float(), self.scales[below + 1].float(), place - below)
+        position = timestep.float().clamp(0, 999).expand(batch) / 999 * (len(self.scales) - 1)
+        below = position.floor().long().clamp(max=len(self.scales) - 2)
+        return torch.lerp(self.scales[below].float(), self.scales[below + 1].float(), position - below)
+
+
+class CleanClassifier(nn.Module):
+    """A noise-aware classifier read at t = 0, where images are clean: (B, C, H, W) -> logits (B, K)."""
+
+    def __init__(self, network: Callable[..., torch.Tensor]):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Un-normalised logits."""
+        return self.network(images, images.new_zeros(len(images)).long())
 
 
 class AttentionPool(nn.Module):
     """The attention pooling of CLIP (Radford et al. 2021, arXiv 2103.00020, section 2.4).
 
-    The mean over the positions asks the positions and itself, each with a learned place added.
+    The query is the mean over the positions; keys are the positions and the mean, each with a learned positional embedding.
 
     Args:
         channels: C, of the features.

@@ -6,17 +6,19 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import torch
 from msgspec import Meta
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from guidegen.errors import CheckpointError, first_line
 from guidegen.models.classifiers.resampling import FILTERS, resize
+from guidegen.models.configs import read_json
 from guidegen.schema import convert
 
 LEVELS = 1.5
@@ -91,8 +93,8 @@ class Preprocessing:
     ) -> Preprocessing:
         """What the image processor that transformers makes of `preprocessor_config.json` does.
 
-        The processor itself says what the file leaves out, and is run on a few images: what
-        guidegen does has to be the same within `LEVELS`.
+        The processor has the defaults of what the file leaves out. It is run on a few images, where
+        guidegen's result must be the same within `LEVELS`.
 
         Args:
             config: of the image processor.
@@ -121,6 +123,31 @@ class Preprocessing:
             raise CheckpointError(f"{where}: guidegen does not follow {name} with {first_line(error)}.") from error
         found.compare(processor, f"{where} is for {name}")
         return found
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Preprocessing:
+        """That of a transformers model; where there are two files, the newer kind, as transformers does.
+
+        Args:
+            folder: of the model.
+            config: its config.json.
+
+        Raises:
+            CheckpointError: there is none, or as `from_config` does.
+        """
+        if "pretrained_cfg" in config:
+            raise CheckpointError(
+                f"{folder} has timm's preprocessing (TimmWrapperImageProcessor), which guidegen does not follow for "
+                "classifiers."
+            )
+        path = folder / "processor_config.json"
+        stated = read_json(path).get("image_processor") if path.is_file() else None
+        if stated is None:
+            path = folder / "preprocessor_config.json"
+            if not path.is_file():
+                raise CheckpointError(f"{folder} is incomplete: preprocessor_config.json is missing.")
+            stated = read_json(path)
+        return cls.from_config(stated, config.get("model_type"), path)
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any], where: object = "config.json") -> Preprocessing:
@@ -208,31 +235,6 @@ class Preprocessing:
         return x[..., top : top + height, left : left + width]
 
 
-class ImageClassifier(nn.Module):
-    """A transformers image classifier with its preprocessing: [-1, 1] images (B, C, H, W) -> logits (B, K)."""
-
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
-        super().__init__()
-        self.network, self.preprocessing = network, preprocessing
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Un-normalised logits."""
-        logits: Tensor = self.network(pixel_values=self.preprocessing(images)).logits
-        return logits
-
-
-class CleanClassifier(nn.Module):
-    """A noise-aware classifier read at t = 0, where images are clean: (B, C, H, W) -> logits (B, K)."""
-
-    def __init__(self, network: Callable[..., Tensor]):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Un-normalised logits."""
-        return self.network(images, images.new_zeros(len(images)).long())
-
-
 class _Timm(msgspec.Struct):
     """`pretrained_cfg` of timm: of what decides the pixels, with timm's defaults."""
 
@@ -248,7 +250,7 @@ _NAMES = ("image_processor_type", "feature_extractor_type", "processor_class")
 
 
 def _processor_name(stated: _Named, model_type: str | None, where: object) -> str:
-    """The name of the processor as transformers' AutoImageProcessor finds it, without what says how it is implemented."""
+    """The name of the processor as transformers' AutoImageProcessor finds it, without the suffix of its implementation."""
     if stated.image_processor_type:
         return stated.image_processor_type.removesuffix("Fast")
     if stated.feature_extractor_type:
@@ -364,7 +366,7 @@ PROCESSORS |= {
     "PoolFormerImageProcessor": _poolformer,
     "TextNetImageProcessor": _textnet,
 }
-"""Image processors that guidegen follows; what is peculiar to each, from what its `to_json_string` says."""
+"""Image processors that guidegen follows; the peculiarities of each, from its `to_json_string`."""
 
 
 def _edges(size: Any) -> tuple[int, int | None]:

@@ -40,8 +40,8 @@ class Conversion:
     """A converted network, not yet written.
 
     Attributes:
-        layout: what the shapes said.
-        choices: what they did not.
+        layout: the sizes that the shapes show.
+        choices: the settings that they do not show.
         network: `UNet2DModel`, `AdmUNet2DModel` or `NoisyClassifier`, with its weights.
         names: label id -> name; None where there are none.
     """
@@ -50,6 +50,23 @@ class Conversion:
     choices: Choices
     network: Any
     names: Mapping[int, str] | None
+
+    def describe(self) -> str:
+        """Kind, sizes and the choices that were made, in one line."""
+        layout, choices = self.layout, self.choices
+        heads = f"{choices.heads} heads" if choices.heads else f"heads of {choices.head_channels} channels"
+        words = [
+            f"{layout.kind} of {choices.size}x{choices.size}",
+            "unconditional" if layout.labels is None else f"{layout.labels} labels",
+            f"levels of {', '.join(map(str, layout.channels))}",
+            f"{heads} in {choices.attention_order or 'either'} order",
+        ]
+        if layout.kind == "unet":
+            variance = "learned" if layout.out_channels > layout.in_channels else "fixed"
+            words += [f"{choices.schedule} schedule", f"{variance} variance"]
+        else:
+            words += ["attention pool" if layout.pool else "mean pool"]
+        return "; ".join(words)
 
     def save(self, folder: Path) -> None:
         """Writes a pipeline folder for a UNet, a model folder for a classifier."""
@@ -67,11 +84,11 @@ class Conversion:
         )
         self.network.save_pretrained(folder / "unet")
         scheduler.save_pretrained(folder / "scheduler")
-        own = type(self.network).__name__ != "UNet2DModel"
+        ours = type(self.network).__name__ != "UNet2DModel"
         index: dict[str, Any] = {
             "_class_name": "DDIMPipeline",
             "_diffusers_version": diffusers.__version__,
-            "unet": ["guidegen" if own else "diffusers", type(self.network).__name__],
+            "unet": ["guidegen" if ours else "diffusers", type(self.network).__name__],
             "scheduler": ["diffusers", "DDIMScheduler"],
         }
         if self.names is not None:
@@ -91,8 +108,8 @@ def convert(
 
     Args:
         path: the file.
-        asked: what the person said; wins over a preset.
-        preset: a key of `PRESETS`; None looks whether the file has a published name.
+        asked: choices of the user, which take precedence over a preset.
+        preset: a key of `PRESETS`; None for that of a published file name, if it has one.
         layers: ResNet blocks of each level, for a classifier whose shapes allow several.
         names: label id -> name.
 
@@ -122,10 +139,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, damaged, a Git LFS pointer, or no state dict.
         UnsafeError: it is more than tensors, so that opening it would run code.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder. Name the .pt file of guided-diffusion in it.")
-    if not path.is_file():
-        raise CheckpointError(f"No file at {path}. Download the .pt of guided-diffusion, and name it here.")
+    if not path.is_file():  # before the seconds that torch takes to load
+        raise CheckpointError(
+            f"{path} is {'a folder' if path.is_dir() else 'not there'}. Name a .pt file of guided-diffusion."
+        )
     refuse_pointer(path)
     data = read_pickle(path)
     if not _is_state_dict(data):
@@ -141,8 +158,8 @@ def build(layout: Layout, choices: Choices, names: Mapping[int, str] | None = No
     import torch
     from diffusers import UNet2DModel
 
+    from guidegen.models.adm_unet import AdmUNet2DModel
     from guidegen.models.classifiers.noisy import NoisyClassifier
-    from guidegen.models.kinds.adm_unet import AdmUNet2DModel
 
     resnet = layout.resample == "resnet"
     down = "ResnetDownsampleBlock2D" if resnet else "DownBlock2D"
@@ -158,14 +175,14 @@ def build(layout: Layout, choices: Choices, names: Mapping[int, str] | None = No
         "resnet_time_scale_shift": "scale_shift" if layout.scale_shift else "default",
     }
     wide = layout.time_channels != layout.channels[0]
-    own = {"attention_head_dim": head_dim, "num_attention_heads": None if head_dim else choices.heads}
-    own |= {"time_channels": layout.time_channels if wide else None}
+    extra = {"attention_head_dim": head_dim, "num_attention_heads": None if head_dim else choices.heads}
+    extra |= {"time_channels": layout.time_channels if wide else None}
     with torch.device("meta"):
         if layout.kind == "classifier":
             labels = {str(i): (names or {}).get(i, "") for i in range(layout.out_channels)}
             pooling = "mean" if layout.pool is None else "attention"
             config |= {"norm_num_groups": 32, "attn_norm_num_groups": 32, "pooling": pooling, "id2label": labels}
-            network: nn.Module = NoisyClassifier(**config, **own)
+            network: nn.Module = NoisyClassifier(**config, **extra)
             return network.eval()
         up = "ResnetUpsampleBlock2D" if resnet else "UpBlock2D"
         config |= {
@@ -175,7 +192,7 @@ def build(layout: Layout, choices: Choices, names: Mapping[int, str] | None = No
             "num_class_embeds": layout.classes,
         }
         if wide or head_dim is None:
-            network = AdmUNet2DModel(**config, **own)
+            network = AdmUNet2DModel(**config, **extra)
             return network.eval()
         network = UNet2DModel(**config, attention_head_dim=head_dim, attn_norm_num_groups=32)
         return network.eval()
@@ -251,14 +268,14 @@ def _modules(layout: Layout) -> Iterator[tuple[str, str, str]]:
     if layout.classes is not None:
         yield "same", "label_emb", "class_embedding"
     yield "same", "input_blocks.0.0", "conv_in"
-    place, count = 1, len(layout.channels)
+    index, count = 1, len(layout.channels)
     for level, attends in enumerate(layout.attention):
         for i in range(layout.layers):
-            yield from _layer(f"input_blocks.{place}", f"down_blocks.{level}", i, attends)
-            place += 1
+            yield from _layer(f"input_blocks.{index}", f"down_blocks.{level}", i, attends)
+            index += 1
         if level < count - 1:
-            yield _resampling(layout, "down", f"input_blocks.{place}.0", level)
-            place += 1
+            yield _resampling(layout, "down", f"input_blocks.{index}.0", level)
+            index += 1
     yield "resnet", "middle_block.0", "mid_block.resnets.0"
     yield "attention", "middle_block.1", "mid_block.attentions.0"
     yield "resnet", "middle_block.2", "mid_block.resnets.1"
@@ -268,10 +285,10 @@ def _modules(layout: Layout) -> Iterator[tuple[str, str, str]]:
         return
     for level, attends in enumerate(reversed(layout.attention)):
         for i in range(layout.layers + 1):
-            place = level * (layout.layers + 1) + i
-            yield from _layer(f"output_blocks.{place}", f"up_blocks.{level}", i, attends)
+            index = level * (layout.layers + 1) + i
+            yield from _layer(f"output_blocks.{index}", f"up_blocks.{level}", i, attends)
         if level < count - 1:
-            yield _resampling(layout, "up", f"output_blocks.{place}.{1 + attends}", level)
+            yield _resampling(layout, "up", f"output_blocks.{index}.{1 + attends}", level)
     yield "same", "out.0", "conv_norm_out"
     yield "same", "out.2", "conv_out"
 

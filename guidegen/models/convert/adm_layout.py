@@ -1,8 +1,8 @@
-"""What a guided-diffusion network is, from the names and shapes of its state dict and from what was said.
+"""Recognises guided-diffusion networks by the names and shapes of their state dict, and by options.
 
-The shapes tell the kind of the network and all of its sizes (`Layout`); the number of attention heads,
+The shapes show the kind of the network and all of its sizes (`Layout`); the number of attention heads,
 the order of queries, keys and values, the noise schedule and the size of the images leave no trace
-there (`Choices`), and come from the published flags (`PRESETS`) or from the person. Nothing is guessed.
+there (`Choices`), and come from the published flags (`PRESETS`) or from the user. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What the shapes of a state dict say.
+    """What the shapes of a state dict show.
 
     Attributes:
         kind: unet (`UNetModel`) or classifier (`EncoderUNetModel`).
@@ -70,7 +70,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Choices:
-    """What no shape shows; None where it is not known.
+    """What the shapes do not show; None where it is not known.
 
     Attributes:
         size: height and width of the images.
@@ -88,7 +88,7 @@ class Choices:
 
 
 class Preset(NamedTuple):
-    """One published network: what its shapes say and what they do not."""
+    """One published network: what its shapes show and what they do not."""
 
     layout: Layout
     choices: Choices
@@ -141,12 +141,12 @@ FILES: dict[str, str] = {
 def recognise(
     shapes: Shapes, file_name: str, asked: Choices, preset: str | None = None, layers: int | None = None
 ) -> tuple[Layout, Choices]:
-    """What a network is, from the shapes of its state dict and from what was said.
+    """Recognises a network by the shapes of its state dict and by options.
 
     Args:
         shapes: name -> shape.
         file_name: of the `.pt`; a published one counts as its preset if the shapes are those.
-        asked: what the person said; wins over a preset.
+        asked: choices of the user, which take precedence over a preset.
         preset: a key of `PRESETS`.
         layers: ResNet blocks of each level, for a classifier whose shapes allow several.
 
@@ -176,12 +176,12 @@ def read_layout(shapes: Shapes, layers: int | None = None, likely: int | None = 
     """The sizes of a network from the shapes of its state dict.
 
     ResNet blocks that halve the resolution look like any other; they are found by the levels that
-    they part: where the channels change, where attention begins and ends, and, in a UNet, where the
-    way up has its own.
+    they separate: where the channels change, where attention begins and ends, and, in a UNet, where the
+    way up has them.
 
     Raises:
         CheckpointError: not the shapes of a guided-diffusion network.
-        UsageError: a classifier whose blocks can be parted in several ways, and `layers` does not say.
+        UsageError: a classifier whose blocks can be split in several ways, and `layers` does not decide.
     """
     kind = _kind(shapes)
     out_channels, pool = _head(shapes, kind)
@@ -195,7 +195,7 @@ def read_layout(shapes: Shapes, layers: int | None = None, likely: int | None = 
     found = next(([n] for n in (layers, likely) if n in found), found)
     if len(found) > 1:
         ways = " or ".join(map(str, found))
-        raise UsageError(f"its blocks can be parted into levels of {ways} ResNet blocks. Say which: --res-blocks N.")
+        raise UsageError(f"its blocks can be split into levels of {ways} ResNet blocks. Choose one: --res-blocks N.")
     levels, between = _levels(blocks, found[0]) or ([], [])
     layout = Layout(
         kind=kind,
@@ -256,8 +256,8 @@ def _head(shapes: Shapes, kind: str) -> tuple[int, int | None]:
 
 
 def _input_blocks(shapes: Shapes) -> list[_Block]:
-    places = {int(match[1]) for name in shapes if (match := re.match(r"input_blocks\.(\d+)\.", name))}
-    return [_input_block(shapes, f"input_blocks.{i}", i in places) for i in range(1, max(places) + 1)]
+    indices = {int(match[1]) for name in shapes if (match := re.match(r"input_blocks\.(\d+)\.", name))}
+    return [_input_block(shapes, f"input_blocks.{i}", i in indices) for i in range(1, max(indices) + 1)]
 
 
 def _input_block(shapes: Shapes, name: str, there: bool) -> _Block:
@@ -316,16 +316,16 @@ def _check_channels(layout: Layout) -> None:
 def _merge(asked: Choices, known: Choices) -> Choices:
     if asked.heads or asked.head_channels:
         known = replace(known, heads=None, head_channels=None)
-    said = {field.name: getattr(asked, field.name) for field in fields(asked)}
-    return replace(known, **{name: value for name, value in said.items() if value is not None})
+    given = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    return replace(known, **{name: value for name, value in given.items() if value is not None})
 
 
 def _classifier_choices(layout: Layout, choices: Choices, asked: Choices) -> Choices:
     """guided-diffusion's scripts make classifiers in one way (`create_classifier` of script_util.py)."""
     if asked.schedule:
-        raise UsageError("--schedule: a classifier has none of its own; it follows that of the UNet it was trained for.")
+        raise UsageError("--schedule: a classifier has none; it follows that of the UNet it was trained for.")
     if layout.pool is not None and asked.heads:
-        raise UsageError("--heads: an attention pool counts its heads by their channels. Say --head-channels instead.")
+        raise UsageError("--heads: an attention pool counts its heads by their channels. Give --head-channels instead.")
     side = layout.pool and layout.pool << (len(layout.channels) - 1)
     return _merge(choices, Choices(side, None, None if choices.heads else 64, "legacy", None))
 
@@ -343,7 +343,7 @@ def _check_complete(layout: Layout, choices: Choices) -> None:
         missing.append("--schedule")
     if missing:
         like = [name for name, kinds in PRESETS.items() if kinds[layout.kind].layout == layout]
-        hint = f" Its shapes are those of --preset {like[0]}, which says all of that." if like else ""
+        hint = f" Its shapes are those of --preset {like[0]}, which sets all of them." if like else ""
         raise UsageError(f"a {layout.kind}, whose weights do not show these: give {', '.join(missing)}.{hint}")
 
 

@@ -1,1 +1,1 @@
-"""Kinds of checkpoint."""
+"""Kinds of checkpoint, one module each; `guidegen.models.checkpoint` finds them by themselves."""

@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from guidegen.errors import UsageError
-from guidegen.models.checkpoint import Checkpoint, declared_labels, open_checkpoint
-from guidegen.models.configs import read_config
+from guidegen.errors import CheckpointError, UsageError
+from guidegen.models.checkpoint import Checkpoint, open_checkpoint
 from guidegen.models.hub import download_weights, locate
-from guidegen.models.kinds.kind import ADM, PIXEL, Kind, check_network
 from guidegen.models.labels import Labels
-from guidegen.models.noise_schedule import scheduler_config_in
-from guidegen.models.weight_files import DEFAULT_ACCESS, Access, weights_sha256
+from guidegen.models.noise_schedule import noise_schedule
+from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 from guidegen.python_file import split_python_ref
+
+if TYPE_CHECKING:
+    from guidegen.models.networks import Condition, LoadOptions, Networks
 
 BUNDLED_GUIDE = "bundled"
 """The word for the guiding network in the checkpoint's own folder."""
 WEAKENINGS = ("pag", "skip")
 """The words for a guiding network that is made of the model's own: `guidegen.models.weaken`."""
+NAME_ONE = "Name one: --guide-model ID|DIR, or pag or skip, which make one of the model's own network"
 _CONDITION = ("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type")
 
 
@@ -50,27 +52,63 @@ class GuideModel:
     layers: tuple[str, ...] = ()
 
     @property
-    def folders(self) -> list[Path]:
-        """Where its weights are: what it has of its own, without what decodes latents."""
+    def parts(self) -> list[str]:
+        """The parts that it loads: its network and what reads prompts, without what decodes latents."""
         if self.checkpoint is None:
             return []
-        folders = self.checkpoint.part_folders
         if self.shares:
-            return [folders[self.checkpoint.kind.network]]
-        return [folder for part, folder in folders.items() if part != "vae"]
+            return [self.checkpoint.network]
+        return [part for part in self.checkpoint.part_folders if part != self.checkpoint.decoder]
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its weights are."""
+        return [self.checkpoint.part_folders[part] for part in self.parts] if self.checkpoint else []
 
     def sha256(self, access: Access = DEFAULT_ACCESS) -> str | None:
         """Identity of its weights; None where they are the model's."""
-        if self.checkpoint is None:
-            return None
-        if self.checkpoint.custom is not None:
-            return self.checkpoint.sha256(access)
-        return weights_sha256(self.folders, access)
+        return self.checkpoint.sha256(access, self.parts) if self.checkpoint else None
 
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own."""
         if self.checkpoint is not None:
             download_weights(self.checkpoint.ref, self.checkpoint.revision, self.folders, access)
+
+    def check_network(self, model: Checkpoint) -> None:
+        """Refuses, before any weights are read, a config that makes no network, and layers that the model does not have.
+
+        Raises:
+            CheckpointError: the config makes no network.
+            UsageError: there are no such layers.
+        """
+        if self.checkpoint is not None:
+            self.checkpoint.check_networks()
+        if self.weakening is not None:
+            from guidegen.models.loading import empty_part
+            from guidegen.models.weaken import pick_layers
+
+            pick_layers(empty_part(model, model.network), self.weakening, self.layers)
+
+    def load(self, model: Checkpoint, networks: Networks, options: LoadOptions) -> Condition:
+        """The guiding network, told what to draw like the model's.
+
+        Args:
+            model: what it is weighed against.
+            networks: the model's.
+            options: what these were loaded with.
+
+        Raises:
+            CheckpointError: the weights do not load.
+        """
+        from guidegen.models.loading import ready_network
+        from guidegen.models.weaken import weakened
+
+        if self.checkpoint is not None and not self.shares:
+            return self.checkpoint.load(replace(options, decodes=False)).condition
+        assert networks.condition_on is not None  # the kinds that share have it
+        if self.checkpoint is not None:
+            return networks.condition_on(ready_network(self.checkpoint, options), self.checkpoint.null_label)
+        return networks.condition_on(weakened(networks.network, self.weakening or "", self.layers), model.null_label)
 
     def check_labels(self, labels: Iterable[int], model: Checkpoint, needs_null: bool) -> None:
         """Refuses labels that the guiding model does not know as the model does.
@@ -123,8 +161,8 @@ def open_guide(
     """
     word, colon, layers = ref.partition(":")
     if word in WEAKENINGS:
-        if model.custom is not None:
-            raise UsageError(f"--guide-model {ref}: the layers of a model of your own are not known; name a second model.")
+        if not model.has_layers:
+            raise UsageError(f"--guide-model {ref}: the layers of a custom model are not known; name a second model.")
         names = tuple(filter(None, (name.strip() for name in layers.split(","))))
         if colon and not names:
             raise UsageError(f"--guide-model {ref}: name layers after the colon, such as {word}:mid_block, or leave it out.")
@@ -140,13 +178,16 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
         folder = model.guiding_folder
         if folder is None:
             raise UsageError(f"--guide-model {ref}: {model.ref} has no guiding network in its folder. {NAME_ONE}")
-        return _bare(f"{model.ref.partition('@')[0]}/{folder.name}", folder, model.revision, model), True
+        alone = model.with_network(f"{model.ref.partition('@')[0]}/{folder.name}", folder, model.revision)
+        if alone is None:
+            raise CheckpointError(f"{folder} holds no network like that of {model.ref}.")
+        return alone, True
     pinned = ref
-    if split_python_ref(ref) is None and model.custom is None:
+    if split_python_ref(ref) is None:
         folder, revision = locate(ref, access.offline)
         pinned = f"{ref.partition('@')[0]}@{revision}" if revision else ref
-        if _bare_kind(folder, model) is not None:
-            return _bare(ref, folder, revision, model), True
+        if alone := model.with_network(ref, folder, revision):
+            return alone, True
     guiding = replace(open_checkpoint(pinned, None, size if split_python_ref(ref) is None else None, access=access), ref=ref)
     null = model.null_label
     unsaid = guiding.null_label is None and guiding.classes == model.classes
@@ -156,46 +197,8 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
     return guiding, False
 
 
-def _bare_kind(folder: Path, model: Checkpoint) -> Kind | None:
-    """The kind of a folder that holds a network like the model's and nothing beside it; None for anything else."""
-    if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
-        return None
-    found = read_config(folder / "config.json").get("_class_name")
-    kinds = (PIXEL, ADM) if model.kind in (PIXEL, ADM) else (model.kind,)
-    return next((kind for kind in kinds if kind.network_class == found), None)
-
-
-def _bare(ref: str, folder: Path, revision: str | None, model: Checkpoint) -> Checkpoint:
-    """A network alone as a checkpoint that has all else from the model."""
-    config = read_config(folder / "config.json")
-    kind = _bare_kind(folder, model) or model.kind
-    check_network(kind, config, folder)
-    labels, null = model.labels, config.get("null_label", model.null_label)
-    if "id2label" in config:
-        labels, null = declared_labels(config, config, folder, null)
-    scheduler = scheduler_config_in(folder) or model.scheduler_config
-    configs = {**model.configs, kind.network: {"in_channels": 3, "out_channels": 3} | config}
-    return replace(
-        model,
-        ref=ref,
-        kind=kind,
-        folder=folder,
-        revision=revision,
-        configs=configs,
-        scheduler_config=scheduler,
-        index={},
-        labels=labels,
-        null_label=null,
-    )
-
-
-NAME_ONE = "Name one: --guide-model ID|DIR, or pag or skip, which make one of the model's own network"
-
-
 def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
     """What of a guiding model is not as in the model and has to be; a sentence each."""
-    from guidegen.sampling.schedulers import noise_schedule  # torch and diffusers
-
     pairs: list[tuple[str, Any, Any]] = [
         ("condition", _takes(guiding), _takes(model)),
         ("shape", "x".join(map(str, guiding.shape)), "x".join(map(str, model.shape))),
@@ -206,7 +209,7 @@ def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[s
     if shares:
         pairs += [(key, guiding.config.get(key), model.config.get(key)) for key in _CONDITION]
     elif model.latent and guiding.latent:
-        theirs, ours = (c.configs["vae"].get("scaling_factor") for c in (guiding, model))
+        theirs, ours = (c.decoder_config.get("scaling_factor") for c in (guiding, model))
         pairs.append(("scaling_factor of the VAE", theirs, ours))
     return [f"{what} {_said(its)} where the model's is {_said(own)}" for what, its, own in pairs if its != own]
 

@@ -1,0 +1,132 @@
+"""The rows of `guidegen evaluate` as a table or as JSON, and notes on what may not be compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from guidegen.cli import console
+from guidegen.spec.axes import describe, value_name
+
+if TYPE_CHECKING:
+    from guidegen.evaluate.features import Reader
+    from guidegen.evaluate.measure import Drawn
+    from guidegen.evaluate.reference import Reference
+
+    Pairs = Sequence[tuple[Drawn, Sequence[dict[str, Any]]]]
+
+
+def warn_of_few(pairs: Pairs) -> None:
+    """Notes on standard error where the numbers of images make metrics biased or incomparable.
+
+    Args:
+        pairs: each run with its rows of metrics.
+    """
+    from guidegen.evaluate.measure import key_of
+    from guidegen.evaluate.standard_errors import LEAST
+
+    measured = [(describe(run.axes, key_of(row, run.axes)), row) for run, rows in pairs for row in rows]
+    rows = [row for _, row in measured]
+    width = rows[0]["features"]["width"]
+    counts = [row["distinct"] for row in rows]
+    real = rows[0]["reference"]["images"]
+    if min(*counts, real) <= width:
+        what = f"{min(counts)} images at a weight" if min(counts) <= width else f"{real} reference images"
+        console.note(
+            f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
+            "be compared only between equal numbers of images. The kernel distance has no such bias."
+        )
+    for where, row in measured:
+        if row["distinct"] < row["images"]:
+            console.note(
+                f"warning: {row['mode']}, {where}: only {row['distinct']} of {row['images']} images differ (a seed "
+                "without its label is one image); distances, precision, recall, density and coverage are of those"
+            )
+    if len(set(counts)) > 1:
+        console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
+    per_class = [figure["per_class"] for row in rows if (figure := row["metrics"]["vendi_score"])]
+    if len({n for some in per_class for n in some}) > 1:
+        low, high = min(low for low, _ in per_class), max(high for _, high in per_class)
+        console.note(
+            f"warning: the Vendi score is of {low} to {high} images a label, which is the most that it can be: it grows "
+            "with their number, and may be compared between equal ones only"
+        )
+    if per_class and min(low for low, _ in per_class) < LEAST:
+        console.note(
+            f"note: Vendi score and pairwise distance have a standard error from {LEAST} images of each label on, and here "
+            f"some have {min(low for low, _ in per_class)}"
+        )
+
+
+def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows: bool, quiet: bool) -> None:
+    """Prints the rows on standard output: JSON, columns of text, or a table on a terminal.
+
+    Args:
+        pairs: each run with its rows of metrics.
+        reader: made the features.
+        reference: what was measured against.
+        json_rows: whether to print one JSON object per row.
+        quiet: whether to leave out the line on standard error that describes the numbers.
+    """
+    from guidegen.evaluate.metrics import METRICS, title_of
+
+    if json_rows:
+        for run, rows in pairs:
+            for row in rows:
+                console.result(json.dumps({"run": str(run.folder), **row}, ensure_ascii=False))
+        return
+    runs, every_row = [run for run, _ in pairs], [row for _, rows in pairs for row in rows]
+    axes = list(dict.fromkeys(axis for run in runs for axis in run.axes))
+    head = ["run" if len({run.mode for run in runs}) < len(runs) else "mode", *axes, "images"]
+    metrics = [metric for metric in METRICS if any(row["metrics"][metric.name] for row in every_row)]
+    lines = []
+    for run, rows in pairs:
+        name = run.folder.name if head[0] == "run" else run.mode
+        for row in rows:
+            figures = [_figure(row["metrics"][metric.name], row["images"]) for metric in metrics]
+            lines.append([name, *(_value(axis, row.get(axis)) for axis in axes), f"{row['images']:,}", *figures])
+    titles = [title_of(metric, reader.inception) for metric in metrics]
+    if not quiet:
+        console.note(_about(every_row, reader, reference))
+    if not sys.stdout.isatty():
+        short = [title.lower() if title.isupper() else metric.name for metric, title in zip(metrics, titles, strict=True)]
+        table = [[*head, *short], *lines]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        for line in table:
+            console.result("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table_of: Any = Table(box=None, pad_edge=False, header_style="bold")
+    for title in [*head, *titles]:
+        table_of.add_column(console.clean(title), justify="right")
+    for line in lines:
+        table_of.add_row(*(console.clean(text.replace("±", " ±")) for text in line))
+    Console(highlight=False, markup=False).print(table_of)
+
+
+def _about(rows: Sequence[dict[str, Any]], reader: Reader, reference: Reference) -> str:
+    about = f"{reader.name} features, {len(reference.features):,} reference images of {reference.source}"
+    if reference.accuracy is not None:
+        about += f", {reference.accuracy:.1%} of which the evaluation classifier classifies correctly"
+    vendi = [figure for row in rows if (figure := row["metrics"]["vendi_score"])]
+    if sizes := sorted({n for figure in vendi for n in figure["per_class"]}):
+        many = " to ".join(map(str, sorted({sizes[0], sizes[-1]})))
+        about += f"; Vendi score of {many} images a label, the most that it can be"
+    return about
+
+
+def _figure(found: dict[str, Any] | None, images: int) -> str:
+    """`12.3±0.4`, with the number of images where it is not that of the row."""
+    if found is None:
+        return "-"
+    spread = "" if found["spread"] is None else f"±{found['spread']:.2g}"
+    count = "" if found["images"] == images else f"({found['images']:,})"
+    return f"{found['value']:.4g}{spread}{count}"
+
+
+def _value(axis: str, value: Any) -> str:
+    return "-" if value is None else value_name(axis, value)
