@@ -162,11 +162,11 @@ def bundled_size() -> tuple[int, int] | None:
 def read_rows_with(
     reader: Reader, run: Path, rows: Iterable[Row], batch: int, on_image: Callable[[int], None]
 ) -> dict[str, tuple[NDArray[np.float32], str]]:
-    """What `reader` makes of a run's images, each read once and kept in the run: sha256 -> (D,) and a hash of the pixels.
+    """Output of `reader` for a run's images, each read once and cached in the run: sha256 -> (D,) and a hash of the pixels.
 
-    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so what was drawn since
-    is all that is read next time. Memory holds one batch of images and the features. The hash of the
-    pixels tells which images are the same, which their files, that name their label, do not.
+    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so that the next call reads only what was
+    drawn since. Memory holds one batch of images and the features. The hash of the pixels identifies equal images, whose
+    files differ, since they name the label.
 
     Raises:
         CorruptImageError: an image is not the one that was drawn.

@@ -114,7 +114,7 @@ def _wrong_with(folder: Path, row: Row) -> str:
         read_drawn_bytes(folder, row)
     except CorruptImageError as error:
         return str(error)
-    return f"{folder / row['file']} is not what its row says."
+    return f"{folder / row['file']} is not what its row describes."
 
 
 def _of_plans(
@@ -282,7 +282,7 @@ class _ReferenceAbout:
 
 @dataclass(frozen=True)
 class _MetricsRow:
-    """A line of metrics.jsonl; the axes stand beside these under their own names."""
+    """A line of metrics.jsonl; the axes are beside these, under their names."""
 
     metrics: dict[str, _Figure | None]
     images_sha256: str

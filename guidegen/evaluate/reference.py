@@ -58,7 +58,7 @@ class Source:
     """Images on disk, not read yet.
 
     Attributes:
-        name: for people.
+        name: to show.
         labelled: whether its images have labels.
         images: yields uint8 (H, W, 3) and the label, None where it has none, of those with the given labels.
     """
