@@ -38,7 +38,7 @@ class OutputError(GuidegenError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line; its class where it says nothing."""
+    """The message of an error of a library, in one line; its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

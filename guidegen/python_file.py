@@ -1,4 +1,4 @@
-"""Python files of one's own: run once, and blamed by file and line for whatever goes wrong in them."""
+"""Custom Python files: run once, and blamed by file and line for whatever goes wrong in them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_python_ref(ref: str, kind: type, error: type[GuidegenError] = Checkpoin
 
 
 def python_sha256(ref: str, version: str = "") -> str:
-    """Identity of something of one's own: its file as it was run, and what it says of its weights."""
+    """Identity of what a Python file defines: its file as it was run, and what it says of its weights."""
     file, name = split_python_ref(ref) or (Path(ref), "")
     return hashlib.sha256(_run(file, CheckpointError).source + f":{name}:{version}".encode()).hexdigest()
 
@@ -97,7 +97,7 @@ def _execute(file: Path, path: Path, source: bytes, error: type[GuidegenError]) 
 
 @contextmanager
 def blamed(ref: str, error: type[GuidegenError], what: Any = None, drawing: bool = False) -> Iterator[None]:
-    """Turns whatever code of one's own raises or exits with into an error with its file and line.
+    """Turns whatever custom code raises or exits with into an error with its file and line.
 
     What it prints goes to standard error. Signals pass as they are.
 
@@ -114,23 +114,23 @@ def blamed(ref: str, error: type[GuidegenError], what: Any = None, drawing: bool
             interrupted = isinstance(problem, KeyboardInterrupt) and came
             if interrupted or isinstance(problem, StoppedError) or (drawing and is_out_of_memory(problem)):
                 raise
-            raise error(f"{_place(ref, problem, what)}: {_said(problem)}") from problem
+            raise error(f"{_location(ref, problem, what)}: {_message(problem)}") from problem
 
 
 def blame(problem: BaseException) -> GuidegenError | None:
-    """The error of a file of one's own that an exception went through unwatched, as in a backward pass; None for others."""
+    """The error of a custom file that an exception went through unwatched, as in a backward pass; None for others."""
     own = {str(path) for path in _files}
     lines = [(f.f_code.co_filename, line) for f, line in walk_tb(problem.__traceback__) if f.f_code.co_filename in own]
-    return CheckpointError(f"{lines[-1][0]}:{lines[-1][1]}: {_said(problem)}") if lines else None
+    return CheckpointError(f"{lines[-1][0]}:{lines[-1][1]}: {_message(problem)}") if lines else None
 
 
 def refuse_custom(ref: str, error: type[GuidegenError], what: Any, message: str) -> GuidegenError:
-    """The error that something of one's own gives what it should not, with the line where it is made."""
+    """The error that custom code gives what it should not, with the line where it is made."""
     line = _line_of(what, str(_resolved(Path(ref.rpartition(":")[0]))))
     return error(f"{ref.rpartition(':')[0]}:{line}: {message}" if line else f"{ref}: {message}")
 
 
-def _place(ref: str, problem: BaseException, what: Any) -> str:
+def _location(ref: str, problem: BaseException, what: Any) -> str:
     """`file:line` of an error: the innermost line of the file that it went through."""
     file = ref.rpartition(":")[0]
     path = str(_resolved(Path(file)))
@@ -152,8 +152,8 @@ def _line_of(what: Any, path: str) -> int | None:
         return None
 
 
-def _said(problem: BaseException) -> str:
-    """What an exception says, in one line with its class."""
+def _message(problem: BaseException) -> str:
+    """The message of an exception, in one line with its class."""
     kind = type(problem).__name__
     try:
         text = first_line(problem)
@@ -167,7 +167,7 @@ def _said(problem: BaseException) -> str:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C, told from a KeyboardInterrupt that code raises of itself: the signals that came."""
+    """Ctrl-C, as distinct from a KeyboardInterrupt that code raises of itself: the signals that came."""
     came: list[int] = []
 
     def note(number: int, frame: Any) -> None:

@@ -76,7 +76,7 @@ def _wrong(problem: Exception) -> str:
     if isinstance(problem, RecursionError):
         return "is nested too deeply."
     if isinstance(problem, msgspec.ValidationError):
-        what, _, place = str(problem).replace("`", "").partition(" - at ")
-        at = f" at {place.removeprefix('$.')}" if place else ""
+        what, _, path = str(problem).replace("`", "").partition(" - at ")
+        at = f" at {path.removeprefix('$.')}" if path else ""
         return f"is not valid: {what[:1].lower()}{what[1:]}{at}."
     return f"is not valid JSON: {str(problem).strip() or type(problem).__name__}."

@@ -24,7 +24,8 @@ from torch import Tensor
 from guidegen.errors import GuidegenError
 from guidegen.models.checkpoint import open_checkpoint, open_classifier
 from guidegen.models.denoisers import UNetDenoiser
-from guidegen.runs.directory import Run, read_rows
+from guidegen.runs.directory import Run
+from guidegen.runs.manifest import read_rows
 from guidegen.sampling.device import pick_device
 from guidegen.sampling.sampler import Sampler, Tally
 from guidegen.sampling.setup import plan_scheduler

@@ -23,7 +23,8 @@ from guidegen.errors import UsageError
 from guidegen.evaluate.measure import images_digest, open_drawn, write_metrics
 from guidegen.evaluate.metrics import METRICS
 from guidegen.report.page import safe_json
-from guidegen.runs.directory import Run, read_rows
+from guidegen.runs.directory import Run
+from guidegen.runs.manifest import read_rows
 from guidegen.spec.cell import Cell
 from guidegen.spec.plan import Plan
 from guidegen.spec.settings import Settings

@@ -17,8 +17,10 @@ from conftest import settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guidegen.runs.directory import Manifests, Run, check, encode_row, read_rows
-from guidegen.runs.schema import parse_row
+from guidegen.runs.directory import Run
+from guidegen.runs.manifest import Manifests, read_rows
+from guidegen.runs.schema import encode_row, parse_row
+from guidegen.runs.status import check
 from guidegen.spec.cell import Cell
 
 FILES = [f"images/w1.0/nolabel/{seed:06d}.png" for seed in range(4)]
@@ -82,7 +84,7 @@ def test_places_are_those_of_the_last_row_of_each_file_whatever_stands_between(s
             model |= {row["file"]: row for row in rows if row}
             junk += any(row is None for row in rows)
         manifests = Manifests(folder)
-        assert {file: manifests.read(place) for file, place in manifests.places().items()} == model
+        assert {file: manifests.read(place) for file, place in manifests.offsets().items()} == model
         assert {row["file"]: row for row in read_rows(folder)} == model
         assert len(manifests.invalid()) == junk
 

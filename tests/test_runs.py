@@ -24,7 +24,12 @@ from PIL.PngImagePlugin import PngInfo
 import guidegen.runs.directory as runs
 from guidegen.cli import output
 from guidegen.errors import UsageError
-from guidegen.runs.directory import Run, atomically, check, clear_leftovers, read_plans, read_rows, read_run
+from guidegen.runs.directory import Run
+from guidegen.runs.files import atomically
+from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import read_plans, read_run
+from guidegen.runs.status import check
+from guidegen.runs.wipe import clear_leftovers
 from guidegen.spec.cell import Cell
 from guidegen.spec.plan import Plan
 from guidegen.spec.shard import Shard

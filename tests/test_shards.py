@@ -23,7 +23,8 @@ from PIL import Image
 
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
-from guidegen.runs.directory import Manifests, Run
+from guidegen.runs.directory import Run
+from guidegen.runs.manifest import Manifests
 from guidegen.spec.plan import Plan
 from guidegen.spec.shard import Shard
 
@@ -247,14 +248,14 @@ def test_plan_of_other_prompts_is_refused_and_leaves_run_json_alone(tmp_path: Pa
 def test_rows_are_read_while_another_shard_adds_to_its_own(with_null: Path, tmp_path: Path) -> None:
     draw_shards(with_null, 2)
     manifests = Manifests(tmp_path / "run")
-    before = {file: manifests.read(place) for file, place in manifests.places().items()}
+    before = {file: manifests.read(place) for file, place in manifests.offsets().items()}
     with (tmp_path / "run/manifest.0-of-2.jsonl").open("a") as file:
         file.write(
             json.dumps(before["images/w3.0/label0000/000000.png"] | {"file": "images/w9.0/nolabel/000000.png"}) + "\n"
         )
-    assert {file: manifests.read(place) for file, place in manifests.places().items()} == before
-    assert len(Manifests(tmp_path / "run").places()) == len(before) + 1
-    assert len(Manifests(tmp_path / "run", Shard(1, 2)).places()) == 9
+    assert {file: manifests.read(place) for file, place in manifests.offsets().items()} == before
+    assert len(Manifests(tmp_path / "run").offsets()) == len(before) + 1
+    assert len(Manifests(tmp_path / "run", Shard(1, 2)).offsets()) == 9
 
 
 def test_plan_in_run_json_does_not_grow_with_the_number_of_images(with_null: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from guidegen.cli.output import Output
 from guidegen.cli.preview import check_preview, preview
 from guidegen.cli.report import write_report
 from guidegen.errors import UsageError
-from guidegen.runs.directory import Row, read_rows
+from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import Row
 
 _AFTER = "Afterwards"
 

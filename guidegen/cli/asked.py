@@ -73,8 +73,8 @@ def asked_guide_weights(flags: SampleOptions) -> list[float] | list[None]:
         return [None]
     if flags.mode == "none":
         raise UsageError(
-            "--guide-model and --w-guide guide, and --mode none draws the network as it is. For the model against a "
-            "weaker one: --mode autoguidance, with the weight --w."
+            "--guide-model and --w-guide guide, and --mode none draws the network as it is. For "
+            "autoguidance alone: --mode autoguidance, with the weight --w."
         )
     weights = _numbers(flags, "2" if text is None else text, "--w-guide")
     if weights == [1.0]:

@@ -108,7 +108,7 @@ class Progress:
     def __init__(self, steps: int, images: int, bar: Any = None, plain: bool = False):
         self._steps, self._images, self._bar = steps, images, bar
         self._done = self._drawn = 0
-        self._began = self._told = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._plain = plain
         self._task = bar.add_task("drawing", total=steps, count=f"0/{images}") if bar else None
 
@@ -117,9 +117,9 @@ class Progress:
         self._done += cells
         if self._bar:
             self._bar.update(self._task, completed=self._done)
-        elif self._plain and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            left = (self._told - self._began) * (self._steps - self._done) / max(1, self._done)
+        elif self._plain and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            left = (self._printed - self._began) * (self._steps - self._done) / max(1, self._done)
             note(f"{self._drawn}/{self._images} images, {100 * self._done // self._steps} %, about {left:.0f} s left")
 
     def image(self) -> None:

@@ -23,7 +23,12 @@ from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.report import grid
-from guidegen.runs.directory import Row, Rows, Run, encode_row, png_text, remove, write_atomically
+from guidegen.runs.directory import Run
+from guidegen.runs.files import write_atomically
+from guidegen.runs.manifest import Rows
+from guidegen.runs.png import png_text
+from guidegen.runs.schema import Row, encode_row
+from guidegen.runs.wipe import remove
 from guidegen.spec import limits
 from guidegen.spec.axes import CELL_AXES, named
 from guidegen.spec.cell import Cell

@@ -18,21 +18,14 @@ from guidegen.cli.drawing import draw_grid, find_failures
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
 from guidegen.report import grid
-from guidegen.runs.directory import (
-    Row,
-    Rows,
-    State,
-    alone,
-    check,
-    clear_leftovers,
-    encode_row,
-    exporting,
-    exports_of,
-    read_plans,
-    read_run,
-    write_atomically,
-)
+from guidegen.runs.directory import exporting, exports_of
+from guidegen.runs.files import write_atomically
 from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
+from guidegen.runs.locks import alone
+from guidegen.runs.manifest import Rows
+from guidegen.runs.schema import Row, encode_row, read_plans, read_run
+from guidegen.runs.status import State, check
+from guidegen.runs.wipe import clear_leftovers
 from guidegen.spec.cell import Cell, variant_folder
 from guidegen.spec.command import read_command
 from guidegen.spec.plan import Plan, listed

@@ -154,7 +154,7 @@ class Sampling:
             "--guidance",
             metavar="NAME",
             help="The method: cfg (plain), apg, cfg++, rescale ...; `guidegen guidances` lists them. file.py:NAME runs a "
-            "function of your own. [default: cfg]",
+            "custom function. [default: cfg]",
             rich_help_panel=_HOW,
         ),
     ] = None

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def _guidances(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A method to explain, or file.py:NAME of your own. Default: list all."),
+        typer.Argument(metavar="[NAME]", help="A method to explain, or a custom file.py:NAME. Default: list all."),
     ] = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -37,7 +37,7 @@ def _guidances(
     methods = list(METHODS.values()) if name is None else [find_method(name)[0]]
     if as_json:
         for method in methods:
-            console.result(json.dumps(facts(method), ensure_ascii=False))
+            console.result(json.dumps(fields_of(method), ensure_ascii=False))
     elif name is not None:
         console.result(explanation(methods[0]))
     else:
@@ -47,7 +47,7 @@ def _guidances(
         console.result(f"\n{legend}\n\n{_costs()}\n`guidegen guidances NAME` explains one, with its options.")
 
 
-def facts(method: Method) -> dict[str, Any]:
+def fields_of(method: Method) -> dict[str, Any]:
     """One method as a row of `--json`."""
     from guidegen.scores.methods import SYMBOLS
 

@@ -35,7 +35,7 @@ Model = Annotated[
         "-m",
         metavar="ID|DIR",
         envvar="GUIDEGEN_MODEL",
-        help="Folder, hub id (owner/name, owner/name@revision), or file.py:NAME of your own. Default: the bundled one.",
+        help="Folder, hub id (owner/name, owner/name@revision), or a custom file.py:NAME. Default: the bundled one.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -120,8 +120,8 @@ def find_classifier(
         if bundled is None:
             return None
         found = open_classifier(bundled, input, access=access)
-        place = f"{checkpoint.ref.partition('@')[0]}/{found.folder.name}"  # on the hub, it is of the checkpoint's commit
-        return replace(found, ref=place, revision=checkpoint.revision) if checkpoint.revision else found
+        where = f"{checkpoint.ref.partition('@')[0]}/{found.folder.name}"  # on the hub, it is of the checkpoint's commit
+        return replace(found, ref=where, revision=checkpoint.revision) if checkpoint.revision else found
     return open_classifiers([_weighted(ref) for ref in refs], input, access)
 
 

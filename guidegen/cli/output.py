@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
 from guidegen.errors import UsageError
-from guidegen.runs.directory import atomically, encode_row, parameters_line, png_text
+from guidegen.runs.files import atomically
 from guidegen.runs.images import read_drawn
-from guidegen.runs.schema import check_row, loads
+from guidegen.runs.png import parameters_line, png_text
+from guidegen.runs.schema import check_row, encode_row, loads
 from guidegen.schema import LARGEST_TEXT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from guidegen.runs.directory import Row
+    from guidegen.runs.schema import Row
 
 _IMAGES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}
@@ -141,8 +142,8 @@ def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: st
     with Image.open(picture) as image:
         line = None
         if len(rows) == 1:
-            facts = {"settings": plan["settings"], "cell": plan["cells"][0], "label_name": rows[0]["label_name"]}
-            line = parameters_line(facts, *image.size)
+            metadata = {"settings": plan["settings"], "cell": plan["cells"][0], "label_name": rows[0]["label_name"]}
+            line = parameters_line(metadata, *image.size)
         if suffix == ".png":
             image.save(buffer, "PNG", pnginfo=png_text(plan, line))
         else:

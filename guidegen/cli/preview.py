@@ -11,8 +11,8 @@ from typing import Any
 from guidegen.cli import console
 from guidegen.errors import UsageError
 from guidegen.report import grid
-from guidegen.runs.directory import Row
 from guidegen.runs.images import CorruptImageError, read_drawn
+from guidegen.runs.schema import Row
 
 _ROWS = 24  # of the terminal, for a single image
 _ENLARGE_TO = 512

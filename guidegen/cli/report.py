@@ -65,7 +65,7 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
     """
     from guidegen.evaluate.measure import open_drawn, read_metrics
     from guidegen.report.page import build_page
-    from guidegen.runs.directory import write_atomically
+    from guidegen.runs.files import write_atomically
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {out}: a report is written as .html.")

@@ -19,8 +19,9 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.models.labels import Labels
 from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
-from guidegen.runs.directory import Row, read_plans, read_rows, read_run, with_axes
 from guidegen.runs.images import invalid_rows, refusal
+from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
 from guidegen.spec.plan import Plan
@@ -56,7 +57,7 @@ def _inspect(
     folders = checkpoint.part_folders if checkpoint.revision is None else {}
     parameters = {part: sum(map(_parameters, find_weights(folder, access).files)) for part, folder in folders.items()}
     refusals = {mode: checkpoint.refusal(mode, opened is not None) for mode in MODES}
-    facts: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "checkpoint": checkpoint.ref,
         "revision": checkpoint.revision,
         "kind": _kind(checkpoint),
@@ -77,9 +78,9 @@ def _inspect(
         "missing": checkpoint.missing,
     }
     if as_json:
-        console.result(json.dumps(facts, ensure_ascii=False))
+        console.result(json.dumps(fields, ensure_ascii=False))
         return
-    shown = {key: _text(value) for key, value in facts.items() if value not in (None, [], {})}
+    shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
         console.result("\n".join(f"{key}: {text}" for key, text in shown.items()))
         return
@@ -199,20 +200,20 @@ def _grid(
     if len(runs) == 1:
         plan = _plan_with_grid(runs[0], abouts[0])
         across, down = across or tuple(plan.columns if plan else ()), down or tuple(plan.rows if plan else ())
-    cells, told = _side_by_side(runs, [about["settings"] for about in abouts], metric or [])
+    cells, apart = _side_by_side(runs, [about["settings"] for about in abouts], metric or [])
     cells = _chosen(cells, label, seeds)
     shapes = {tuple(row["shape"][:2]) for row in cells if row["shape"]}
     if not shapes:
         raise UsageError(f"{runs[0]} holds no finished images yet.")
     if len(shapes) > 1:
         raise UsageError("The images differ in size; draw grids of one size at a time.")
-    title = grid.title_of(abouts[0]["settings"], told)
+    title = grid.title_of(abouts[0]["settings"], apart)
     pages = grid.layout(cells, shapes.pop(), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
-    facts = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
+    metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
-    for path in draw_grid(runs[0], cells, pages, facts, out, problems.append):
+    for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
         console.result(str(path))
     if problems:
         raise refusal(problems, len(cells), "their cells are crossed out")
@@ -263,7 +264,7 @@ def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Ro
 def _side_by_side(
     runs: Sequence[Path], settings: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 ) -> tuple[list[Row], list[str]]:
-    """Rows of all runs, named by what tells the runs apart, and the axes that are not the same in all rows."""
+    """Rows of all runs, named by what distinguishes the runs, and the axes that are not the same in all rows."""
     rows_of = [_measured(run, read_rows(run), metrics) if metrics else read_rows(run) for run in runs]
     swept = dict.fromkeys(axis for rows in rows_of for axis in grid.axes_of(rows) if axis not in CELL_AXES)
     names = run_names(settings, [run.resolve().name for run in runs], swept)

@@ -20,8 +20,9 @@ from guidegen.evaluate.metrics import require
 from guidegen.models.classifiers.info import ClassifierInfo, ImageModel
 from guidegen.models.classifiers.opening import open_classifier, open_image_model
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
-from guidegen.runs.directory import Row, write_atomically
+from guidegen.runs.files import write_atomically
 from guidegen.runs.images import LARGEST_FILE, decode, read_drawn
+from guidegen.runs.schema import Row
 from guidegen.schema import read_bytes
 from guidegen.spec.cell import digest
 from guidegen.spec.plan import batches

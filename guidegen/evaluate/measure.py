@@ -19,9 +19,11 @@ from guidegen.evaluate.features import EvaluationClassifier, Reader, read_rows_w
 from guidegen.evaluate.metrics import Measured, Meter
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES
 from guidegen.evaluate.reference import Reference, subject_of
-from guidegen.runs.directory import Row, check, is_intact, read_plans, read_rows, read_run, with_axes, write_atomically
+from guidegen.runs.files import write_atomically
 from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
-from guidegen.runs.schema import dumps
+from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.schema import Row, dumps, read_plans, read_run
+from guidegen.runs.status import check, is_intact
 from guidegen.schema import convert, read_bytes
 from guidegen.spec.axes import describe
 from guidegen.spec.cell import Cell, digest

@@ -22,8 +22,10 @@ from torch import Tensor
 from guidegen.errors import UsageError, first_line
 from guidegen.evaluate import arrays
 from guidegen.evaluate.features import Pixels, Reader, iterate, read_image
-from guidegen.runs.directory import Row, read_rows, write_atomically
+from guidegen.runs.files import write_atomically
 from guidegen.runs.images import decode, read_drawn
+from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import Row
 from guidegen.schema import LARGEST_TEXT
 from guidegen.schema import decode as decode_json
 from guidegen.spec.cell import digest

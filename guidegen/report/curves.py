@@ -10,7 +10,7 @@ from typing import Any
 from guidegen.evaluate.measure import Drawn
 from guidegen.evaluate.metrics import METRICS, Metric, title_of
 from guidegen.report.series import Series, about_series, make_series, shown
-from guidegen.runs.directory import write_atomically
+from guidegen.runs.files import write_atomically
 
 COLOURS = ("#2563eb", "#d9660a", "#0f8a6d", "#b4237a", "#6d4bd1", "#7a6a00", "#0b7fa8", "#c2412d")
 MARKERS = "osD^vPX*"

@@ -116,13 +116,13 @@ def layout(
     scale = scale or max(1, round(96 / max(height, width)))
     tile = (width * scale, height * scale)
     across = len({tuple(_value(cell, axis) for axis in column_axes) for cell in cells})
-    if across * tile[0] * tile[1] > MAX_PIXELS:  # said before a million columns get their names
+    if across * tile[0] * tile[1] > MAX_PIXELS:  # before a million columns get their names
         raise _too_wide(across, tile)
-    told = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # the axis that is told even alone
+    subject = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # named even where it has one value
     order = list(dict.fromkeys((*rows, *sorted(axes, key=lambda axis: axis_of(axis).down))))
     varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
     down = [axis for axis in order if axis not in column_axes]
-    row_axes = tuple(axis for axis in down if axis == told or axis in varying) or ("seed",)
+    row_axes = tuple(axis for axis in down if axis == subject or axis in varying) or ("seed",)
     if len(column_axes) > 1:
         column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
     unnamed = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
@@ -188,11 +188,11 @@ def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> di
         first.setdefault(tuple(_value(cell, axis) for axis in axes), cell)
     orders = [_order(axis, [key[i] for key in first]) for i, axis in enumerate(axes)]
     keys = sorted(first, key=lambda key: tuple(order[value] for order, value in zip(orders, key, strict=True)))
-    told = {key: [axis for axis in axes if _is_told(axis, first[key])] for key in keys}
-    return {key: between.join(_axis_name(axis, first[key]) for axis in told[key]) for key in keys}
+    shown = {key: [axis for axis in axes if _is_shown(axis, first[key])] for key in keys}
+    return {key: between.join(_axis_name(axis, first[key]) for axis in shown[key]) for key in keys}
 
 
-def _is_told(axis: str, cell: Row) -> bool:
+def _is_shown(axis: str, cell: Row) -> bool:
     """Not along an axis that other runs have and this one has not."""
     return axis in ("label", "prompt") or cell.get(axis) is not None
 
@@ -212,7 +212,7 @@ def _captioned(
 def _order(axis: str, values: Sequence[Any]) -> dict[Any, Any]:
     if axis != "label" and all(isinstance(value, int | float | None) for value in values):
         return {value: (value is not None, value or 0) for value in values}
-    return {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return {value: index for index, value in enumerate(dict.fromkeys(values))}
 
 
 def draw(
@@ -225,7 +225,7 @@ def draw(
         rows: of the images.
         plan: where they go.
         page: which part of it.
-        on_corrupt: told what is wrong with an image that is not the one that was drawn.
+        on_corrupt: called with what is wrong with an image that is not the one that was drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -239,14 +239,14 @@ def draw(
         x = plan.left + i * step_x + plan.tile[0] // 2
         for above, line in enumerate(reversed(_drawable(plan.heads[values]).split("\n"))):
             pen.text((x, plan.top - 8 - above * (_FONT + 4)), line, _INK, font, anchor="ms")
-    place = {key: y for y, key in enumerate(plan.pages[page])}
-    empty = {(x, y) for x in column.values() for y in place.values()}
+    row_of = {key: y for y, key in enumerate(plan.pages[page])}
+    empty = {(x, y) for x in column.values() for y in row_of.values()}
     named = set()
     for row in rows:
         key = tuple(_value(row, axis) for axis in plan.row_axes)
-        if key not in place:
+        if key not in row_of:
             continue
-        x, y = column[tuple(_value(row, axis) for axis in plan.column_axes)], place[key]
+        x, y = column[tuple(_value(row, axis) for axis in plan.column_axes)], row_of[key]
         corner = (plan.left + x * step_x, plan.top + y * step_y)
         if key not in named:
             named.add(key)
@@ -270,7 +270,7 @@ def draw(
 
 
 def title_of(settings: Mapping[str, Any], axes: Collection[str] = ()) -> str:
-    """The line at the top of a grid: what was drawn with what, but for the axes, which are told elsewhere."""
+    """The line at the top of a grid: what was drawn with what, but for the axes, which are named elsewhere."""
     words = [settings["model"]] * ("model" not in axes)
     if "mode" not in axes:
         against = f" against {settings['guide_model']}" if settings.get("guide_model") and "guide_model" not in axes else ""

@@ -23,8 +23,9 @@ from guidegen.evaluate.metrics import title_of
 from guidegen.evaluate.reference import subject_of
 from guidegen.report.grid import axes_of
 from guidegen.report.series import Series, about_series, make_series, names_of, shown
-from guidegen.runs.directory import Row, read_rows, with_axes
 from guidegen.runs.images import CorruptImageError, read_drawn, read_drawn_bytes
+from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.schema import Row
 from guidegen.spec.axes import axis_of, value_name
 from guidegen.spec.command import Command, read_command
 

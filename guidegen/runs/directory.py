@@ -24,19 +24,18 @@ from guidegen.errors import UsageError
 from guidegen.runs.files import (
     append,
     atomically,
-    file_sha256,
     find_temporary,
     open_to_append,
     refuse_links,
     unlink_if_abandoned,
     write_atomically,
 )
-from guidegen.runs.locks import alone, lock_run, refuse_other_processes, run_json_lock
-from guidegen.runs.manifest import Manifests, Rows, manifest_name, read_rows, with_axes
-from guidegen.runs.png import encode_png, image_metadata, parameters_line, png_text
-from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_plans, read_run, settings_of
-from guidegen.runs.status import State, check, is_intact, is_of
-from guidegen.runs.wipe import clear_leftovers, remove, wipe
+from guidegen.runs.locks import lock_run, refuse_other_processes, run_json_lock
+from guidegen.runs.manifest import Manifests, Rows, manifest_name
+from guidegen.runs.png import encode_png, image_metadata
+from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_run, settings_of
+from guidegen.runs.status import is_intact, is_of
+from guidegen.runs.wipe import wipe
 from guidegen.spec.cell import Cell, Variant, variant_folder
 from guidegen.spec.plan import Plan, finder
 from guidegen.spec.settings import Settings
@@ -44,13 +43,6 @@ from guidegen.spec.shard import Shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = [
-    "Manifests", "Row", "Rows", "Run", "State",
-    "alone", "atomically", "check", "clear_leftovers", "encode_png", "encode_row", "exporting", "exports_of", "file_sha256",
-    "image_metadata", "is_intact", "parameters_line", "png_text", "read_plans", "read_rows", "read_run", "remove",
-    "with_axes", "write_atomically",
-]  # fmt: skip
 
 
 class Run:
@@ -121,14 +113,14 @@ class Run:
             UsageError: the run holds other prompts, or a part of it is a symbolic link or no file.
         """
         manifests = Manifests(self.folder, self._shard)
-        places = manifests.places()
+        offsets = manifests.offsets()
         cell_of = finder(cells)
-        drawn = {file: cell for file in places if (cell := cell_of(file)) is not None}
-        kept = {file: cell for file, cell in drawn.items() if self._is_finished(cell, manifests.read(places[file]))}
+        drawn = {file: cell for file in offsets if (cell := cell_of(file)) is not None}
+        kept = {file: cell for file, cell in drawn.items() if self._is_finished(cell, manifests.read(offsets[file]))}
         for target, part in find_temporary(self.folder):
             if self._shard is None or target == self._path.name or cell_of(target) is not None:
                 unlink_if_abandoned(part)
-        self._keep(manifests, {place for file, place in places.items() if file not in drawn or file in kept})
+        self._keep(manifests, {offset for file, offset in offsets.items() if file not in drawn or file in kept})
         return set(kept.values())
 
     def rows(self, cells: Iterable[Cell]) -> Rows:
@@ -140,10 +132,10 @@ class Run:
             raise _other_prompts(self.folder, row["prompt"], cell.prompt)
         return bool(row["status"] == "ok" and is_of(row, cell) and is_intact(self.folder, row))
 
-    def _keep(self, manifests: Manifests, places: Collection[int]) -> None:
-        """Leaves in the manifest of this process just the rows at these places."""
-        if any(row is None or place not in places for place, row in manifests.rows_of(self._path)):
-            kept = (encode_row(row) for place, row in manifests.rows_of(self._path) if row and place in places)
+    def _keep(self, manifests: Manifests, offsets: Collection[int]) -> None:
+        """Leaves in the manifest of this process just the rows at these offsets."""
+        if any(row is None or offset not in offsets for offset, row in manifests.rows_of(self._path)):
+            kept = (encode_row(row) for offset, row in manifests.rows_of(self._path) if row and offset in offsets)
             write_atomically(self._path, kept)
             before, self._manifest = self._manifest, open_to_append(self._path)
             os.close(before)
@@ -281,7 +273,7 @@ def _without_layout(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_prompts(folder: Path, there: str | None, now: str | None) -> UsageError:
-    """Prompts name their folders by their place in the list: two lists do not share a directory."""
+    """Prompts name their folders by their index in the list: two lists do not share a directory."""
     return UsageError(f"{folder} holds other prompts: {there!r} there, {now!r} now.\nName another -o, or --overwrite it.")
 
 

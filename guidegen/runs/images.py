@@ -23,7 +23,7 @@ _LISTED = 5
 
 
 class CorruptImageError(IncompleteError):
-    """An image of a run that is not the one that its row tells of."""
+    """An image of a run that is not the one of its row."""
 
 
 def read_drawn(run: Path, row: Mapping[str, Any]) -> Image:

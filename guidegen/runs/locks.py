@@ -16,7 +16,7 @@ _SECONDS_FOR_RUN_JSON = 60
 def _try_lock(path: Path) -> Any:
     """An advisory lock that dies with its process; None where another process holds it.
 
-    Another process that only looks whether it is held lets go at once: hence the second's patience.
+    Another process that only checks whether it is held lets go at once: hence the second's patience.
     """
     from filelock import FileLock, Timeout
 
@@ -84,7 +84,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def run_json_lock(folder: Path) -> Iterator[None]:
-    """One process at a time may look at run.json and write it: a matter of milliseconds."""
+    """One process at a time may read run.json and write it: a matter of milliseconds."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".run.json.lock")

@@ -39,8 +39,8 @@ class Rows(Sequence[Row]):
 
     def __init__(self, folder: Path, files: Iterable[str], shard: Shard | None = None):
         self._manifests = Manifests(folder, shard)
-        places = self._manifests.places()
-        self._at = array("q", (places[file] for file in files))
+        offsets = self._manifests.offsets()
+        self._at = array("q", (offsets[file] for file in files))
 
     def __len__(self) -> int:
         return len(self._at)
@@ -56,7 +56,7 @@ class Rows(Sequence[Row]):
 
 
 class Manifests:
-    """Every manifest*.jsonl of a run as if they were one file, as long as they are now: a place is an offset into it.
+    """Every manifest*.jsonl of a run as if they were one file, as long as they are now: an offset counts into it.
 
     Args:
         folder: a run directory.
@@ -73,13 +73,13 @@ class Manifests:
         self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
         self._hashes: OrderedDict[str, str | None] = OrderedDict()
 
-    def places(self) -> dict[str, int]:
-        """file -> the place of its row; the last one where there are several, torn and invalid ones left out."""
+    def offsets(self) -> dict[str, int]:
+        """file -> the offset of its row; the last one where there are several, torn and invalid ones left out."""
         found: dict[str, int] = {}
         for path in self._paths:
-            for place, row in self.rows_of(path):
+            for offset, row in self.rows_of(path):
                 if row and (row["file"] not in found or self._supersedes(row, self.read(found[row["file"]]))):
-                    found[row["file"]] = place
+                    found[row["file"]] = offset
         return found
 
     def _supersedes(self, row: Row, before: Row) -> bool:
@@ -98,21 +98,21 @@ class Manifests:
         return self._hashes[file]
 
     def rows_of(self, path: Path) -> Iterator[tuple[int, Row | None]]:
-        """The place and the row of each line of one manifest; None for a torn or invalid one."""
+        """The offset and the row of each line of one manifest; None for a torn or invalid one."""
         which = self._paths.index(path)
-        place, end = self._starts[which : which + 2]
+        offset, end = self._starts[which : which + 2]
         with path.open("rb") as file:
             for size, line in _lines(file):
-                if place + size > end:
+                if offset + size > end:
                     return
-                yield place, parse_row(line)
-                place += size
+                yield offset, parse_row(line)
+                offset += size
 
-    def read(self, place: int) -> Row:
-        """The row at a place."""
-        which = bisect_right(self._starts, place) - 1
+    def read(self, offset: int) -> Row:
+        """The row at a offset."""
+        which = bisect_right(self._starts, offset) - 1
         with self._paths[which].open("rb") as file:
-            file.seek(place - self._starts[which])
+            file.seek(offset - self._starts[which])
             row = parse_row(file.readline(_LONGEST_ROW))
         if row is None:
             raise OutputError(f"{self._paths[which]} has changed while it was read. Try again when nobody writes it.")
@@ -153,10 +153,10 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def read_rows(folder: Path) -> list[Row]:
     """Rows of every manifest*.jsonl, torn ones dropped; the last row of a file wins."""
-    return list(Rows(folder, Manifests(folder).places()))
+    return list(Rows(folder, Manifests(folder).offsets()))
 
 
 def with_axes(rows: Iterable[Row], settings: Mapping[str, Any], axes: Iterable[str]) -> list[Row]:
-    """The rows, each with its place along all of these axes: of `--by` or else what the run's settings say."""
+    """The rows, each with its value along all of these axes: of `--by` or else what the run's settings say."""
     rest = {axis: axis_value(axis, settings) for axis in axes}
     return [rest | row for row in rows]

@@ -45,13 +45,13 @@ def check(folder: Path, cells: Iterable[Cell], hashes: bool = True) -> State:
         hashes: also read every image and compare it with the hash in its row.
     """
     manifests = Manifests(folder)
-    places = manifests.places()
+    offsets = manifests.offsets()
     state = State([], [], [], [], manifests.invalid())
     extra = dict.fromkeys(_images(folder))
     for cell in cells:
         file = cell.file
         extra.pop(file, None)
-        row = manifests.read(places[file]) if file in places else None
+        row = manifests.read(offsets[file]) if file in offsets else None
         if row and row["status"] != "ok":
             state.nonfinite.append(file)
         elif row is None or not (folder / file).is_file():
@@ -70,7 +70,7 @@ def _images(folder: Path) -> Iterator[str]:
 
 
 def is_of(row: Row, cell: Cell) -> bool:
-    """Whether a row says of an image what its cell does."""
+    """Whether the row of an image agrees with its cell."""
     names = ("w", "label", "prompt", "seed", "w_classifier", "w_guide", "mixture")
     return all(row.get(name) == getattr(cell, name) for name in names)
 

@@ -32,7 +32,7 @@ def clear_leftovers(folder: Path, files: Collection[str] | None = None) -> None:
 def wipe(folder: Path) -> None:
     """Deletes what guidegen made in a run directory, but for run.json and the lock of the run itself.
 
-    run.json comes last, with what takes its place: while it is there, the same command can start over again.
+    run.json comes last, with what replaces it: while it is there, the same command can start over again.
     """
     for name in _made(folder):
         (folder / name).unlink(missing_ok=True)
@@ -54,7 +54,7 @@ def remove(folder: Path) -> None:
 def _made(folder: Path) -> Iterator[str]:
     """The files in the directory itself that guidegen made: by name, by what run.json says, or by what is in them."""
     exports: Collection[str] = ()
-    with suppress(UsageError):  # damaged: what is in the files tells
+    with suppress(UsageError):  # damaged: the contents decide
         exports = read_run(folder).get("exports", ())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_dir(follow_symlinks=False) and (

@@ -19,8 +19,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
-            return torch.device(f"cuda:{int(place) % torch.cuda.device_count()}" if place.isdecimal() else "cuda")
+            rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
+            return torch.device(f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdecimal() else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -80,7 +80,7 @@ def sample(
 
 
 def try_out(scheduler: Any, steps: int, eta: float | None = None) -> None:
-    """Walks a scheduler once over a few numbers, so that what it cannot do is told before a model is loaded.
+    """Walks a scheduler once over a few numbers, so that what it cannot do is refused before a model is loaded.
 
     Raises:
         UsageError: it does not take so many steps, steps at levels that are not its timesteps', or

@@ -36,13 +36,13 @@ class Sampler:
 
     Attributes:
         setup: scheduler, method, schedule and settings.
-        condition: the network, and how it is told what to draw.
+        condition: from cells to the network and the labels that it is asked for.
         decode: from what the network draws to images; None where it draws images.
         classifier: the classifier's gradient; None in modes without one.
         target: a cell's labels as the classifier counts them.
         scheduler: that of the setup, or a copy that does not clip.
         device: where the networks are.
-        guiding: the guiding network, told what to draw like `condition`; None without autoguidance.
+        guiding: the same of the guiding network; None without autoguidance.
         clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.

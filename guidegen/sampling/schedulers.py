@@ -179,8 +179,8 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     instance("name", name, str | None, "the name of a scheduler")
     own_class, flow = own_class_of(config), is_flow(config)
     asked = own_class if name is None else scheduler_class(name, flow)
-    told = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
-    walk = _walk_of(asked, flow, told)
+    what = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
+    walk = _walk_of(asked, flow, what)
     own = own_scheduler(config)
     settings = {**config, **{key: own.config[key] for key in _TRAINED if key in own.config}}
     if settings.get("variance_type") in ("learned", "learned_range"):
@@ -198,55 +198,55 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     try:
         scheduler = build(asked, settings)
     except ImportError as error:
-        raise UsageError(f"{told} needs a package: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{what} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:
-        raise UsageError(f"{told}: {asked} refuses this checkpoint's scheduler config: {first_line(error)}") from error
-    _check_options(own, scheduler, walk, flow, told)
+        raise UsageError(f"{what}: {asked} refuses this checkpoint's scheduler config: {first_line(error)}") from error
+    _check_options(own, scheduler, walk, flow, what)
     return scheduler
 
 
-def _walk_of(asked: str, flow: bool, told: str) -> _Walk:
+def _walk_of(asked: str, flow: bool, what: str) -> _Walk:
     import diffusers
 
     walk = _WALKS.get(asked)
     use = f"Use {', '.join(fitting(flow))}."
     if walk is None and not (asked.endswith("Scheduler") and hasattr(diffusers, asked)):
-        name = told.removeprefix("--scheduler ")
+        name = what.removeprefix("--scheduler ")
         raise UsageError(f"--scheduler {name!r}: no such scheduler. {use}")
     if walk is None:
         raise UsageError(
-            f"{told} does not fit: {asked} is not known to show the network x_t = alpha x_0 + sigma eps "
+            f"{what} does not fit: {asked} is not known to show the network x_t = alpha x_0 + sigma eps "
             f"and to draw what the network has learnt. {use}"
         )
     if flow and not walk.flow:
-        raise UsageError(f"{told}: cannot walk a flow-matching model. {use}")
+        raise UsageError(f"{what}: cannot walk a flow-matching model. {use}")
     if not flow and not walk.vp:
-        raise UsageError(f"{told}: is for flow-matching models; this checkpoint is not one. {use}")
+        raise UsageError(f"{what}: is for flow-matching models; this checkpoint is not one. {use}")
     return walk
 
 
-def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, told: str) -> None:
+def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, what: str) -> None:
     """Refuses what of a config makes a class that fits wrong, and a class that does not take over its noise schedule."""
     options = {**own.config, **scheduler.config}
     for key, served in {**_SERVED, "solver_order": walk.orders}.items():
         if key in options and options[key] not in served:
             fit = ", ".join(str(value) for value in served if value is not None) or "none"
-            raise UsageError(f"{told}: {key} = {options[key]} in its config does not fit; what does: {fit}.")
+            raise UsageError(f"{what}: {key} = {options[key]} in its config does not fit; what does: {fit}.")
     own_flow = "flow_prediction" if flow else None
     predicts = own.config.get("prediction_type", own_flow)
     reads = ("flow_prediction",) if flow else walk.predictions
     if predicts not in reads:
         raise UsageError(
-            f"{told}: {type(scheduler).__name__} with a model whose config says prediction_type {predicts!r}; "
+            f"{what}: {type(scheduler).__name__} with a model whose config says prediction_type {predicts!r}; "
             f"it reads {', '.join(reads)} here."
         )
     kept, walked = (getattr(each, "alphas_cumprod", None) for each in (own, scheduler))
     if flow or kept is None or walked is None:
         return
-    # 2**-24 is what diffusers' solvers put in the place of an alpha of zero
+    # 2**-24 is what diffusers' solvers put for an alpha of zero
     if kept.shape != walked.shape or float((kept - walked).abs().max()) > 2**-23:
         raise UsageError(
-            f"{told}: {type(scheduler).__name__} does not take over this checkpoint's noise schedule "
+            f"{what}: {type(scheduler).__name__} does not take over this checkpoint's noise schedule "
             f"(beta_schedule {own.config.get('beta_schedule')}, "
             f"rescale_betas_zero_snr {own.config.get('rescale_betas_zero_snr')})."
         )
@@ -307,7 +307,7 @@ def check_levels(scheduler: Any) -> None:
             "the network should predict v_prediction, or the timestep_spacing be leading."
         )
     for t, level in zip(scheduler.timesteps.tolist(), levels, strict=True):
-        if not _told(t, level, getattr(scheduler, "alphas_cumprod", None), config):
+        if not _is_trained_level(t, level, getattr(scheduler, "alphas_cumprod", None), config):
             raise UsageError(
                 f"{name} with this config tells the network timestep {t:g} at a noise level of sigma / alpha "
                 f"{level.sigma / level.alpha if level.alpha else math.inf:.4g}, which is not that of its training there. "
@@ -315,7 +315,7 @@ def check_levels(scheduler: Any) -> None:
             )
 
 
-def _told(t: float, level: Level, kept: Any, config: Mapping[str, Any]) -> bool:
+def _is_trained_level(t: float, level: Level, kept: Any, config: Mapping[str, Any]) -> bool:
     """Whether timestep t means this level, within one timestep for those that are rounded."""
     if is_flow({"_class_name": "FlowMatch" * (kept is None), **config}):
         return 0 <= level.sigma <= 1 and abs(t - level.sigma * config["num_train_timesteps"]) <= 1 + 1e-3

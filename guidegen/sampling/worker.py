@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from guidegen.errors import GuidegenError, first_line, is_out_of_memory
-from guidegen.runs.directory import Row, Run
+from guidegen.runs.directory import Run
+from guidegen.runs.schema import Row
 from guidegen.sampling.equal_images import EqualImages
 from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.sampler import Sampler, Tally
@@ -149,15 +150,15 @@ class _Batches:
     def _try(
         self, sampler: Sampler, cells: Sequence[Cell], split: bool, step: Callable[[], None] | None = None
     ) -> list[tuple[Any, int]] | str:
-        """Pixels (None where not finite) and network calls of each cell; what the device said where memory is short."""
+        """Pixels (None where not finite) and network calls of each cell; the message of the device where memory is short."""
         try:
             return self._pixels(replace(sampler, fixed_rows=1) if split else sampler, cells, step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            said = first_line(error)
+            message = first_line(error)
         _free_memory(sampler.device)  # not before the block is left: the traceback holds the tensors of the batch
-        return said
+        return message
 
     def _pixels(self, sampler: Sampler, cells: Sequence[Cell], step: Callable[[], None] | None) -> list[tuple[Any, int]]:
         images, calls = sampler.draw(cells, step, self.tally)
@@ -165,7 +166,7 @@ class _Batches:
         pixels = to_uint8(images).numpy()
         return [(image if good else None, n) for image, good, n in zip(pixels, finite, calls, strict=True)]
 
-    def _shrink(self, cells: int, said: str) -> None:
+    def _shrink(self, cells: int, message: str) -> None:
         """Half the batch, or, of a single image, one network row at a time; an error where that is all."""
         sampler = self.sampler
         if sampler.in_fp32 and sampler.drop_fp32 and sampler.drop_fp32():  # room that nothing draws in now
@@ -173,14 +174,14 @@ class _Batches:
         elif sampler.fixed_rows is not None and sampler.fixed_rows > 1:
             raise GuidegenError(
                 f"{sampler.fixed_rows} rows do not fit into the memory of {sampler.device}: with --deterministic, "
-                f"give a smaller --batch-size. ({said})"
+                f"give a smaller --batch-size. ({message})"
             )
         elif cells > 1:
             self.size = min(self.size, cells // 2)
         elif sampler.fixed_rows is None and not self.split:
             self.split = True
         else:
-            raise GuidegenError(f"Not even one image at a time fits into the memory of {sampler.device}. ({said})")
+            raise GuidegenError(f"Not even one image at a time fits into the memory of {sampler.device}. ({message})")
 
 
 def _free_memory(device: torch.device) -> None:

@@ -119,15 +119,15 @@ class StepCalls:
             for i, need in enumerate(needs):
                 for label, _ in getattr(need, part):
                     table.setdefault((starts[i], label), i)
-        place = {(False, *key): n for n, key in enumerate(strong)}
-        place |= {(True, *key): n + len(strong) for n, key in enumerate(guiding)}
-        gradient_place = {key: n for n, key in enumerate(gradients)}
+        row_of = {(False, *key): n for n, key in enumerate(strong)}
+        row_of |= {(True, *key): n + len(strong) for n, key in enumerate(guiding)}
+        gradient_row = {key: n for n, key in enumerate(gradients)}
 
         def index(values: Iterable[int]) -> Tensor:
             return torch.tensor(list(values), dtype=torch.long, device=device)
 
         def terms(i: int, part: Mixture, is_guiding: bool = False) -> list[tuple[int, float]]:
-            return [(place[is_guiding, starts[i], label], weight) for label, weight in part]
+            return [(row_of[is_guiding, starts[i], label], weight) for label, weight in part]
 
         self.samples, self.labels = index(strong.values()), index(label for _, label in strong)
         self.guiding_samples, self.guiding_labels = index(guiding.values()), index(label for _, label in guiding)
@@ -147,7 +147,7 @@ class StepCalls:
         self.gradient_of = {i: n for n, i in enumerate(guided)}
         self.guided = index(guided)
         self.gradient = WeightedSum(
-            [[(gradient_place[starts[i], label], weight) for label, weight in needs[i].gradients] for i in guided], device
+            [[(gradient_row[starts[i], label], weight) for label, weight in needs[i].gradients] for i in guided], device
         )
         self.w, self.w_classifier, self.w_guide = (column(values, device) for values in zip(*weights, strict=True))
         self.calls = [need.calls(cost) for need in needs]

@@ -24,7 +24,7 @@ class Guide:
     score = s(x) + w (s(x|y) - s(x)) + w_classifier grad log p(y|x) + (w_guide - 1) (s - s_guiding), which
     covers every mode: classifier-free (w_classifier = 0), classifier (w = 0), both, none, and
     autoguidance, where s - s_guiding is at the condition that the mode draws with. A method other than
-    the plain one takes the place of the first three terms: its conditional prediction is the one
+    the plain one replaces the first three terms: its conditional prediction is the one
     whose score is that of a weight of one, or what `jointly` makes of both weights. Calls of zero weight are
     skipped; the rest go through each network as one batch. No sample depends on the others.
 
@@ -121,7 +121,7 @@ class Guide:
         return [needs_of(*sample, self._cost.needs_null) for sample in each]
 
     def _check_labels(self) -> None:
-        """Asks the networks, where they can tell, whether they have the labels that they will be asked for."""
+        """Asks the networks, where they know it, whether they have the labels that they will be asked for."""
         for need in self._needs(self._weights):
             for network, asked in (
                 (self.denoiser, need.null + need.conditional),

@@ -101,7 +101,7 @@ def method(name: str, line: str, formula: str, source: str, **others: Any) -> Ca
 def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Method, dict[str, Any]]:
     """The method behind `--guidance` and the options of `--guidance-opt` as its function takes them.
 
-    It is tried once on a few numbers, so that an option out of range is told before a model is loaded.
+    It is tried once on a few numbers, so that an option out of range is refused before a model is loaded.
 
     Args:
         ref: a name of `METHODS`, or `path/to/file.py:NAME`, whose file is then run: a function
@@ -118,7 +118,7 @@ def find_method(ref: str, options: Mapping[str, str] | None = None) -> tuple[Met
     if method is None:
         close = get_close_matches(ref.lower(), METHODS, 1, 0.5)
         asked = f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}."
-        raise UsageError(f"--guidance {ref}: no such method. {asked} `guidegen guidances` tells what each does.")
+        raise UsageError(f"--guidance {ref}: no such method. {asked} `guidegen guidances` lists them.")
     values = {name: _value(method, name, text) for name, text in (options or {}).items()}
     _try(method, values)
     return method, values
@@ -129,7 +129,7 @@ def _own_method(ref: str) -> Method:
     if not callable(function):
         raise UsageError(f"{ref} is a {type(function).__name__}; it should be a function.")
     with blamed(ref, UsageError, function):
-        line = (inspect.getdoc(function) or "of your own").splitlines()[0]
+        line = (inspect.getdoc(function) or "custom").splitlines()[0]
         method = Method(ref, _own_combine(ref, function), line, "", ref.rpartition(":")[0])
         required = [name for name, default in method.options.items() if default is inspect.Parameter.empty]
     if required:
@@ -138,7 +138,7 @@ def _own_method(ref: str) -> Method:
 
 
 def _own_combine(ref: str, function: Combine) -> Combine:
-    """A function of one's own as a `Combine`: what it raises, or gives that is no prediction, is a `UsageError`."""
+    """A custom function as a `Combine`: what it raises, or gives that is no prediction, is a `UsageError`."""
 
     @wraps(function)
     def combine(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, **options: Any) -> Tensor:
@@ -162,7 +162,7 @@ def choices(method: Method, name: str) -> tuple[str, ...]:
     """The words that an option of text takes; () for any, and for options that are numbers."""
     try:
         return get_args(get_type_hints(method.combine).get(name))
-    except Exception:  # names that a function of one's own imports for type checkers alone
+    except Exception:  # names that a custom function imports for type checkers alone
         return ()
 
 
@@ -191,7 +191,7 @@ def _value(method: Method, name: str, text: str) -> Any:
 
 
 def _try(method: Method, options: Mapping[str, Any]) -> None:
-    """Guides a picture of 8x8 numbers once; what is wrong with an option or with a function of one's own shows."""
+    """Guides a picture of 8x8 numbers once; what is wrong with an option or with a custom function shows."""
     unconditional, conditional, x_t = torch.randn((3, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     step = Step(x_t, Level(0.8, 0.6), "epsilon", index=9, count=10)
     given = " ".join(f"{name}={value}" for name, value in options.items())

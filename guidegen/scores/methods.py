@@ -3,7 +3,7 @@
 Every function has the form `(unconditional, conditional, w, step, *, option=default) -> guided`:
 tensors (B, C, H, W) fp32 of one prediction type, w (B, 1, 1, 1), each sample apart from the others.
 w = 0 means u and w = 1 means c; `Method` sees to it where a formula alone does not. Where nothing else
-is said a formula holds in the prediction type of the network, as in diffusers.
+is stated a formula holds in the prediction type of the network, as in diffusers.
 """
 
 from __future__ import annotations

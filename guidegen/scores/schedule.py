@@ -20,7 +20,7 @@ def interval_factors(levels: Sequence[Level], interval: str | None) -> list[floa
     """1 where guidance is on, 0 where it is off.
 
     Args:
-        levels: alpha and sigma of each evaluation, from noise to image; none to look at the form alone.
+        levels: alpha and sigma of each evaluation, from noise to image; none to check the form alone.
         interval: `LO:HI` in sigma / alpha (EDM's sigma), on where LO < sigma / alpha <= HI, as in
             Kynkäänniemi et al. 2024 (arXiv 2404.07724), `inf` allowed; or `10%:60%` of the
             steps, on from the first to before the second, as the start and stop of diffusers' guiders.

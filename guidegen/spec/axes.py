@@ -23,7 +23,7 @@ class Axis:
         values: the values that a part of a `--by` list means.
         neutral: what None is called.
         bare: whether its values are names of themselves.
-        down: its place among the rows of a grid, from the outermost; those of one place are in the order of `AXES`.
+        down: its rank among the rows of a grid, from the outermost; equal ones are in the order of `AXES`.
     """
 
     name: str
@@ -111,7 +111,7 @@ def run_names(settings: Sequence[Mapping[str, Any]], folders: Sequence[str], els
     Args:
         settings: of each run.
         folders: the name of each run's directory.
-        elsewhere: axes that are shown in another place.
+        elsewhere: axes that are shown elsewhere.
     """
     apart = [axis for axis in differences(settings) if axis not in elsewhere]
     names = [_run_name(some, apart) for some in settings]
@@ -119,7 +119,7 @@ def run_names(settings: Sequence[Mapping[str, Any]], folders: Sequence[str], els
 
 
 def _run_name(settings: Mapping[str, Any], apart: Sequence[str]) -> str:
-    """The mode if it is one of these axes or they say nothing, and the values along the others."""
+    """The mode if it is one of these axes or none differs, and the values along the others."""
     values = [(axis, axis_value(axis, settings)) for axis in apart if axis != "mode"]
     words = [named(axis, value) for axis, value in values if value is not None and value != axis_of(axis).neutral]
     if "mode" in apart or not words:

@@ -27,7 +27,7 @@ class Cell:
         w: guidance weight, 0 unconditional, 1 conditional.
         w_classifier: weight of the classifier's gradient in mode `both`; None elsewhere.
         prompt: the text; None where none is given.
-        prompt_index: its place among the prompts of the run, which names its folder.
+        prompt_index: its index among the prompts of the run, which names its folder.
         w_guide: weight of autoguidance, beside `w`; None where there is no such weight.
         mixture: several labels with a weight each, as `format_labels` writes them; `label` is then the main one.
         variant: its values along the axes of `--by`; they set it apart from the run's settings.

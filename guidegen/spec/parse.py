@@ -112,9 +112,9 @@ class Seeds(Sequence[int]):
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        place = range(len(self))[index]
-        which = bisect_right(self._ends, place)
-        return self.ranges[which][place - (self._ends[which - 1] if which else 0)]
+        position = range(len(self))[index]
+        which = bisect_right(self._ends, position)
+        return self.ranges[which][position - (self._ends[which - 1] if which else 0)]
 
     def __iter__(self) -> Iterator[int]:
         for some in self.ranges:
@@ -133,7 +133,7 @@ class Seeds(Sequence[int]):
         return f"parse_seeds({format_seeds(self)!r})"
 
     def find(self, seed: int) -> int | None:
-        """The place of a seed; None where it is none of these."""
+        """The position of a seed; None where it is none of these."""
         self._by_start = self._by_start or sorted((some.start, i) for i, some in enumerate(self.ranges))
         at = bisect_right(self._by_start, (seed, sys.maxsize)) - 1
         which = self._by_start[at][1] if at >= 0 else -1

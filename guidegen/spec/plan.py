@@ -143,7 +143,7 @@ class Cells(Sequence[Cell]):
         plan: whose.
         samples: which of its samples, rising.
         span: from where to where among the cells of these samples; None for all.
-        without: places among them that are left out, rising: eight bytes each.
+        without: positions among them that are left out, rising: eight bytes each.
     """
 
     def __init__(self, plan: Plan, samples: range, span: range | None = None, without: array[int] | None = None):
@@ -161,11 +161,11 @@ class Cells(Sequence[Cell]):
     def __getitem__(self, index: int | slice) -> Cell | Sequence[Cell]:
         wanted = range(len(self))[index]
         if isinstance(wanted, int):
-            return self._cell(self._place(wanted))
+            return self._cell(self._position(wanted))
         if wanted.step != 1:
-            return [self._cell(self._place(i)) for i in wanted]
-        first = self._place(wanted.start) if wanted else self._span.start
-        return self._between(first, self._place(wanted[-1]) + 1 if wanted else first)
+            return [self._cell(self._position(i)) for i in wanted]
+        first = self._position(wanted.start) if wanted else self._span.start
+        return self._between(first, self._position(wanted[-1]) + 1 if wanted else first)
 
     def __iter__(self) -> Iterator[Cell]:
         start = self._span.start
@@ -175,17 +175,17 @@ class Cells(Sequence[Cell]):
             yield from itertools.islice(cells, start - first * each, end - first * each)
             start = end + 1
 
-    def _cell(self, place: int) -> Cell:
-        sample, which = divmod(place, self._plan.each)
+    def _cell(self, position: int) -> Cell:
+        sample, which = divmod(position, self._plan.each)
         return self._plan.cell(self._samples[sample], which)
 
-    def _place(self, index: int) -> int:
+    def _position(self, index: int) -> int:
         """Where the cell of an index stands in the span, among those that are left out."""
         start, without = self._span.start, self._without
         return start + index + bisect_right(range(len(without)), index, key=lambda i: without[i] - start - i)
 
     def _between(self, first: int, end: int) -> Cells:
-        """Those from one place to before another."""
+        """Those from one position to before another."""
         without = self._without[bisect_left(self._without, first) : bisect_left(self._without, end)]
         return Cells(self._plan, self._samples, range(first, end), without)
 
@@ -210,7 +210,7 @@ class Cells(Sequence[Cell]):
             first = end
 
     def find(self, file: str) -> int | None:
-        """The place of the cell whose image stands there; None where it is none of these."""
+        """The position of the cell whose image stands there; None where it is none of these."""
         folder, _, name = file.rpartition("/")
         at = self._folders.get(folder)
         seed = whole(name.removesuffix(".png"))
@@ -220,8 +220,8 @@ class Cells(Sequence[Cell]):
         sample, which = at[0] * len(self._plan.seeds) + seed, at[1]
         if sample not in self._samples:
             return None
-        place = self._samples.index(sample) * self._plan.each + which
-        index = place - self._span.start - bisect_left(self._without, place)
+        position = self._samples.index(sample) * self._plan.each + which
+        index = position - self._span.start - bisect_left(self._without, position)
         return index if 0 <= index < len(self) and self[index].file == file else None
 
     @cached_property
@@ -246,7 +246,7 @@ class Cells(Sequence[Cell]):
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def without(self, indices: Iterable[int]) -> Cells:
-        """All but those at these places, which are of cells of which none is left out yet."""
+        """All but those at these positions, which are of cells of which none is left out yet."""
         return Cells(self._plan, self._samples, self._span, array("q", sorted(self._span[index] for index in indices)))
 
 
@@ -257,8 +257,8 @@ def finder(cells: Iterable[Cell]) -> Callable[[str], Cell | None]:
     some = cells  # for the type checker
 
     def find(file: str) -> Cell | None:
-        place = some.find(file)
-        return None if place is None else some[place]
+        position = some.find(file)
+        return None if position is None else some[position]
 
     return find
 

@@ -27,7 +27,7 @@ class Shard:
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
-    """`I/N`, counted from 0, or `auto`: this process's place among those that a launcher started.
+    """`I/N`, counted from 0, or `auto`: the rank of this process among those that a launcher started.
 
     `auto` reads torchrun's RANK and WORLD_SIZE (accelerate sets the same), or else SLURM_PROCID and
     SLURM_NTASKS of srun; in a SLURM job array each task of the array takes its part of that.

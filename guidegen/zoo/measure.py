@@ -20,7 +20,8 @@ from guidegen.models.checkpoint import open_checkpoint
 from guidegen.models.classifiers.networks import ImageClassifier
 from guidegen.models.classifiers.opening import load_classifier, open_classifier
 from guidegen.models.classifiers.preprocessing import Preprocessing
-from guidegen.runs.directory import read_rows, read_run
+from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import read_run
 from guidegen.zoo import BUNDLED
 from guidegen.zoo.train import CLASSES, load_images, random_flip, random_shift
 

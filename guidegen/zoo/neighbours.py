@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from guidegen.evaluate.features import open_features, read_image
-from guidegen.runs.directory import Row, read_rows
+from guidegen.runs.manifest import read_rows
+from guidegen.runs.schema import Row
 from guidegen.zoo.train import CLASSES, load_images
 
 TILE = 64
