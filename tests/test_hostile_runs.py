@@ -338,7 +338,7 @@ REFERENCES: dict[str, tuple[str, Harm, int, str]] = {
     "a pickle": ("x.npz", lambda path: path.write_bytes(pickle.dumps(Run())), 2, "cannot be read as .npz"),
     "a header that lies": ("x.npz", members(arr_0=header((10**9, 32, 32, 3)) + b"few"), 2, "its file has 3 bytes"),
     "a header past all numbers": ("x.npz", members(arr_0=header((2**62, 2**62, 8, 3))), 2, "its file has 0 bytes"),
-    "a negative shape": ("x.npz", members(arr_0=header((-1, 16, 16, 3))), 2, "says uint8"),
+    "a negative shape": ("x.npz", members(arr_0=header((-1, 16, 16, 3))), 2, "claims to be uint8"),
     "labels that lie": (
         "x.npz",
         members(arr_0=header((1, 1, 1, 3)) + b"abc", arr_1=header((10**12,), "<i8")),
@@ -346,7 +346,7 @@ REFERENCES: dict[str, tuple[str, Harm, int, str]] = {
         "its file",
     ),
     "a header of nothing": ("x.npz", members(arr_0=b"\x93NUMPY\x01\x00\x04\x00((((", arr_1=b""), 2, "cannot be read"),
-    "a directory that lies": ("x.npz", bent, 2, "packed ones"),
+    "a directory that lies": ("x.npz", bent, 2, "compressed ones"),
     "float images": ("x.npz", arrays(arr_0=IMAGES.astype(np.float32)), 2, "should be uint8"),
     "channels first": ("x.npz", arrays(arr_0=IMAGES.transpose(0, 3, 1, 2)), 2, "should be uint8"),
     "NaN labels": ("x.npz", arrays(arr_0=IMAGES, arr_1=np.array([*IDS[:8], np.nan])), 2, "nan among them"),

@@ -1,4 +1,4 @@
-"""Arrays of an .npz that somebody made: as large as the file says and no larger, and never a pickle."""
+"""Arrays of untrusted .npz files: no larger than their file can hold, and never pickled objects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opened(path: Path, what: str, error: type[GuidegenError]) -> Iterator[zipfil
             yield archive
     except (GuidegenError, MemoryError):
         raise
-    except Exception as problem:  # zipfile, zlib, struct and numpy each raise their own at damaged data
+    except Exception as problem:  # zipfile, zlib, struct and numpy raise different errors for damaged data
         words = str(problem).strip() or type(problem).__name__
         raise error(f"{what} cannot be read as .npz: {words.splitlines()[0]}") from None
 
@@ -58,9 +58,9 @@ def member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tup
 
     about = archive.getinfo(f"{name}.npy")
     if about.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is packed in another way than numpy does")
+        raise ValueError(f"{name} is not compressed as numpy does it")
     if about.file_size > _HIGHEST_RATIO * (about.compress_size + 1):
-        raise ValueError(f"{name} says {about.file_size:,} bytes of {about.compress_size:,} packed ones")
+        raise ValueError(f"{name} claims {about.file_size:,} bytes, from {about.compress_size:,} compressed ones")
     with archive.open(about) as file:
         version = npy.read_magic(file)
         shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
@@ -68,7 +68,7 @@ def member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tup
             raise UnsafeError(f"{archive.filename}: {name} holds pickled objects, which could run code. Save plain numbers.")
         left = about.file_size - file.tell()
         if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != left:
-            raise ValueError(f"{name} says {dtype} {shape}, and its file has {left:,} bytes")
+            raise ValueError(f"{name} claims to be {dtype} {shape}, and its file has {left:,} bytes")
         yield file, shape, dtype, fortran
 
 

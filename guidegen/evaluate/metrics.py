@@ -22,7 +22,7 @@ class Metric:
 
     Attributes:
         name: its key in a row.
-        title: for people.
+        title: to show.
         better: -1 where less is better, +1 where more is.
     """
 

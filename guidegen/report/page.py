@@ -1,4 +1,4 @@
-"""One HTML file that shows runs to people: samples, curves, settings; it opens from disk and asks nothing of any network."""
+"""One HTML file that shows runs: samples, curves and settings. It opens from disk and makes no network requests."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def build_page(
 
 
 def fill_template(title: str, data: Mapping[str, Any], linked: bool) -> str:
-    """page.html with its data; a policy in it lets only its own script and style run and nothing be fetched."""
+    """page.html with its data; its policy allows only its script and style, and no requests."""
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     hashes = {}
     for part in ("style", "script"):
@@ -93,7 +93,7 @@ def fill_template(title: str, data: Mapping[str, Any], linked: bool) -> str:
 
 
 def safe_json(data: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever its text says; null for what is not finite."""
+    """JSON that cannot end the script element it stands in, whatever its text; null for numbers that are not finite."""
     text = json.dumps(finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     return re.sub("[<>&\u2028\u2029]", lambda match: escapes[match[0]], text)
@@ -256,7 +256,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
 
 
 def _path(origin: Any) -> str:
-    """Where a part came from, or several parts did, as run.json says it."""
+    """Path of a part, or of several, from run.json."""
     parts = origin if isinstance(origin, list) else [origin]
     return ", ".join(str(part.get("path", "")) if isinstance(part, dict) else str(part) for part in parts)
 

@@ -91,7 +91,7 @@ def make_series(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]]) -> li
 
 
 def names_of(runs: Sequence[Drawn]) -> list[str]:
-    """What tells the runs apart."""
+    """Names that distinguish the runs."""
     swept = {axis for run in runs for axis in run.axes}
     return run_names([run.about["settings"] for run in runs], [run.folder.resolve().name for run in runs], swept)
 

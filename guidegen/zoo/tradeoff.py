@@ -1,7 +1,7 @@
 """The trade-off of the bundled checkpoint, in one command: `python -m guidegen.zoo.tradeoff --data DIR --out DIR`.
 
 Sweeps both modes, measures them against held-out photographs with an evaluation classifier that never guided, and
-writes curves.svg, curves.png and report.html. Each label has seeds of its own: at a small w the
+writes curves.svg, curves.png and report.html. Each label has different seeds: at a small w the
 images of one seed are nearly the same for every label, and near copies say nothing of diversity.
 A larger --num goes on from a smaller one.
 """
@@ -24,7 +24,7 @@ SEEDS_APART = 1000  # from the first seed of one label to that of the next
 
 
 def guidegen(*args: object) -> None:
-    """Runs `guidegen ARGS` as a process of its own, and ends with its exit code where it fails."""
+    """Runs `guidegen ARGS` as a process, and exits with its exit code where it fails."""
     result = subprocess.run([sys.executable, "-m", "guidegen", *map(str, args)])
     if result.returncode:
         raise typer.Exit(result.returncode)
@@ -37,7 +37,7 @@ def seeds_of(index: int, num: int) -> str:
         typer.BadParameter: more than there are between two labels.
     """
     if not 1 <= num <= SEEDS_APART:
-        raise typer.BadParameter(f"--num {num}: 1 to {SEEDS_APART}, for each label has that many seeds of its own.")
+        raise typer.BadParameter(f"--num {num}: 1 to {SEEDS_APART}, since the first seeds of two labels are that far apart.")
     return f"{index * SEEDS_APART}-{index * SEEDS_APART + num - 1}"
 
 

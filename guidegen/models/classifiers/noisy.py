@@ -24,8 +24,8 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
     """p(label | x_t, t): the encoder half of a `UNet2DModel`, pooled into logits.
 
     The layout follows the noise-aware classifier of Dhariwal & Nichol 2021 (arXiv 2105.05233,
-    section 4.1), built from the blocks of diffusers' `UNet2DModel`. Each option of theirs but
-    spatial pooling is one of these, so that `guidegen convert` makes theirs into one of these exactly.
+    section 4.1), built from the blocks of diffusers' `UNet2DModel`. It has all of
+    their options but spatial pooling, so that `guidegen convert` converts their classifiers exactly.
 
     For a custom classifier, save a folder of this class, or wrap any module with
     `forward(sample, timestep) -> logits` in `guidegen.NoisyScore`. It must

@@ -15,7 +15,7 @@ from guidegen.models.classifiers.preprocessing import Preprocessing
 class ZeroShotClassifier(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to logits (B, K), one for each text.
 
-    The logits are the model's own `logits_per_image`: scaled cosine similarities of image and text
+    The logits are the `logits_per_image` of the model: scaled cosine similarities of image and text
     (Radford et al. 2021, arXiv 2103.00020, figure 3). The texts are read once.
 
     Args:

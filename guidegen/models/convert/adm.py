@@ -1,10 +1,10 @@
 """OpenAI's guided-diffusion checkpoints (Dhariwal & Nichol 2021, arXiv 2105.05233) as diffusers folders.
 
-A `.pt` of theirs is a bare state dict; `guidegen.models.convert.adm_layout` finds what network it belongs
-to. The converted one is the same function, not one that is close to it.
+A `.pt` file of guided-diffusion is a bare state dict; `guidegen.models.convert.adm_layout` recognises the network that it
+belongs to. The converted network computes the same function exactly.
 
-What is taken as given, for the state dict does not show it and no published flag changes it: 1000
-training steps, epsilon prediction, timesteps that are not rescaled, as many heads on the way up as
+Assumed, since the state dict does not show it and no published flag changes it: 1000 training
+steps, epsilon prediction, timesteps that are not rescaled, as many heads on the way up as
 on the way down.
 """
 
