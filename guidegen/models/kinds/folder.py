@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -51,6 +51,11 @@ class FolderCheckpoint(Checkpoint):
     @classmethod
     def matches(cls, source: Source) -> bool:
         return bool(source.index) and source.index.get("_class_name") == cls.pipeline
+
+    @classmethod
+    def others_among(cls, named: Collection[str]) -> Sequence[str]:
+        """The parts with weights beside the network that a pipeline should have, given those that it names."""
+        return cls.others
 
     @classmethod
     def open(cls, source: Source, null_label: int | None, size: tuple[int, int] | None) -> Self:
@@ -152,7 +157,8 @@ class FolderCheckpoint(Checkpoint):
             if library is not None and library not in known:
                 raise UnsafeError(f"{folder}: the part {part!r} comes from {library!r}; guidegen runs no remote code.")
         named = {part: entry[1] for part, entry in parts.items() if any(entry)}
-        needed = (*cls.others, *cls.tokenizers, "scheduler")
+        others = cls.others_among(named)
+        needed = (*others, *cls.tokenizers, "scheduler")
         what = f"{folder} is a {index['_class_name']}"
         if extra := sorted(named.keys() - {cls.network, *needed, *cls.not_loaded}):
             raise CheckpointError(f"{what} with {', '.join(extra)}; {_opens()}")
@@ -162,7 +168,7 @@ class FolderCheckpoint(Checkpoint):
             raise CheckpointError(
                 f"{folder} is incomplete: a {index['_class_name']} has a {lacking[0]}, and model_index.json names none."
             )
-        return cls.network, *cls.others
+        return cls.network, *others
 
     def _declared_labels(self, declared: Mapping[str, Any], asked: int | None) -> tuple[Labels, int | None]:
         """Labels and null label; the one place that decides which id means "no label".

@@ -25,10 +25,8 @@ class StableDiffusion(FolderCheckpoint):
     others: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     not_loaded = ("safety_checker", "feature_extractor", "image_encoder")
-    scheduler_changes: ClassVar[Mapping[str, Any]] = {
-        "steps_offset": 1,
-        "clip_sample": False,
-    }  # as diffusers corrects old configs
+    scheduler_changes: ClassVar[Mapping[str, Any]] = {"steps_offset": 1, "clip_sample": False}
+    """As diffusers' pipeline corrects old configs."""
     decoder = "vae"
     reads_prompts = True
     channels_last = True
