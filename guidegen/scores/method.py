@@ -88,11 +88,17 @@ METHODS: dict[str, Method] = {}
 """By the name of the flag: what `method` has registered."""
 
 
-def method(name: str, line: str, formula: str, source: str, **others: Any) -> Callable[[Combine], Combine]:
-    """Makes the function that it stands on an entry of `METHODS`; arguments as the attributes of `Method`."""
+def method(name: str, formula: str, source: str, *, line: str | None = None, **others: Any) -> Callable[[Combine], Combine]:
+    """Makes the function that it decorates an entry of `METHODS`.
+
+    Args:
+        name, formula, source, others: as the attributes of `Method`.
+        line: what it does; None takes the first line of its docstring.
+    """
 
     def register(combine: Combine) -> Combine:
-        METHODS[name] = Method(name, combine, line, formula, source, **others)
+        first = (inspect.getdoc(combine) or "").splitlines()[0].removesuffix(".")
+        METHODS[name] = Method(name, combine, line or first[:1].lower() + first[1:], formula, source, **others)
         return combine
 
     return register

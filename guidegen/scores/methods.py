@@ -55,19 +55,19 @@ def renoising_gain(level: Level, following: Level) -> float:
 
 method(
     "cfg",
-    "the plain one: along the difference of the two predictions",
     "u + w (c - u)",
     "Ho & Salimans 2022, arXiv 2207.12598, eq. 6; Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2",
     linear=True,
+    line="the plain one: along the difference of the two predictions",
 )(classifier_free)
 method(
     "cfg++",
-    "guided image, unguided noise; w from 0 to 1; for ddim and euler",
     "u + w r / (r - r') d",
     "Chung et al. 2024, arXiv 2406.08070, algorithm 2",
     changes="w",
     linear=True,
     gain=renoising_gain,
+    line="guided image, unguided noise; w from 0 to 1; for ddim and euler",
 )(classifier_free)
 
 
@@ -84,13 +84,12 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 @method(
     "rescale",
-    "gives the guided prediction the spread of the conditional one",
     "phi g std(c) / std(g) + (1 - phi) g",
     "Lin et al. 2023, arXiv 2305.08891, eq. 15-16",
     changes="result",
 )
 def rescale(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, phi: float = 0.7) -> Tensor:
-    """Gives g = u + w (c - u) back the spread of c: phi g std(c) / std(g) + (1 - phi) g.
+    """Gives the guided prediction the spread of the conditional one.
 
     Lin et al. 2023 (arXiv 2305.08891, eq. 15 and 16), against the overexposure of a large w.
 
@@ -105,13 +104,12 @@ def rescale(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *
 
 @method(
     "renorm",
-    "holds the guided prediction to the length of the conditional one",
     "g min(1, limit |c| / |g|)",
     "Qin et al. 2025, arXiv 2503.21758; Deng et al. 2025, arXiv 2505.14683",
     changes="result",
 )
 def renorm(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, limit: float = 1.0) -> Tensor:
-    """Holds g = u + w (c - u) to the length of c: g min(1, limit |c| / |g|).
+    """Holds the guided prediction to the length of the conditional one.
 
     CFG-Renorm of Lumina-Image 2.0 (Qin et al. 2025, arXiv 2503.21758) and BAGEL (Deng et al. 2025,
     arXiv 2505.14683), over the whole image as in diffusers' Z-Image pipeline.
@@ -125,7 +123,6 @@ def renorm(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *,
 
 @method(
     "threshold",
-    "dynamic thresholding: draws the denoised image back into range",
     "clip(x0(g), -s, s) limit / s",
     "Saharia et al. 2022, arXiv 2205.11487, section 2.3",
     changes="result",
@@ -140,7 +137,7 @@ def threshold(
     limit: float = 1.0,
     maximum: float = 0.0,
 ) -> Tensor:
-    """Draws the denoised estimate of u + w (c - u) back into range: clip(x0, -s, s) limit / s.
+    """Dynamic thresholding: draws the denoised image back into range.
 
     s is a percentile of |x0| in each image, at least `limit`. Dynamic thresholding of Imagen
     (Saharia et al. 2022, arXiv 2205.11487, section 2.3); diffusers' schedulers have it for pixels.
@@ -166,7 +163,6 @@ def threshold(
 
 @method(
     "apg",
-    "takes out what lies along c and saturates; bounded, with momentum",
     "c + (w - 1) (d_orth + eta d_par)",
     "Sadat et al. 2024, arXiv 2410.02416, algorithm 1",
     changes="difference",
@@ -182,7 +178,7 @@ def apg(
     momentum: float = -0.5,
     space: Space = "x0",
 ) -> Tensor:
-    """Takes from the difference what lies along c, which saturates: c + (w - 1) (d_orth + eta d_par).
+    """Takes out what lies along c and saturates; bounded, with momentum.
 
     d is c - u plus `momentum` times the d of the step before, shortened to `norm_threshold`, and split
     into what is orthogonal and parallel to c. Sadat et al. 2024 (arXiv 2410.02416, algorithm 1).
@@ -209,7 +205,6 @@ def apg(
 
 @method(
     "apg-mix",
-    "guiding plain guidance in the first steps, apg in the others",
     "u + (1 + early (w - 1)) d, then apg",
     "HunyuanImage 2.1, Tencent 2025; Sadat et al. 2024, arXiv 2410.02416",
     changes="difference",
@@ -227,7 +222,9 @@ def apg_mix(
     momentum: float = -0.5,
     space: Space = "native",
 ) -> Tensor:
-    """Plain and guiding first, then `apg`: u + w' (c - u) with w' = 1 + early (w - 1) up to step `start`.
+    """Weak plain guidance in the first steps, apg in the others.
+
+    u + w' (c - u) with w' = 1 + early (w - 1) up to step `start`.
 
     The momentum gathers from the first step on. HunyuanImage 2.1 (Tencent 2025), which goes from a
     scale of 3.5 to one of 10: early = 2.5 / 9. Over Sadat et al. 2024 (arXiv 2410.02416).
@@ -247,13 +244,12 @@ def apg_mix(
 
 @method(
     "cfg-zero",
-    "fits u to c first; stands still in the first steps of a flow",
     "f u + w (c - f u), f = <c, u> / |u|^2",
     "Fan et al. 2025, arXiv 2503.18886, section 4",
     changes="u",
 )
 def cfg_zero(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, zero_init: int = 1) -> Tensor:
-    """Fits u to c before taking the difference: s u + w (c - s u) with s = <c, u> / |u|^2.
+    """Fits u to c first; stands still in the first steps of a flow.
 
     CFG-Zero* (Fan et al. 2025, arXiv 2503.18886, section 4). It also stands still in the first steps,
     where a learned velocity is worse than none: only in flow matching, as zero is no standstill
@@ -270,13 +266,12 @@ def cfg_zero(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, 
 
 @method(
     "tangential",
-    "keeps of u what lies along the main direction v of u and c",
     "u' + w (c - u'), u' = <u, v> v",
     "Kwon et al. 2025, arXiv 2503.18137",
     changes="u",
 )
 def tangential(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step) -> Tensor:
-    """Keeps of u what lies along the main direction v of {c, u}: u' + w (c - u') with u' = <u, v> v.
+    """Keeps of u what lies along the main direction v of u and c.
 
     v is the first right singular vector of the two. TCFG (Kwon et al. 2025, arXiv 2503.18137).
     The 2x2 Gram matrix gives it without an SVD: with cos and sin of twice the angle of its main axis,
@@ -291,7 +286,6 @@ def tangential(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step
 
 @method(
     "frequency",
-    "guides low frequencies less: detail without saturation",
     "c + (w - 1) (d - (1 - low) lowpass(d))",
     "Sadat et al. 2025, arXiv 2506.19713, algorithm 2",
     changes="difference",
@@ -299,7 +293,7 @@ def tangential(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step
 def frequency(
     unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, low: float = 0.5, halvings: int = 1
 ) -> Tensor:
-    """Guides the low frequencies less than the high ones: c + (w - 1) (d - (1 - low) lowpass(d)), d = c - u.
+    """Guides low frequencies less: detail without saturation.
 
     Frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithm 2): w is their w_high
     and 1 + low (w - 1) their w_low, over a Laplacian pyramid (Burt & Adelson 1983).
@@ -329,13 +323,12 @@ def _blur(x: Tensor) -> Tensor:
 
 @method(
     "magnitude",
-    "weakens where the difference is large, so most at first",
     "c + (w - 1) exp(-alpha |d| / |u|) d",
     "Zhu et al. 2025, arXiv 2508.03442",
     changes="w",
 )
 def magnitude(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, alpha: float = 8.0) -> Tensor:
-    """Weakens where the difference is large against u: c + (w - 1) exp(-alpha |c - u| / |u|) (c - u).
+    """Weakens where the difference is large, so most at first.
 
     MAMBO-G (Zhu et al. 2025, arXiv 2508.03442): most at the first steps, where a large w throws far.
 
@@ -349,13 +342,12 @@ def magnitude(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step,
 
 @method(
     "power",
-    "strengthens where the difference is large, so least at the end",
     "c + (w - 1) |x0(c) - x0(u)|^exponent d",
     "Pavasovic et al. 2025, arXiv 2502.07849",
     changes="w",
 )
 def power(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, exponent: float = 0.9) -> Tensor:
-    """Weighs the difference by its own length: c + (w - 1) |x0(c) - x0(u)|^exponent (c - u).
+    """Strengthens where the difference is large, so least at the end.
 
     Power-law guidance (Pavasovic et al. 2025, arXiv 2502.07849) in its rescaled form, on the
     length between the denoised estimates, which is the same in every prediction type. Tune w anew
