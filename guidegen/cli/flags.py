@@ -10,10 +10,10 @@ import typer
 
 from guidegen.cli import options
 from guidegen.models.checkpoint import Access
+from guidegen.spec.options import HOW, WHAT, PlainOptions
 
-_WHAT, _HOW = "What to draw", "How to draw it"
 _W = (
-    "0 unconditional, 1 conditional, more sharper. It is diffusers' guidance_scale, Ho & Salimans' 1+w, and ADM's "
+    "0 is unconditional, 1 conditional, more is sharper. It is diffusers' guidance_scale, Ho & Salimans' 1+w, and ADM's "
     "classifier_scale."
 )
 _W_CLASSIFIER = "Mode both: weight of the classifier's gradient; --w then weighs the label's own score."
@@ -52,24 +52,15 @@ class Draw:
     mode: Annotated[
         Mode,
         typer.Option(
+            metavar="MODE",
             help="cfg: with the label against without. classifier: a classifier's gradient. both, or none. "
             "autoguidance: the model against a weaker version of it.",
-            rich_help_panel=_WHAT,
+            rich_help_panel=WHAT,
         ),
     ] = Mode.cfg
     w: Annotated[
         str | None,
-        typer.Option("--w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0]", rich_help_panel=_WHAT),
-    ] = None
-    w_classifier: Annotated[
-        str | None,
-        typer.Option("--w-classifier", metavar="NUMBER", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=_WHAT),
-    ] = None
-    w_guide: Annotated[
-        str | None,
-        typer.Option(
-            "--w-guide", metavar="NUMBER", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=_WHAT
-        ),
+        typer.Option("--w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0]", rich_help_panel=WHAT),
     ] = None
     label: Annotated[
         list[str] | None,
@@ -79,7 +70,7 @@ class Draw:
             metavar="LABEL",
             help='Id, name, range or list: 207, "golden retriever", 0-9, all; @FILE or - for standard input. Repeats. '
             "With weights, 207:3,281:-1, a list is one mixture.",
-            rich_help_panel=_WHAT,
+            rich_help_panel=WHAT,
         ),
     ] = None
     prompt: Annotated[
@@ -90,27 +81,28 @@ class Draw:
             metavar="TEXT",
             help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (a line each) or - for standard "
             "input. Repeats. 'A AND B:0.5' is a mixture.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None
-    negative_prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--negative-prompt",
-            metavar="TEXT",
-            help="What the null condition says instead of nothing.",
-            rich_help_panel=_WHAT,
+            rich_help_panel=WHAT,
         ),
     ] = None
     num: Annotated[
-        int | None, typer.Option("--num", "-n", help="Samples of each label or prompt. [default: 1]", rich_help_panel=_WHAT)
+        int | None, typer.Option("--num", "-n", help="Samples of each label or prompt. [default: 1]", rich_help_panel=WHAT)
     ] = None
     seed: Annotated[
-        int | None, typer.Option("--seed", help="First seed; the others count up. [default: 0]", rich_help_panel=_WHAT)
+        int | None, typer.Option("--seed", help="First seed; the others count up. [default: 0]", rich_help_panel=WHAT)
     ] = None
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=_WHAT),
+        typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT),
+    ] = None
+    w_classifier: Annotated[
+        str | None,
+        typer.Option("--w-classifier", metavar="NUMBER", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=WHAT),
+    ] = None
+    w_guide: Annotated[
+        str | None,
+        typer.Option(
+            "--w-guide", metavar="NUMBER", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT
+        ),
     ] = None
 
 
@@ -155,34 +147,15 @@ class Sampling:
             metavar="NAME",
             help="The method: cfg (plain), apg, cfg++, rescale ...; `guidegen guidances` lists them. file.py:NAME runs a "
             "custom function. [default: cfg]",
-            rich_help_panel=_HOW,
+            rich_help_panel=HOW,
         ),
     ] = None
     guidance_opt: Annotated[
         list[str] | None,
-        typer.Option("--guidance-opt", metavar="KEY=VALUE", help="An option of the method. Repeats.", rich_help_panel=_HOW),
-    ] = None
-    interval: Annotated[
-        str | None,
-        typer.Option(
-            "--interval",
-            metavar="LOW:HIGH",
-            help="Guide only where LOW < sigma / alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%); elsewhere the "
-            "model draws as it is, at fewer calls.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None
-    w_schedule: Annotated[
-        str | None,
-        typer.Option(
-            "--w-schedule",
-            metavar="NAME",
-            help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
-            rich_help_panel=_HOW,
-        ),
+        typer.Option("--guidance-opt", metavar="KEY=VALUE", help="An option of the method. Repeats.", rich_help_panel=HOW),
     ] = None
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps of the scheduler. Default: the checkpoint's.", rich_help_panel=_HOW)
+        int | None, typer.Option("--steps", help="Steps of the scheduler. Default: the checkpoint's.", rich_help_panel=HOW)
     ] = None
     scheduler: Annotated[
         str | None,
@@ -190,11 +163,11 @@ class Sampling:
             "--scheduler",
             metavar="NAME",
             help="ddim, ddpm, dpm++, unipc, euler, heun, or another diffusers class that fits. Default: the checkpoint's.",
-            rich_help_panel=_HOW,
+            rich_help_panel=HOW,
         ),
     ] = None
     eta: Annotated[
-        float | None, typer.Option("--eta", help="ddim: 0 deterministic, 1 as noisy as ddpm.", rich_help_panel=_HOW)
+        float | None, typer.Option("--eta", help="ddim: 0 deterministic, 1 as noisy as ddpm.", rich_help_panel=HOW)
     ] = None
     size: Annotated[
         str | None,
@@ -202,17 +175,17 @@ class Sampling:
             "--size",
             metavar="WxH",
             help="Size of the images: 512 or 768x512. Default: the checkpoint's.",
-            rich_help_panel=_HOW,
+            rich_help_panel=HOW,
         ),
     ] = None
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Autocast. auto: fp16 on CUDA, fp32 elsewhere.", rich_help_panel=_HOW)
+        Dtype, typer.Option("--dtype", help="Autocast. auto: fp16 on CUDA, fp32 elsewhere.", rich_help_panel=HOW)
     ] = Dtype.auto
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
+        str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=HOW)
     ] = "auto"
     batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="N", help="Images at once: auto, or a number.", rich_help_panel=_HOW)
+        str, typer.Option("--batch-size", metavar="N", help="Images at once: auto, or a number.", rich_help_panel=HOW)
     ] = "auto"
     deterministic: Annotated[
         bool,
@@ -220,11 +193,11 @@ class Sampling:
             "--deterministic",
             help="Call the networks with --batch-size rows each time, so that not even last bits depend on shards, "
             "restarts or the batch; give every shard the same --batch-size.",
-            rich_help_panel=_HOW,
+            rich_help_panel=HOW,
         ),
     ] = False
     compile_networks: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the networks: slow start, faster steps.", rich_help_panel=_HOW)
+        bool, typer.Option("--compile", help="torch.compile the networks: slow start, faster steps.", rich_help_panel=HOW)
     ] = False
 
 
@@ -275,7 +248,7 @@ class Messages:
 
 
 @dataclass(frozen=True)
-class SampleOptions(Messages, Output, Sampling, Source, Draw):  # the fields of the last come first
+class SampleOptions(Messages, Output, PlainOptions, Sampling, Source, Draw):  # the fields of the last come first
     """The options of `sample`."""
 
     command: ClassVar[str] = "sample"
@@ -297,16 +270,16 @@ class SweepOptions(SampleOptions):
             "--w",
             metavar="LIST",
             help=f"Guidance weights: 0,1,2.5 and START:STOP:STEP, both ends included. {_W} [default: 0,1,2,4,8]",
-            rich_help_panel=_WHAT,
+            rich_help_panel=WHAT,
         ),
     ] = None
     w_classifier: Annotated[
         str | None,
-        typer.Option("--w-classifier", metavar="LIST", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=_WHAT),
+        typer.Option("--w-classifier", metavar="LIST", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=WHAT),
     ] = None
     w_guide: Annotated[
         str | None,
-        typer.Option("--w-guide", metavar="LIST", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=_WHAT),
+        typer.Option("--w-guide", metavar="LIST", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT),
     ] = None
     by: Annotated[
         list[str] | None,
@@ -315,7 +288,7 @@ class SweepOptions(SampleOptions):
             metavar="AXIS=LIST",
             help="Vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
             "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
-            rich_help_panel=_WHAT,
+            rich_help_panel=WHAT,
         ),
     ] = None
     columns: Annotated[

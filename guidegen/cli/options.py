@@ -56,7 +56,7 @@ GuideRef = Annotated[
     typer.Option(
         "--guide-model",
         metavar="ID|DIR|WORD",
-        help="Weaker model for autoguidance: a smaller or earlier checkpoint, or its network folder; bundled: the one in "
+        help="Guiding model of autoguidance: a smaller or earlier checkpoint, or its network folder; bundled: the one in "
         "the checkpoint's folder; or made of the model's own network: pag (identity for self-attention) or skip (layers "
         "left out), perhaps with layers: skip:mid_block. Default in mode autoguidance: bundled.",
         rich_help_panel=_MODEL,

@@ -27,6 +27,7 @@ from guidegen.report import grid
 from guidegen.sampling.models import Models
 from guidegen.spec.cell import Variant, digest, fingerprint
 from guidegen.spec.composition import single_labels
+from guidegen.spec.options import plain_options
 from guidegen.spec.parse import Seeds, parse_weights
 from guidegen.spec.plan import Cells, Plan, make_cells
 from guidegen.spec.settings import Settings
@@ -236,13 +237,11 @@ def _settings(
         dtype=pick_dtype(flags.dtype, device),
         null_label=checkpoint.null_label,
         size=list(checkpoint.size),
-        negative_prompt=flags.negative_prompt,
         classifier=classifier.name if classifier else None,
         classifier_input=classifier.input if classifier else None,
         classifier_gradient=asked_gradient(flags, classifier),
         classifier_texts=conditions.texts,
-        interval=flags.interval,
-        w_schedule=flags.w_schedule,
         **asked_guidance(flags),
+        **plain_options(flags),
         guide_model=guide.name if guide else None,
     )

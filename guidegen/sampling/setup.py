@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -44,8 +44,8 @@ class Setup:
     def image_key(self, cell: Cell) -> Hashable:
         """What decides the image of a cell: within a run, cells of equal keys are one image.
 
-        It is the seed, the scheduler, the weights of each step, and of the rest what some step reads: the
-        method where two predictions are combined, the label or prompt where it is asked for.
+        It is the seed, the weights of each step, the settings but those that only decide these weights, and what
+        some step reads: the method where two predictions are combined, the label or prompt where it is asked for.
         """
         sampled, reads_labels, reads_targets = self._sampled(self._asked(cell))
         return (
@@ -121,9 +121,9 @@ class Setup:
             needs = [needs_of(weights, _ANY, _ANY, self._cost.needs_null) for weights in steps]
             combines = any(need.null and (need.conditional or need.gradients) for need in needs)
             method = (settings.guidance, settings.guidance_options) if combines else None
-            scheduler = type(self.scheduler).__name__, dict(self.scheduler.config), settings.steps, settings.eta
+            others = asdict(replace(settings, guidance=None, guidance_options=None, interval=None, w_schedule=None))
             reads_labels = any(_ANY in (need.conditional, need.guiding) for need in needs)
-            return digest(scheduler, method, steps), reads_labels, any(need.gradients for need in needs)
+            return digest(others, method, steps), reads_labels, any(need.gradients for need in needs)
 
         return sampled
 

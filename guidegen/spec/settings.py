@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guidegen.spec.options import PlainOptions
+
 MODE_NAMES = {
     "cfg": "classifier-free guidance",
     "classifier": "classifier guidance",
@@ -18,8 +20,8 @@ FILE_SHA256 = "file_sha256"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything besides the cell that decides what a sample looks like.
+class Settings(PlainOptions):
+    """Everything besides the cell that decides what a sample looks like: `PlainOptions`, and what follows from the rest.
 
     Attributes:
         mode: cfg, classifier, both, none or autoguidance.
@@ -31,7 +33,6 @@ class Settings:
         dtype: fp32, fp16 or bf16 autocast.
         null_label: the id for "no label".
         size: (height, width) of the images.
-        negative_prompt: what the null condition says; None for the empty prompt.
         classifier: name of the classifier; None in modes without one.
         classifier_input: noisy or denoised.
         classifier_sha256: of its weights.
@@ -40,8 +41,6 @@ class Settings:
         config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
         guidance: name of the method, or path/to/file.py:Name; None for plain guidance.
         guidance_options: its options that were given, and the sha256 of the file of a custom method as `file_sha256`.
-        interval: where guidance is on, as `--interval` takes it; None everywhere.
-        w_schedule: how the weight goes over the steps; None for a constant one.
         guide_model: name of the guiding model of autoguidance, or `pag` or `skip`, with layers or not; None without.
         guide_model_sha256: of its weights; None where they are the model's.
     """
@@ -55,7 +54,6 @@ class Settings:
     dtype: str
     null_label: int | None
     size: Sequence[int] | None = None
-    negative_prompt: str | None = None
     classifier: str | None = None
     classifier_input: str | None = None
     classifier_sha256: str | None = None
@@ -64,7 +62,5 @@ class Settings:
     config_sha256: str | None = None
     guidance: str | None = None
     guidance_options: Mapping[str, Any] | None = None
-    interval: str | None = None
-    w_schedule: str | None = None
     guide_model: str | None = None
     guide_model_sha256: str | None = None

@@ -1,0 +1,50 @@
+"""Options that are settings as they are: a field is a flag of `sample` and `sweep` and what runs keep of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import typer
+
+WHAT, HOW = "What to draw", "How to draw it"
+"""Panels of the help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainOptions:
+    """Options whose value decides what an image looks like, and is stored unchanged; None where they are not given."""
+
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-prompt",
+            metavar="TEXT",
+            help="What the null condition says instead of nothing.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval",
+            metavar="LOW:HIGH",
+            help="Guide only where LOW < sigma / alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%); elsewhere the "
+            "model draws as it is, at fewer calls.",
+            rich_help_panel=HOW,
+        ),
+    ] = None
+    w_schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--w-schedule",
+            metavar="NAME",
+            help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
+            rich_help_panel=HOW,
+        ),
+    ] = None
+
+
+def plain_options(given: PlainOptions) -> dict[str, Any]:
+    """The values of these options, by name."""
+    return {field.name: getattr(given, field.name) for field in fields(PlainOptions)}
