@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError, quoted
 from guidegen.spec import limits
-from guidegen.spec.axes import AXES, BY_AXES, Axis, axis_of, axis_value, describe
+from guidegen.spec.axes import AXES, BY_AXES, BY_FLAGS, Axis, axis_of, axis_value, describe
 from guidegen.spec.cell import Variant, digest
 from guidegen.spec.parse import parse_weight
 from guidegen.spec.settings import Settings
@@ -83,8 +83,7 @@ def _parse(word: str) -> By:
         flag = axis.flag if axis.of_cell else name
         raise UsageError(f"--by {quoted(given)}: that axis has a flag of its own, which takes a list: --{flag}.")
     if name not in BY_AXES and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
-        known = ", ".join(each.replace("_", "-") for each in BY_AXES)
-        raise UsageError(f"--by {quoted(given)}: choose {known}, or an option of a method, such as apg.eta=0,0.5.")
+        raise UsageError(f"--by {quoted(given)}: choose {BY_FLAGS}, or an option of a method, such as apg.eta=0,0.5.")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not (equals and parts):
         raise UsageError(f"--by {quoted(word)}: give the values after the axis, such as --by steps=10,20.")

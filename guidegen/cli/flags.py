@@ -10,6 +10,7 @@ import typer
 
 from guidegen.cli import options
 from guidegen.models.checkpoint import Access
+from guidegen.spec.axes import BY_FLAGS
 from guidegen.spec.options import HOW, WHAT, PlainOptions
 
 _W = (
@@ -286,8 +287,8 @@ class SweepOptions(SampleOptions):
         typer.Option(
             "--by",
             metavar="AXIS=LIST",
-            help="Vary this too, crossed with all else: guidance, interval, w-schedule, scheduler, steps, eta, or an "
-            "option of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
+            help=f"Vary this too, crossed with all else: {BY_FLAGS}, or an option "
+            "of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
             rich_help_panel=WHAT,
         ),
     ] = None

@@ -199,7 +199,7 @@ def _run_name(job: Job) -> str:
 def _variants(
     flags: SampleOptions, axes: list[By], models: Models, conditions: Conditions, device: torch.device
 ) -> Variants:
-    from guidegen.sampling.setup import make_setup, plan_scheduler
+    from guidegen.sampling.setup import plan_setup
 
     checkpoint = models.checkpoint
     plain = {"scheduler": checkpoint.scheduler_config.get("_class_name", "DDPMScheduler"), "steps": checkpoint.steps}
@@ -212,18 +212,14 @@ def _variants(
 
     def resolve(varied: SampleOptions) -> Setup:
         check_numbers(varied)
-        steps = varied.steps or checkpoint.steps
-        scheduler = plan_scheduler(checkpoint, varied.scheduler, steps, varied.eta)
-        settings = _settings(varied, models, conditions, device, type(scheduler).__name__, steps)
-        return make_setup(models, replace(settings, config_sha256=config_sha256), scheduler)
+        settings = replace(_settings(varied, models, conditions, device), config_sha256=config_sha256)
+        return plan_setup(models, settings, varied.scheduler)
 
     return vary(flags, axes, resolve, plain)
 
 
-def _settings(
-    flags: SampleOptions, models: Models, conditions: Conditions, device: torch.device, scheduler: str, steps: int
-) -> Settings:
-    """The settings that the flags mean, but for the hashes."""
+def _settings(flags: SampleOptions, models: Models, conditions: Conditions, device: torch.device) -> Settings:
+    """The settings that the flags mean, but for the hashes and the scheduler."""
     from guidegen.sampling.device import pick_dtype
 
     checkpoint, classifier, guide = models
@@ -231,8 +227,8 @@ def _settings(
         mode=flags.mode,
         model=checkpoint.name,
         model_sha256="",
-        scheduler=scheduler,
-        steps=steps,
+        scheduler="",
+        steps=flags.steps or checkpoint.steps,
         eta=flags.eta,
         dtype=pick_dtype(flags.dtype, device),
         null_label=checkpoint.null_label,

@@ -141,6 +141,16 @@ def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: fl
     return scheduler
 
 
+def plan_setup(models: Models, settings: Settings, scheduler: str | None) -> Setup:
+    """`make_setup` with the scheduler of that name, or the checkpoint's, which the settings then name.
+
+    Raises:
+        UsageError: as `plan_scheduler` and `make_setup` do.
+    """
+    planned = plan_scheduler(models.checkpoint, scheduler, settings.steps, settings.eta)
+    return make_setup(models, replace(settings, scheduler=type(planned).__name__), planned)
+
+
 def make_setup(models: Models, settings: Settings, scheduler: Any) -> Setup:
     """Finds the method of settings, and how strongly it acts at each step of the scheduler.
 

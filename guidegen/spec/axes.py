@@ -74,6 +74,8 @@ CELL_AXES = tuple(axis.name for axis in AXES.values() if axis.of_cell)
 """The axes that every run has; those of `--by` come on top."""
 BY_AXES = tuple(axis.name for axis in AXES.values() if axis.by)
 """The settings that `--by` varies."""
+BY_FLAGS = ", ".join(str(AXES[axis].flag) for axis in BY_AXES)
+"""Their flags, without dashes."""
 
 
 def axis_of(name: str) -> Axis:
