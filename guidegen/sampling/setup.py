@@ -18,6 +18,7 @@ from guidegen.scores.interfaces import FREE, Cost, Mixture, Weights
 from guidegen.scores.methods import Method, find_method
 from guidegen.scores.schedule import GuidanceSchedule, make_schedule
 from guidegen.spec.cell import Cell, digest, mode_weights
+from guidegen.spec.options import Spacing
 from guidegen.spec.settings import FILE_SHA256, Settings
 
 _ANY: Mixture = ((0, 1.0),)
@@ -128,13 +129,23 @@ class Setup:
         return sampled
 
 
-def plan_scheduler(checkpoint: Checkpoint, name: str | None, steps: int, eta: float | None) -> Any:
+def plan_scheduler(
+    checkpoint: Checkpoint, name: str | None, steps: int, eta: float | None, spacing: str | None = None
+) -> Any:
     """The scheduler with its timesteps set, before any weights are read.
 
     Raises:
-        UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps or eta.
+        UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps, eta or
+            spacing of the timesteps.
     """
-    scheduler = make_scheduler(checkpoint.scheduler_config, name)
+    config = checkpoint.scheduler_config
+    scheduler = make_scheduler(config, name)
+    if spacing is not None:
+        if spacing not in tuple(Spacing):
+            raise UsageError(f"--timestep-spacing {spacing!r}: choose {', '.join(Spacing)}.")
+        if "timestep_spacing" not in scheduler.config or checkpoint.prediction_type == "flow":
+            raise UsageError(f"--timestep-spacing has no effect on {type(scheduler).__name__} with this checkpoint.")
+        scheduler = make_scheduler({**config, "timestep_spacing": spacing}, name)
     if eta is not None and not takes_eta(scheduler):
         raise UsageError(f"--eta is for ddim; {type(scheduler).__name__} has none.")
     try_out(scheduler, steps, eta)
@@ -147,7 +158,7 @@ def plan_setup(models: Models, settings: Settings, scheduler: str | None) -> Set
     Raises:
         UsageError: as `plan_scheduler` and `make_setup` do.
     """
-    planned = plan_scheduler(models.checkpoint, scheduler, settings.steps, settings.eta)
+    planned = plan_scheduler(models.checkpoint, scheduler, settings.steps, settings.eta, settings.timestep_spacing)
     return make_setup(models, replace(settings, scheduler=type(planned).__name__), planned)
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 WHAT, HOW = "What to draw", "How to draw it"
 """Panels of the help."""
+
+
+class Spacing(StrEnum):
+    leading = "leading"
+    linspace = "linspace"
+    trailing = "trailing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,15 @@ class PlainOptions:
             "--w-schedule",
             metavar="NAME",
             help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
+            rich_help_panel=HOW,
+        ),
+    ] = None
+    timestep_spacing: Annotated[
+        Spacing | None,
+        typer.Option(
+            "--timestep-spacing",
+            help="Which timesteps of the training a run of fewer steps visits (Lin et al. 2023, arXiv 2305.08891, table 2). "
+            "Default: the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None
