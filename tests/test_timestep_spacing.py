@@ -59,3 +59,15 @@ def test_what_has_no_timesteps_to_choose_from_refuses_it(with_null: Path, tmp_pa
         args = ("--label", 1, "--scheduler", scheduler, "--timestep-spacing", "leading", "-o", "run")
         assert "has no effect" in str(call("sample", "-m", "flow", *args, code=2).exception)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_goes_over_it(with_null: Path, tmp_path: Path) -> None:
+    args = ("-m", with_null, "--label", 1, "--w", 3, "--steps", 4, "--batch-size", 1, "-q")
+    call("sweep", *args, "--by", "timestep-spacing=leading,trailing", "-o", "swept")
+    for spacing in ("leading", "trailing"):
+        call("sample", *args, "--timestep-spacing", spacing, "-o", f"{spacing}.png")
+        varied = tmp_path / "swept" / "images" / f"timestep_spacing={spacing}" / "w3.0" / "label0001" / "000000.png"
+        assert np.array_equal(pixels(varied), pixels(tmp_path / f"{spacing}.png"))
+    assert "choose leading, linspace, trailing" in str(
+        call("sweep", *args, "--by", "timestep-spacing=leading,x", "-o", "other", code=2).exception
+    )

@@ -64,6 +64,7 @@ AXES = {
         Axis("interval", "interval", "interval", neutral="none"),
         Axis("w_schedule", "w-schedule", "w-schedule", neutral="constant"),
         Axis("scheduler", "scheduler", "scheduler"),
+        Axis("timestep_spacing", "timestep spacing", "timestep-spacing"),
         Axis("steps", "steps", "steps", values=_steps),
         Axis("eta", "eta", "eta", values=lambda part: list(parse_weights(part, "--by eta="))),
         Axis("guide_model", "against"),
