@@ -25,10 +25,10 @@ def pixels(path: Path) -> Any:
         return np.asarray(image).astype(int)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
-def test_it_draws_what_the_config_would(with_null: Path, tmp_path: Path, scheduler: str) -> None:
+@pytest.mark.parametrize(("scheduler", "steps"), [("ddim", 20), ("euler", 4), ("dpm++", 4)])
+def test_it_draws_what_the_config_would(with_null: Path, tmp_path: Path, scheduler: str, steps: int) -> None:
     drawn = {}
-    args = ("--label", 1, "--w", 3, "--steps", 4, "--scheduler", scheduler, "-q")
+    args = ("--label", 1, "--w", 3, "--steps", steps, "--scheduler", scheduler, "-q")
     for spacing in SPACINGS:
         shutil.copytree(with_null, tmp_path / spacing)
         path = tmp_path / spacing / "scheduler" / "scheduler_config.json"
@@ -47,7 +47,7 @@ def test_it_is_kept_and_another_one_is_another_run(with_null: Path, tmp_path: Pa
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["settings"]["timestep_spacing"] == about["options"]["timestep-spacing"] == "trailing"
     call(*args, "--timestep-spacing", "trailing")
-    assert "other settings: timestep_spacing" in str(call(*args, "--timestep-spacing", "linspace", code=2).exception)
+    assert "other settings: timestep_spacing" in str(call(*args, "--timestep-spacing", "leading", code=2).exception)
 
 
 def test_what_has_no_timesteps_to_choose_from_refuses_it(with_null: Path, tmp_path: Path) -> None:
@@ -59,6 +59,13 @@ def test_what_has_no_timesteps_to_choose_from_refuses_it(with_null: Path, tmp_pa
         args = ("--label", 1, "--scheduler", scheduler, "--timestep-spacing", "leading", "-o", "run")
         assert "has no effect" in str(call("sample", "-m", "flow", *args, code=2).exception)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 4), ("trailing", 150), ("trailing", 600)])
+def test_ddim_refuses_timesteps_that_its_steps_do_not_reach(with_null: Path, spacing: str, steps: int) -> None:
+    args = ("sample", "-m", with_null, "--label", 1, "--steps", steps, "--timestep-spacing", spacing)
+    assert "would keep noise" in str(call(*args, code=2).exception)
+    call(*args, "--scheduler", "euler", "--dry-run")
 
 
 def test_a_sweep_goes_over_it(with_null: Path, tmp_path: Path) -> None:
