@@ -27,6 +27,7 @@ from guidegen.errors import UsageError
 from guidegen.runs.directory import Run
 from guidegen.runs.files import atomically
 from guidegen.runs.manifest import read_rows
+from guidegen.runs.png import png_text
 from guidegen.runs.schema import read_plans, read_run
 from guidegen.runs.status import check
 from guidegen.runs.wipe import clear_leftovers
@@ -521,7 +522,7 @@ def test_command_that_is_no_text_is_kept_and_read(tmp_path: Path) -> None:
 
 def test_large_metadata_leaves_an_image_that_opens(tmp_path: Path) -> None:
     for count in (10, 20_000, 200_000):
-        Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=runs.png_text({"rows": ["images"] * count}))
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=png_text({"rows": ["images"] * count}))
         with Image.open(tmp_path / "x.png") as image:
             assert len(json.loads(image.text["guidegen"])["rows"]) == count  # type: ignore[attr-defined]
 

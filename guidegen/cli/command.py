@@ -48,7 +48,8 @@ def command_of(name: str, *groups: Any) -> Command:
 def _flag(name: str, hint: Any) -> str:
     """The long flag of a field, without dashes."""
     (option,) = (each for each in hint.__metadata__ if hasattr(each, "param_decls"))
-    long = (flag for flag in option.param_decls or () if flag.startswith("--"))
+    flags = (option.default, *(option.param_decls or ()))  # in an annotation the first flag stands as the default
+    long = (flag for flag in flags if isinstance(flag, str) and flag.startswith("--"))
     return str(next(long, f"--{name.replace('_', '-')}")).removeprefix("--")
 
 
