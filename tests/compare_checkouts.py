@@ -121,7 +121,8 @@ def record(world: Path, only: str) -> dict[str, Any]:
         text = run([command, "--help"], world)
         if text.code == 0:
             found[f"flags of {command}"] = sorted({*_FLAG.findall(text.stdout)})
-    new_words = re.search(r"\|\s*autoguidance\b", run(["sample", "--help"], world).stdout) is not None
+    probe = ["sample", "-m", "ckpt", "--label", "0", "--mode", "autoguidance", "--guide-model", "pag", "--dry-run"]
+    new_words = run(probe, world).code == 0
     old = {new: old for old, new in RENAMED.items()}
     for number, (name, args) in enumerate(commands(*_names())):
         if only not in name:
