@@ -118,7 +118,8 @@ def record(world: Path, only: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     top = run(["--help"], world).stdout
     for command in re.findall(r"^\W*([a-z]+) ", top, re.MULTILINE):
-        text = run([command, "--help"], world)
+        text = run([command, "--help-all"], world)
+        text = text if text.code == 0 else run([command, "--help"], world)
         if text.code == 0:
             found[f"flags of {command}"] = sorted({*_FLAG.findall(text.stdout)})
     probe = ["sample", "-m", "ckpt", "--label", "0", "--mode", "autoguidance", "--guide-model", "pag", "--dry-run"]

@@ -18,11 +18,13 @@ from guidegen.cli.draw import register as register_draw
 from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
+from guidegen.cli.help import hide_types_of_switches
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError, UsageError
 from guidegen.python_file import blame
 
+_RESUMED = (["sample"], ["sweep"])
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
@@ -42,6 +44,16 @@ class _Commands(TyperGroup):
                 raise UsageError(f"{flag or 'An argument'} is empty: give it a value, or leave it out.")
             flag = word if word.startswith("-") else ""
         return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        hide_types_of_switches(self, ctx)
+        super().format_help(ctx, formatter)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            hide_types_of_switches(command, ctx)
+        return command
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         console.check_text(args)
@@ -105,7 +117,7 @@ def main() -> None:
     console.guard()
     debug = "--debug" in sys.argv
     try:
-        app(prog_name="guidegen")
+        code = app(prog_name="guidegen", standalone_mode=False)
     except GuidegenError as error:
         console.error(error)
         _leave(error.code, debug)
@@ -114,14 +126,38 @@ def main() -> None:
         _leave(130, debug)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        console.error(f"{error.strerror or error}{where}. What was finished is intact; the same command goes on from there.")
+        resumes = " What was finished is intact; the same command goes on from there." * (sys.argv[1:2] in _RESUMED)
+        console.error(f"{error.strerror or error}{where}.{resumes}")
         _leave(74, debug)
     except Exception as error:
+        if type(error).__name__ == "Abort":  # what the parser makes of a KeyboardInterrupt
+            console.error("Interrupted.")
+            _leave(130, debug)
+        if _is_of_parser(error):
+            _leave(2, debug)
         if blamed := blame(error):
             console.error(blamed)
             _leave(blamed.code, debug)
         console.error(f"Unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.")
         _leave(1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_of_parser(error: Any) -> bool:
+    """Prints what the parser of the command line refuses; False for other errors."""
+    if not hasattr(error, "format_message"):
+        return False
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "guidegen"
+        message = error.format_message().removesuffix(".").replace("Value error, ", "")
+        message = message.replace(
+            "Input should be a valid integer, unable to parse string as an integer", "not a whole number"
+        )
+        message = message.replace("Input should be a valid number, unable to parse string as a number", "not a number")
+        console.error(f"{message}. See `{command} --help`.")
+    return True
 
 
 def _leave(code: int, debug: bool) -> None:

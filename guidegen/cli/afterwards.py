@@ -33,13 +33,19 @@ Evaluate = Annotated[
 ]
 Features = Annotated[
     str | None,
-    typer.Option("--features", metavar="ID|DIR", help="With --evaluate: as there.", rich_help_panel=_AFTER),
+    typer.Option(
+        "--features", metavar="ID|DIR", help="Network of the features that --evaluate compares.", rich_help_panel=_AFTER
+    ),
 ]
 Judge = Annotated[
-    str | None, typer.Option("--judge", metavar="ID|DIR", help="With --evaluate: as there.", rich_help_panel=_AFTER)
+    str | None,
+    typer.Option("--judge", metavar="ID|DIR", help="Evaluation classifier of --evaluate.", rich_help_panel=_AFTER),
 ]
 Resize = Annotated[
-    str | None, typer.Option("--resize", metavar="FILTER", help="With --evaluate: as there.", rich_help_panel=_AFTER)
+    str | None,
+    typer.Option(
+        "--resize", metavar="FILTER", help="How --evaluate resizes images of another size.", rich_help_panel=_AFTER
+    ),
 ]
 Report = Annotated[
     bool, typer.Option("--report", help="Make report.html in the run, as `guidegen report` does.", rich_help_panel=_AFTER)

@@ -8,19 +8,39 @@ from guidegen.cli.afterwards import Afterwards
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.drawing import carry_out
 from guidegen.cli.dry_run import print_costs
-from guidegen.cli.flags import SampleOptions, SweepOptions
+from guidegen.cli.flags import COMMON, SampleOptions, SweepOptions
+from guidegen.cli.help import HelpAll, with_short_help
 from guidegen.cli.resolve import plan_job
+
+_SAMPLE = """Draw guided samples at one guidance weight.
+
+- guidegen sample --label "golden retriever" -w 3
+
+- guidegen sample --label all -n 50 -o samples.npz
+
+- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5 -o fox.png
+"""
+_SWEEP = """Draw the same samples at a range of guidance weights, and a grid of them.
+
+- guidegen sweep --label "golden retriever,monarch" -w 0,1,2,4,8 -n 4
+
+- guidegen sweep --mode classifier --label 207 -w 0:8:0.5
+
+- guidegen sweep --label 207 -w 1,3 --by guidance=cfg,apg,cfg++
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Adds the two commands."""
-    app.command("sample", help="Draw guided samples at one guidance weight.")(make_command(_run, SampleOptions, Afterwards))
-    app.command("sweep", help="Draw the same samples at a range of guidance weights, and a grid of them.")(
-        make_command(_run, SweepOptions, Afterwards)
+    app.command("sample", help=_SAMPLE, short_help=_SAMPLE.split("\n")[0], cls=with_short_help(COMMON))(
+        make_command(_run, SampleOptions, Afterwards, HelpAll)
+    )
+    app.command("sweep", help=_SWEEP, short_help=_SWEEP.split("\n")[0], cls=with_short_help((*COMMON, "by")))(
+        make_command(_run, SweepOptions, Afterwards, HelpAll)
     )
 
 
-def _run(flags: SampleOptions, afterwards: Afterwards) -> None:
+def _run(flags: SampleOptions, afterwards: Afterwards, _: HelpAll) -> None:
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size)
     if flags.dry_run:

@@ -37,8 +37,8 @@ _RUN = typer.Argument(metavar="RUN", help="A run directory.")
 
 def register(app: typer.Typer) -> None:
     """Adds the two commands."""
-    app.command("verify", help="Say what a run lacks, what in it is corrupt, and what does not belong to it.")(_verify)
-    app.command("merge", help="Make one manifest, the grid and files for evaluators of a run that lacks nothing.")(_merge)
+    app.command("verify", help="Check a run: what is missing, corrupt, or not part of it.")(_verify)
+    app.command("merge", help="Finish a complete run: one manifest, its grid, and .npz or .tar files.")(_merge)
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,18 @@ def _incomplete(held: _Held, what: str, draw: bool) -> IncompleteError:
 def _merge(
     run: Annotated[Path, _RUN],
     npz: Annotated[
-        bool, typer.Option("--npz", help="Also w3.0.npz for each weight: uint8 NHWC arr_0, labels arr_1.")
+        bool, typer.Option("--npz", help="Also write w3.0.npz for each weight: images arr_0 (uint8, NHWC) and labels arr_1.")
     ] = False,
     tar: Annotated[
         bool,
-        typer.Option("--tar", help="Also w3.0-00000.tar ... for each weight: WebDataset shards of .png, .cls and .json."),
+        typer.Option(
+            "--tar", help="Also write w3.0-00000.tar ... for each weight: WebDataset shards of .png, .cls and .json."
+        ),
     ] = False,
-    tar_size: Annotated[float, typer.Option("--tar-size", metavar="MB", min=0, help="Most of one .tar.")] = 1000,
-    draw_the_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="The grid of a sweep.")] = True,
+    tar_size: Annotated[
+        float, typer.Option("--tar-size", metavar="MB", min=0, help="Largest size of one .tar, in megabytes.")
+    ] = 1000,
+    draw_the_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Draw the grid of a sweep.")] = True,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:

@@ -14,11 +14,11 @@ from guidegen.spec.axes import BY_FLAGS
 from guidegen.spec.options import HOW, WHAT, PlainOptions
 
 _W = (
-    "0 is unconditional, 1 conditional, more is sharper. It is diffusers' guidance_scale, Ho & Salimans' 1+w, and ADM's "
-    "classifier_scale."
+    "0 is unconditional, 1 conditional; larger weights trade diversity for fidelity. It is diffusers' guidance_scale, "
+    "Ho & Salimans' 1+w, and ADM's classifier_scale."
 )
-_W_CLASSIFIER = "Mode both: weight of the classifier's gradient; --w then weighs the label's own score."
-_W_GUIDE = "Weight of autoguidance on top of cfg, classifier or both; 1 adds nothing. In mode autoguidance it is --w."
+_W_CLASSIFIER = "Weight of the classifier's gradient in mode both, where --w is that of classifier-free guidance."
+_W_GUIDE = "Weight of autoguidance on top of the modes cfg, classifier and both; 1 turns it off."
 
 
 class Mode(StrEnum):
@@ -54,14 +54,14 @@ class Draw:
         Mode,
         typer.Option(
             metavar="MODE",
-            help="cfg: with the label against without. classifier: a classifier's gradient. both, or none. "
-            "autoguidance: the model against a weaker version of it.",
+            help="cfg (classifier-free guidance), classifier (a classifier's gradient), both, autoguidance (away from a "
+            "weaker model) or none.",
             rich_help_panel=WHAT,
         ),
     ] = Mode.cfg
     w: Annotated[
         str | None,
-        typer.Option("--w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0]", rich_help_panel=WHAT),
+        typer.Option("--w", "-w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0]", rich_help_panel=WHAT),
     ] = None
     label: Annotated[
         list[str] | None,
@@ -70,7 +70,7 @@ class Draw:
             "-l",
             metavar="LABEL",
             help='Id, name, range or list: 207, "golden retriever", 0-9, all; @FILE or - for standard input. Repeats. '
-            "With weights, 207:3,281:-1, a list is one mixture.",
+            "A list with weights, 207:3,281:-1, is one mixture.",
             rich_help_panel=WHAT,
         ),
     ] = None
@@ -80,20 +80,31 @@ class Draw:
             "--prompt",
             "-p",
             metavar="TEXT",
-            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (a line each) or - for standard "
+            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one a line) or - for standard "
             "input. Repeats. 'A AND B:0.5' is a mixture.",
             rich_help_panel=WHAT,
         ),
     ] = None
     num: Annotated[
-        int | None, typer.Option("--num", "-n", help="Samples of each label or prompt. [default: 1]", rich_help_panel=WHAT)
+        int | None,
+        typer.Option(
+            "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
+        ),
     ] = None
     seed: Annotated[
-        int | None, typer.Option("--seed", help="First seed; the others count up. [default: 0]", rich_help_panel=WHAT)
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Seed of the first sample; the next ones count up from it. [default: 0]",
+            rich_help_panel=WHAT,
+        ),
     ] = None
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT),
+        typer.Option(
+            "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
+        ),
     ] = None
     w_classifier: Annotated[
         str | None,
@@ -117,7 +128,8 @@ class Source:
         Input | None,
         typer.Option(
             "--classifier-input",
-            help="noisy: it reads x_t and t. denoised: it reads the estimated clean image. Default: what it was made for.",
+            help="What the classifier reads: noisy (x_t and t) or denoised (the estimated clean image). Default: as it was "
+            "trained.",
             rich_help_panel=options._MODEL,
         ),
     ] = None
@@ -125,8 +137,8 @@ class Source:
         Gradient | None,
         typer.Option(
             "--classifier-gradient",
-            help="On denoised input. exact: through the denoiser. detached: as if the noise in x_t were known, at half "
-            "the calls. [default: exact]",
+            help="Gradient of a classifier of denoised images: exact (through the denoiser) or detached (without the "
+            "denoiser's derivative, at half the calls). [default: exact]",
             rich_help_panel=options._MODEL,
         ),
     ] = None
@@ -146,59 +158,76 @@ class Sampling:
         typer.Option(
             "--guidance",
             metavar="NAME",
-            help="The method: cfg (plain), apg, cfg++, rescale ...; `guidegen guidances` lists them. file.py:NAME runs a "
-            "custom function. [default: cfg]",
+            help="Guidance method: cfg, apg, cfg++, rescale ...; `guidegen guidances` lists them. Or a custom function: "
+            "file.py:NAME. [default: cfg]",
             rich_help_panel=HOW,
         ),
     ] = None
     guidance_opt: Annotated[
         list[str] | None,
-        typer.Option("--guidance-opt", metavar="KEY=VALUE", help="An option of the method. Repeats.", rich_help_panel=HOW),
+        typer.Option(
+            "--guidance-opt", metavar="KEY=VALUE", help="An option of the guidance method. Repeats.", rich_help_panel=HOW
+        ),
     ] = None
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps of the scheduler. Default: the checkpoint's.", rich_help_panel=HOW)
+        int | None,
+        typer.Option(
+            "--steps", metavar="N", help="Number of sampling steps. Default: the checkpoint's.", rich_help_panel=HOW
+        ),
     ] = None
     scheduler: Annotated[
         str | None,
         typer.Option(
             "--scheduler",
             metavar="NAME",
-            help="ddim, ddpm, dpm++, unipc, euler, heun, or another diffusers class that fits. Default: the checkpoint's.",
+            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, or a diffusers class. Default: the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None
     eta: Annotated[
-        float | None, typer.Option("--eta", help="ddim: 0 deterministic, 1 as noisy as ddpm.", rich_help_panel=HOW)
+        float | None,
+        typer.Option(
+            "--eta", metavar="NUMBER", help="Noise of ddim: 0 is deterministic, 1 is as noisy as ddpm.", rich_help_panel=HOW
+        ),
     ] = None
     size: Annotated[
         str | None,
         typer.Option(
             "--size",
             metavar="WxH",
-            help="Size of the images: 512 or 768x512. Default: the checkpoint's.",
+            help="Size of the images, as 512 or WIDTHxHEIGHT. Default: the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Autocast. auto: fp16 on CUDA, fp32 elsewhere.", rich_help_panel=HOW)
+        Dtype,
+        typer.Option(
+            "--dtype", help="Precision of the networks. auto is fp16 on CUDA and fp32 elsewhere.", rich_help_panel=HOW
+        ),
     ] = Dtype.auto
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=HOW)
+        str,
+        typer.Option("--device", metavar="NAME", help="Where to draw: auto, cuda, cuda:1, mps or cpu.", rich_help_panel=HOW),
     ] = "auto"
     batch_size: Annotated[
-        str, typer.Option("--batch-size", metavar="N", help="Images at once: auto, or a number.", rich_help_panel=HOW)
+        str, typer.Option("--batch-size", metavar="N", help="Images drawn at once, or auto.", rich_help_panel=HOW)
     ] = "auto"
     deterministic: Annotated[
         bool,
         typer.Option(
             "--deterministic",
-            help="Call the networks with --batch-size rows each time, so that not even last bits depend on shards, "
-            "restarts or the batch; give every shard the same --batch-size.",
+            help="Always call the networks with --batch-size rows, so that not even the last bit depends on shards or "
+            "restarts. Give every shard the same --batch-size.",
             rich_help_panel=HOW,
         ),
     ] = False
     compile_networks: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the networks: slow start, faster steps.", rich_help_panel=HOW)
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the networks with torch.compile: a slow start, then faster steps.",
+            rich_help_panel=HOW,
+        ),
     ] = False
 
 
@@ -212,8 +241,8 @@ class Output:
             "--out",
             "-o",
             metavar="PATH",
-            help="Run directory, or one file: x.png, x.webp, x.jpg (an image, or a "
-            "sweep's grid), x.npz, or - for PNG on standard output. Default: guidegen-runs/NAME.",
+            help="A run directory, or one file: x.png, x.webp or x.jpg (the image, or the grid), x.npz, or - for a PNG "
+            "on standard output. Default: a directory in guidegen-runs.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
@@ -222,18 +251,20 @@ class Output:
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Draw part I of N, counted from 0; auto: as torchrun, accelerate or SLURM say. Then: guidegen merge.",
+            help="Draw part I of N, counted from 0, or auto under torchrun, accelerate or SLURM. Then: guidegen merge.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Start over. Otherwise finished images are kept.", rich_help_panel=options._OUTPUT),
+        typer.Option(
+            "--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=options._OUTPUT
+        ),
     ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Say what would be drawn and what it costs; load no weights.", rich_help_panel=options._OUTPUT
+            "--dry-run", help="Print what would be drawn and what it costs, and stop.", rich_help_panel=options._OUTPUT
         ),
     ] = False
 
@@ -244,7 +275,9 @@ class Messages:
 
     json_rows: options.Json = False
     quiet: options.Quiet = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=options._TALK)] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print more about the run.", rich_help_panel=options._TALK)
+    ] = False
     debug: options.Debug = False
 
 
@@ -269,8 +302,9 @@ class SweepOptions(SampleOptions):
         str | None,
         typer.Option(
             "--w",
+            "-w",
             metavar="LIST",
-            help=f"Guidance weights: 0,1,2.5 and START:STOP:STEP, both ends included. {_W} [default: 0,1,2,4,8]",
+            help=f"Guidance weights, as 0,1,2.5 or START:STOP:STEP with both ends. {_W} [default: 0,1,2,4,8]",
             rich_help_panel=WHAT,
         ),
     ] = None
@@ -287,8 +321,8 @@ class SweepOptions(SampleOptions):
         typer.Option(
             "--by",
             metavar="AXIS=LIST",
-            help=f"Vary this too, crossed with all else: {BY_FLAGS}, or an option "
-            "of a method (apg.eta=0,0.5). VALUE@W gives each value a weight of its own. Repeats.",
+            help=f"Vary another setting as well: {BY_FLAGS}, or an option of a method "
+            "(apg.eta=0,0.5). VALUE@W gives each value its own weight. Repeats.",
             rich_help_panel=WHAT,
         ),
     ] = None
@@ -297,7 +331,7 @@ class SweepOptions(SampleOptions):
         typer.Option(
             "--columns",
             metavar="AXIS",
-            help="The axis across the grid. [default: w]",
+            help="Axis across the grid. [default: w]",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
@@ -306,7 +340,11 @@ class SweepOptions(SampleOptions):
         typer.Option(
             "--rows",
             metavar="AXIS,...",
-            help="Axes down the grid, outermost first; those that are not named follow.",
+            help="Axes down the grid, outermost first; the others follow.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
+
+
+COMMON = ("label", "prompt", "w", "mode", "num", "seed", "out", "model", "classifier", "steps", "scheduler", "guidance")
+"""The options that most need, in the order in which the help shows them."""

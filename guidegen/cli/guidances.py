@@ -21,7 +21,7 @@ _WIDE = 120
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("guidances", help="List the methods of --guidance with formula and source, or explain one.")(_guidances)
+    app.command("guidances", help="List the guidance methods, or explain one.")(_guidances)
 
 
 def _guidances(

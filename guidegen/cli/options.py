@@ -45,9 +45,8 @@ ClassifierRef = Annotated[
         "--classifier",
         "-c",
         metavar="ID|DIR[:W]",
-        help="Classifier for the modes classifier and both: noise-aware, a transformers image classifier, or CLIP-like. "
-        "Repeats: the gradients are summed, each with its weight W (1). Default: the noise-aware one in the "
-        "checkpoint's folder.",
+        help="Classifier of the modes classifier and both: a noise-aware one, an image classifier of transformers, or a "
+        "CLIP-like model. Repeats: gradients are summed, with weights W. Default: the one in the checkpoint's folder.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -56,9 +55,9 @@ GuideRef = Annotated[
     typer.Option(
         "--guide-model",
         metavar="ID|DIR|WORD",
-        help="Guiding model of autoguidance: a smaller or earlier checkpoint, or its network folder; bundled: the one in "
-        "the checkpoint's folder; or made of the model's own network: pag (identity for self-attention) or skip (layers "
-        "left out), perhaps with layers: skip:mid_block. Default in mode autoguidance: bundled.",
+        help="Guiding model of autoguidance: a smaller or less trained checkpoint or network; bundled (the one in the "
+        "checkpoint's folder); or the model itself with identity self-attention (pag) or without some layers (skip, "
+        "skip:mid_block). Default in mode autoguidance: bundled.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -67,28 +66,26 @@ NullLabel = Annotated[
     typer.Option(
         "--null-label",
         metavar="ID",
-        help="The class that means no label, where the checkpoint does not say.",
+        help="Class that means 'no label', if the checkpoint does not name it.",
         rich_help_panel=_MODEL,
     ),
 ]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Use the hub's cache alone; never the network.", rich_help_panel=_MODEL)
-]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.", rich_help_panel=_MODEL)]
 Variant = Annotated[
     str | None,
     typer.Option(
         "--variant",
         metavar="NAME",
-        help="Which weight files to read where there are several, such as fp16.",
+        help="Variant of the weight files to read, such as fp16.",
         rich_help_panel=_MODEL,
     ),
 ]
 AllowPickle = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Accept .bin weights, read with weights_only=True.", rich_help_panel=_MODEL),
+    typer.Option("--allow-pickle", help="Accept pickled weights, read with weights_only=True.", rich_help_panel=_MODEL),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.", rich_help_panel=_TALK)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=_TALK)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.", rich_help_panel=_TALK)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]
 
 

@@ -29,12 +29,12 @@ from guidegen.spec.plan import Plan
 
 def register(app: typer.Typer) -> None:
     """Adds the three commands."""
-    app.command("inspect", help="Say what a checkpoint is and which modes it can serve.")(_inspect)
+    app.command("inspect", help="Describe a checkpoint and the modes that it serves.")(_inspect)
     app.command("labels", help="List the labels of a checkpoint, or search them.")(_labels)
     app.command(
         "grid",
-        help="Draw the grid of a run again from its files, with other axes or another size. An image that is missing or "
-        "corrupt leaves a crossed-out cell, and the exit code is 3.",
+        help="Draw the grid of a run again, with other axes or at another scale. A missing or corrupt image is a "
+        "crossed-out cell, and the exit code is then 3.",
     )(_grid)
 
 
@@ -129,7 +129,7 @@ def _parameters(path: Path) -> int:
 
 
 def _labels(
-    query: Annotated[str, typer.Argument(metavar="[QUERY]", help="A name or a part of one; close ones are found.")] = "",
+    query: Annotated[str, typer.Argument(metavar="[QUERY]", help="A name or a part of one; close matches count.")] = "",
     model: options.Model = None,
     classifier: options.ClassifierRef = None,
     offline: options.Offline = False,
@@ -160,23 +160,22 @@ def _labels(
 
 
 def _grid(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several stand beside each other.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are shown side by side.")],
     columns: Annotated[
         str | None,
         typer.Option(
             "--columns",
             metavar="AXIS,...",
-            help="The axis across: w, label, prompt, seed, w-classifier, w-guide or one of the sweep's --by; of several, "
-            "the combinations that there are. [default: as the run was drawn, w]",
+            help="Axes across: w, label, prompt, seed, w-classifier, w-guide, or an axis of --by. [default: as in the run]",
         ),
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option("--rows", metavar="AXIS,...", help="Axes down, outermost first; those that are not named follow."),
+        typer.Option("--rows", metavar="AXIS,...", help="Axes down, outermost first; the others follow."),
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", "-l", metavar="LABEL", help="Only these labels, as sample takes them. Repeats."),
+        typer.Option("--label", "-l", metavar="LABEL", help="Only these labels. Repeats."),
     ] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="LIST", help="Only these seeds: 0-3,100.")] = None,
     metric: Annotated[
@@ -184,11 +183,15 @@ def _grid(
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Under each column, what `guidegen evaluate` measured: frechet_distance, accuracy, recall ... Repeats.",
+            help="Show a metric of `guidegen evaluate` under each column: frechet_distance, accuracy, recall ... Repeats.",
         ),
     ] = None,
-    scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
+    scale: Annotated[
+        int | None, typer.Option("--scale", min=1, help="Enlarge images by this whole factor. Default: to about 96 pixels.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="PNG", help="File to write. Default: grid.png in the run.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     if out is not None and out.suffix.lower() != ".png":

@@ -27,7 +27,7 @@ class PlainOptions:
         typer.Option(
             "--negative-prompt",
             metavar="TEXT",
-            help="What the null condition says instead of nothing.",
+            help="Text of the unconditional prediction, instead of the empty prompt.",
             rich_help_panel=WHAT,
         ),
     ] = None
@@ -36,8 +36,7 @@ class PlainOptions:
         typer.Option(
             "--interval",
             metavar="LOW:HIGH",
-            help="Guide only where LOW < sigma / alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%); elsewhere the "
-            "model draws as it is, at fewer calls.",
+            help="Guide only at noise levels LOW < sigma/alpha <= HIGH (0.3:5), or in a part of the steps (10%:60%).",
             rich_help_panel=HOW,
         ),
     ] = None
@@ -46,7 +45,7 @@ class PlainOptions:
         typer.Option(
             "--w-schedule",
             metavar="NAME",
-            help="How the weight goes over the steps, at the same mean: constant, linear, cosine, beta:A,B ...",
+            help="Schedule of the weight over the steps: constant, linear, cosine, beta:A,B ... Its mean stays --w.",
             rich_help_panel=HOW,
         ),
     ] = None
@@ -54,8 +53,9 @@ class PlainOptions:
         Spacing | None,
         typer.Option(
             "--timestep-spacing",
-            help="Which timesteps of the training a run of fewer steps visits (Lin et al. 2023, arXiv 2305.08891, table 2). "
-            "Default: the checkpoint's.",
+            metavar="NAME",
+            help="Which training timesteps are sampled at: leading, linspace or trailing (Lin et al. 2023, arXiv "
+            "2305.08891, table 2). Default: the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None
