@@ -86,7 +86,7 @@ def _parse(word: str) -> By:
         raise UsageError(f"--by {quoted(given)}: choose {BY_FLAGS}, or an option of a method, such as apg.eta=0,0.5.")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not (equals and parts):
-        raise UsageError(f"--by {quoted(word)}: give the values after the axis, such as --by steps=10,20.")
+        raise UsageError(f"--by {quoted(word)}: give values after the =, with commas, such as --by steps=10,20.")
     weighed = [part.rpartition("@") for part in parts if "@" in part]
     if not weighed:
         return By(axis, list(dict.fromkeys(value for part in parts for value in axis.values(part))))

@@ -145,7 +145,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     sides = [whole(side) or 0 for side in text.strip().lower().split("x", 1)]
     if not all(0 < side <= _LONGEST_SIDE for side in sides):
         raise UsageError(
-            f"--size takes a number or WIDTHxHEIGHT, such as 512 or 768x512, up to {_LONGEST_SIDE}; found {quoted(text)}."
+            f"--size takes WIDTHxHEIGHT or one number, of 1 to {_LONGEST_SIDE} pixels: 768x512, 512. Found {quoted(text)}."
         )
     return sides[-1], sides[0]
 

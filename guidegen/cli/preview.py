@@ -23,7 +23,7 @@ def check_preview() -> None:
     from importlib.util import find_spec
 
     if find_spec("textual_image") is None:
-        raise UsageError('--preview needs textual-image, which is not installed: pip install "guidegen[preview]"')
+        raise UsageError("--preview needs textual-image, which is not installed: pip install textual-image")
 
 
 def preview(folder: Path, rows: Sequence[Row], title: str) -> None:

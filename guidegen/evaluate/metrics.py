@@ -57,7 +57,7 @@ def require(package: str, what: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise UsageError(f'{what} needs {package}, which is not installed: pip install "guidegen[evaluate]"')
+        raise UsageError(f"{what} needs {package}, which is not installed: pip install {package.replace('_', '-')}")
 
 
 def vendi_score(features: Tensor) -> float:

@@ -26,6 +26,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cuda", "mps", "cpu"):
             raise UsageError(f"--device {name}: choose auto, cuda, cuda:1, mps or cpu.")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise UsageError(f"--device {name}: this machine has no MPS device.")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"--device {name}: not usable here: {first_line(error)}") from error

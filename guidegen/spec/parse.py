@@ -66,11 +66,10 @@ def _range(word: str, flag: str) -> list[float]:
     try:
         start, stop, step = (Decimal(part) for part in word.split(":"))
         count = (stop - start) / step
-        if not count.is_finite() or not 0 <= count < limits.LIST:
-            raise UsageError(
-                f"{flag} {quoted(word)}: the range is empty or has more than {limits.LIST:,} numbers; "
-                "check its step and the sign of that."
-            )
+        if count.is_finite() and count >= limits.LIST:
+            raise UsageError(f"{flag} {quoted(word)} is too many numbers, {count:.2g}; a list has {limits.LIST:,} at most.")
+        if not count.is_finite() or count < 0:
+            raise UsageError(f"{flag} {quoted(word)}: the range is empty; check the sign of its step.")
         return [parse_weight(str(start + i * step), flag) for i in range(int(count) + 1)]
     except (ValueError, ArithmeticError):
         raise UsageError(f"{flag} {quoted(word)}: a range is START:STOP:STEP with a step that is not zero.") from None
