@@ -120,8 +120,41 @@ def test_help_names_every_flag_of_the_contract(guidegen: Command) -> None:
         "--offline --shard --deterministic"
     )
     for command in ("sample", "sweep"):
-        text = guidegen(command, "--help").stdout
+        text = guidegen(command, "--help-all").stdout
         assert not [flag for flag in flags.split() if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)]
+
+
+def test_help_shows_the_options_that_most_need_first(guidegen: Command, environment: dict[str, str]) -> None:
+    common = ["label", "prompt", "w", "mode", "num", "seed", "out", "model", "classifier", "steps", "scheduler", "guidance"]
+    for command, more in (("sample", []), ("sweep", ["by"])):
+        for columns in ("80", "120"):
+            environment["COLUMNS"] = columns
+            text = guidegen(command, "--help").stdout
+            assert re.findall(r"^│ --([a-z-]+)", text, re.MULTILINE) == [*common, *more, "help-all", "help"]
+            assert "<bool>" not in text
+            assert f"guidegen {command} --label" in text, "examples"
+            assert all(len(line) <= int(columns) for line in text.splitlines())
+    everything = guidegen("sample", "--help-all").stdout
+    assert "--by" not in everything
+    assert re.search(r"Checkpoint.*How to draw it.*Output.*Messages.*Afterwards", everything, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("sample --wrong 3", "error: No such option: --wrong"),
+        ("sample --num x", "error: Invalid value for '--num' / '-n': not a whole number. See `guidegen sample --help`."),
+        ("sample --dtype fp8", "error: Invalid value for '--dtype': 'fp8' is not one of 'auto', 'fp16', 'bf16', 'fp32'."),
+        ("paint", "error: No such command 'paint'. See `guidegen --help`."),
+        ("sample -m nofile.py:X --label :smile:", "error: No Python file at nofile.py."),
+    ],
+)
+def test_errors_of_the_parser_are_like_all_others(guidegen: Command, args: str, message: str) -> None:
+    result = guidegen(*args.split())
+    assert result.returncode in (2, 4)
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
 
 
 def test_version_goes_to_standard_output(guidegen: Command) -> None:
