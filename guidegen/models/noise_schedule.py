@@ -10,32 +10,6 @@ from typing import Any
 from guidegen.errors import CheckpointError, UsageError, first_line
 from guidegen.models.configs import check_scheduler, read_json
 
-_KNOWN = (
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "DDIMInverseScheduler",
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-    "SASolverScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-)
-"""Classes of diffusers whose configs mean a noise schedule that is known, those included that guidegen does not walk."""
 NOISE_SCHEDULE = (
     "num_train_timesteps",
     "beta_start",
@@ -72,7 +46,6 @@ def own_class_of(config: Mapping[str, Any]) -> str:
 
     Raises:
         CheckpointError: diffusers has no such class.
-        UsageError: its noise schedule is not known.
     """
     import diffusers
 
@@ -82,11 +55,6 @@ def own_class_of(config: Mapping[str, Any]) -> str:
             f"The checkpoint's scheduler {own!r} is not one of diffusers {diffusers.__version__}: "
             "what its networks were trained on is not known."
         )
-    if own not in _KNOWN:
-        raise UsageError(
-            f"The checkpoint's scheduler {own} does not fit: guidegen does not know its noise levels. "
-            f"It knows those of {', '.join(_KNOWN)}."
-        )
     return own
 
 
@@ -94,9 +62,8 @@ def own_scheduler(config: Mapping[str, Any]) -> Any:
     """The scheduler of diffusers that a config is of, its missing keys as its own class completes them.
 
     Raises:
-        CheckpointError: the class refuses it, or its betas make no noise schedule.
+        CheckpointError: diffusers has no such class, the class refuses it, or its betas make no noise schedule.
         UsageError: it needs a package that is not installed.
-        CheckpointError, UsageError: as `own_class_of`.
     """
     own_class = own_class_of(config)
     try:

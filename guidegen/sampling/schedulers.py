@@ -127,6 +127,8 @@ _WALKS = {
     "FlowMatchHeunDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True),
 }
 """The classes that fit; any other is refused."""
+_TRAINED_WITH = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
+"""Other classes whose configs mean a noise schedule that is known."""
 _MOST_MISSED = 0.05
 """Of the way over the timesteps. At twice that, DDIM with an exact score draws a Gaussian 6 % too wide at 150 steps."""
 _TRAINED = (
@@ -182,6 +184,11 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     instance("config", config, Mapping, "the config of a scheduler as a mapping")
     instance("name", name, str | None, "the name of a scheduler")
     own_class, flow = own_class_of(config), is_flow(config)
+    if own_class not in (*_WALKS, *_TRAINED_WITH):
+        raise UsageError(
+            f"The checkpoint's scheduler {own_class} does not fit: guidegen does not know its noise levels. "
+            f"It walks checkpoints of {', '.join(fitting(flow))}."
+        )
     asked = own_class if name is None else scheduler_class(name, flow)
     what = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
     walk = _walk_of(asked, flow, what)
