@@ -136,7 +136,7 @@ def record(world: Path, only: str) -> dict[str, Any]:
             "plan": _plan(plan.stdout) if plan.code == 0 else f"exit {plan.code}",
             "code": done.code,
             "error": done.stderr.strip().splitlines()[-1:] if done.code else [],
-            "rows": [_renamed(json.loads(line)) for line in done.stdout.splitlines()] if done.code == 0 else [],
+            "rows": _rows(done.stdout) if done.code == 0 else [],
             "files": _files(world / out) if done.code == 0 else [],
         }
     return found
@@ -153,6 +153,13 @@ def _names() -> tuple[list[str], list[str]]:
             with contextlib.suppress(ImportError, AttributeError):
                 tables.setdefault(name, list(getattr(importlib.import_module(f"guidegen.{place}"), name)))
     return tables["METHODS"], tables["SCHEDULERS"]
+
+
+def _rows(text: str) -> list[Any]:
+    """The rows by their files, as the order in which images are finished may differ; what they gained is left out."""
+    rows = [_renamed(json.loads(line)) for line in text.splitlines()]
+    kept = [{key: value for key, value in row.items() if key not in ("type", "run")} for row in rows if "file" in row]
+    return sorted(kept, key=lambda row: str(row["file"]))
 
 
 def _plan(text: str) -> Any:
@@ -192,7 +199,7 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
     """Where two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key, "nothing"), new.get(key, "nothing"), f"{at} / {key}")
+            yield from differences(old.get(key), new.get(key), f"{at} / {key}")
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from differences(one, other, f"{at} [{i}]")
