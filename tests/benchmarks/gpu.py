@@ -40,7 +40,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from diffusers.utils.torch_utils import randn_tensor
 from loop_overhead import bare_calls, ratios_of, saving, seconds
 from PIL import Image
-from setups import open_sampler
 from sweep_against_loop import Pipeline, take_turns
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -51,9 +50,10 @@ from guidegen import BUNDLED, NoisyClassifier, __version__, open_checkpoint, ope
 from guidegen.errors import is_out_of_memory
 from guidegen.runs.directory import Run
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.sampler import Sampler
+from guidegen.sampling.models import Models
+from guidegen.sampling.sampler import Sampler, open_sampler
 from guidegen.sampling.schedulers import SCHEDULERS, noise_levels
-from guidegen.sampling.setup import plan_scheduler
+from guidegen.sampling.setup import make_setup, plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.gradient import gradient_of_log_probability
 from guidegen.scores.interfaces import autocast
@@ -143,7 +143,9 @@ class Subject:
         classifier = self.classifier if mode in ("classifier", "both") else None
         walker = plan_scheduler(self.checkpoint, scheduler, steps, None)
         settings = self.settings(mode, dtype, steps)
-        return open_sampler(self.checkpoint, classifier, walker, settings, self.bench.device, compile_networks=compiled)
+        return open_sampler(
+            make_setup(Models(self.checkpoint, classifier), settings, walker), self.bench.device, compile_networks=compiled
+        )
 
     def cells(self, mode: str, count: int) -> list[Cell]:
         labels = (self.labels * count)[:count]

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from setups import open_sampler
 
 from guidegen import open_checkpoint
 from guidegen.models.checkpoint import open_classifier
 from guidegen.runs.directory import Run
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.sampler import Sampler
-from guidegen.sampling.setup import plan_scheduler
+from guidegen.sampling.models import Models
+from guidegen.sampling.sampler import Sampler, open_sampler
+from guidegen.sampling.setup import make_setup, plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.scores.interfaces import autocast
 from guidegen.spec.cell import Cell
@@ -111,7 +111,7 @@ def main() -> None:
             settings = Settings(
                 mode, checkpoint.name, "", "DDIMScheduler", options.steps, None, options.dtype, checkpoint.null_label
             )
-            sampler = open_sampler(checkpoint, classifier, scheduler, settings, device)
+            sampler = open_sampler(make_setup(Models(checkpoint, classifier), settings, scheduler), device)
             bare = bare_calls(sampler, options.batch, labels)
             total = saving(sampler, cells, settings, options.batch, where)
             total(), bare()

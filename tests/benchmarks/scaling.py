@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import torch
-from setups import open_sampler
 
 from guidegen import open_checkpoint
 from guidegen.runs.directory import Run
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.sampler import Tally
-from guidegen.sampling.setup import plan_scheduler
+from guidegen.sampling.models import Models
+from guidegen.sampling.sampler import Tally, open_sampler
+from guidegen.sampling.setup import make_setup, plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.spec.plan import make_cells
 from guidegen.spec.settings import Settings
@@ -42,7 +42,7 @@ def main() -> None:
         """Seconds and network calls."""
         scheduler = plan_scheduler(checkpoint, "ddim", steps, None)
         settings = Settings("cfg", checkpoint.name, "", "DDIM", steps, None, "fp32", checkpoint.null_label)
-        sampler = open_sampler(checkpoint, None, scheduler, settings, device)
+        sampler = open_sampler(make_setup(Models(checkpoint), settings, scheduler), device)
         cells = make_cells(list(checkpoint.labels)[:labels], [0, 1], WEIGHTS[:weights])
         tally = Tally()
         with tempfile.TemporaryDirectory() as folder, Run(Path(folder), settings, {}) as run:

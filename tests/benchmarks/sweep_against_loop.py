@@ -23,13 +23,13 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from setups import open_sampler
 
 from guidegen import Checkpoint, open_checkpoint
 from guidegen.runs.directory import Run
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.sampler import Tally
-from guidegen.sampling.setup import plan_scheduler
+from guidegen.sampling.models import Models
+from guidegen.sampling.sampler import Tally, open_sampler
+from guidegen.sampling.setup import make_setup, plan_scheduler
 from guidegen.sampling.worker import draw
 from guidegen.spec.cell import Cell
 from guidegen.spec.plan import make_cells
@@ -112,7 +112,7 @@ def take_turns(
     def sweep(dtype: str) -> Callable[[Path], None]:
         scheduler = plan_scheduler(checkpoint, "ddim", options.steps, None)
         settings = Settings("cfg", checkpoint.name, "", "DDIM", options.steps, None, dtype, checkpoint.null_label)
-        sampler = open_sampler(checkpoint, None, scheduler, settings, device)
+        sampler = open_sampler(make_setup(Models(checkpoint), settings, scheduler), device)
         size = pick_batch_size("auto", device, checkpoint.image_shape)
 
         def work(folder: Path) -> None:
