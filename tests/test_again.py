@@ -219,7 +219,8 @@ def test_files_that_say_nothing_are_refused(tmp_path: Path) -> None:
 
 PARAMETERS = (
     "a red fox, (snow:1.2)\nsecond line\nNegative prompt: blurry\n"
-    'Steps: 4, Sampler: Euler a, CFG scale: 6.5, Seed: 12, Size: 16x16, Model hash: 123, Model: fox, Hashes: "a, b", Foo: 1'
+    "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 12, Size: 16x16, "
+    'Model hash: 123, Model: fox, Hashes: "a, b", Foo: 1'
 )
 
 
@@ -238,7 +239,7 @@ def test_the_text_of_the_web_interface_is_read(tmp_path: Path, suffix: str) -> N
     model = stable_diffusion(tmp_path / "sd")
     result = call("again", path, "-m", model, "--show")
     assert result.stdout.startswith("guidegen sample --w 6.5 --prompt 'a red fox, (snow:1.2)\nsecond line' --seed 12")
-    for words in ("--negative-prompt blurry", "--steps 4", "--scheduler EulerAncestralDiscreteScheduler", "--size 16x16"):
+    for words in ("--negative-prompt blurry", "--steps 4", "--scheduler dpm++", "use_karras_sigmas=true", "--size 16x16"):
         assert words in result.stdout
     for unread in ("weights of words", "Model: fox", "Hashes: a, b", "Foo: 1"):
         assert unread in result.stderr

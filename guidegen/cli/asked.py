@@ -42,6 +42,21 @@ def asked_guidance(flags: SampleOptions) -> dict[str, Any]:
     return {"guidance": flags.guidance, "guidance_options": {key.strip(): value.strip() for key, _, value in words}}
 
 
+def asked_scheduler_options(flags: SampleOptions) -> dict[str, Any]:
+    """The options of the scheduler as settings keep them: sorted, the spacing of the timesteps apart, as its flag gives it.
+
+    Raises:
+        UsageError: no option, or one that is given twice.
+    """
+    from guidegen.sampling.scheduler_options import SPACING, split_options
+
+    options = split_options(flags.scheduler_opt or ())
+    if SPACING in options and flags.timestep_spacing is not None:
+        raise UsageError(f"--scheduler-opt {SPACING} is --timestep-spacing: give one of them.")
+    spacing = options.pop(SPACING, flags.timestep_spacing)
+    return {SPACING: spacing, "scheduler_opt": sorted(f"{key}={text}" for key, text in options.items()) or None}
+
+
 def asked_weights(flags: SampleOptions, mixed: bool) -> list[float]:
     """The weights asked for; those that a mixture gives its parts count as they are where `--w` is not given."""
     if isinstance(flags, SweepOptions):

@@ -12,6 +12,7 @@ from guidegen.cli.asked import (
     asked_gradient,
     asked_guidance,
     asked_guide_weights,
+    asked_scheduler_options,
     asked_seeds,
     asked_shard,
     asked_weights,
@@ -245,6 +246,6 @@ def _settings(flags: SampleOptions, models: Models, conditions: Conditions, devi
         classifier_gradient=asked_gradient(flags, classifier),
         classifier_texts=conditions.texts,
         **asked_guidance(flags),
-        **plain_options(flags),
+        **plain_options(flags) | asked_scheduler_options(flags),
         guide_model=guide.name if guide else None,
     )

@@ -26,6 +26,12 @@ _SAMPLERS = {
     "dpm2 a": "KDPM2AncestralDiscreteScheduler",
     "dpm++ 2m": "dpm++",
 }
+_SCHEDULES = {
+    "karras": ["use_karras_sigmas=true"],
+    "exponential": ["use_exponential_sigmas=true"],
+    "automatic": None,
+    "uniform": None,
+}
 """The names of its samplers, in small letters, and the schedulers that walk alike."""
 
 
@@ -71,6 +77,11 @@ def _option(name: str, value: str) -> dict[str, Any] | None:
             return {"w": repr(parse_weight(value))}
         except UsageError:
             return None
-    if name == "Sampler" and (scheduler := _SAMPLERS.get(value.casefold())):
-        return {"scheduler": scheduler}
+    if name == "Schedule type" and value.casefold() in _SCHEDULES:
+        return {"scheduler_opt": _SCHEDULES[value.casefold()]}
+    if name == "Sampler":
+        sampler, _, schedule = value.casefold().partition(" karras")
+        if sampler in _SAMPLERS and not schedule:
+            karras = {"scheduler_opt": _SCHEDULES["karras"]} if sampler != value.casefold() else {}
+            return {"scheduler": _SAMPLERS[sampler], **karras}
     return None
