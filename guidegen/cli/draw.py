@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from guidegen.cli.afterwards import Afterwards
+from guidegen.cli.asked import with_seed
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.drawing import carry_out
 from guidegen.cli.dry_run import print_costs
@@ -30,6 +31,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
         afterwards: the flags for that.
         check: called before any network is loaded, but not with `--dry-run`; its job is drawn.
     """
+    flags = with_seed(flags)
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size)
     if flags.dry_run:

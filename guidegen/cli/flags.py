@@ -89,7 +89,13 @@ class Draw:
         int | None, typer.Option("--num", "-n", help="Samples of each label or prompt. [default: 1]", rich_help_panel=WHAT)
     ] = None
     seed: Annotated[
-        int | None, typer.Option("--seed", help="First seed; the others count up. [default: 0]", rich_help_panel=WHAT)
+        str | None,
+        typer.Option(
+            "--seed",
+            metavar="N|random",
+            help="First seed; the others count up. random: one that is drawn and printed. [default: 0]",
+            rich_help_panel=WHAT,
+        ),
     ] = None
     seeds: Annotated[
         str | None,

@@ -130,7 +130,7 @@ def _of_cell(cell: Cell) -> Options:
         "w_guide": None if cell.w_guide is None else repr(cell.w_guide),
         "label": None if label is None else [str(label)],
         "prompt": None if cell.prompt is None else _prompts([cell.prompt]),
-        "seed": cell.seed,
+        "seed": str(cell.seed),
     }
 
 

@@ -69,7 +69,7 @@ def _option(name: str, value: str) -> dict[str, Any] | None:
     if name == "Steps" and number:
         return {"steps": number}
     if name == "Seed" and number is not None and number <= LARGEST_SEED:
-        return {"seed": number}
+        return {"seed": value}
     if name == "Size" and re.fullmatch(r"\d{1,5}x\d{1,5}", value, re.ASCII):
         return {"size": value}
     if name == "CFG scale":
