@@ -24,6 +24,7 @@ CASES: list[dict[str, Any]] = [
     {"mode": "both", "w_classifier": "0.5", "classifier": ["a:2", "b"], "classifier_gradient": "detached"},
     {"steps": 20, "scheduler": "ddim", "eta": 0.5, "dtype": "bf16", "batch_size": "4", "timestep_spacing": "leading"},
     {"guidance": "apg", "guidance_opt": ["eta=0.5", "norm=-1"], "interval": "0.3:5", "w_schedule": "inverse-cosine"},
+    {"scheduler_opt": ["use_karras_sigmas=true", "solver_order=3"]},
     {"json_rows": True, "compile_networks": True, "deterministic": True, "shard": "0/4", "overwrite": True},
     {"sweep": True, "by": ["guidance=cfg,apg", "steps=5:20:5"], "columns": "steps", "rows": "w,label", "out": "-"},
 ]

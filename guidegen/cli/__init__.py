@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from guidegen import __version__
 from guidegen.cli import console
+from guidegen.cli.again import register as register_again
 from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
 from guidegen.cli.evaluate import register as register_evaluate
@@ -104,6 +105,7 @@ def _root(
 
 
 register_draw(app)
+register_again(app)
 register_finish(app)
 register_show(app)
 register_guidances(app)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
+from guidegen.cli import console
 from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.output import Output
-from guidegen.errors import UsageError
+from guidegen.errors import UsageError, quoted
 from guidegen.models.checkpoint import AnyClassifier
-from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights
+from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights, whole
 from guidegen.spec.shard import Shard, parse_shard
 
 
@@ -40,6 +42,21 @@ def asked_guidance(flags: SampleOptions) -> dict[str, Any]:
     if bad := [word for word, (_, equals, _) in zip(flags.guidance_opt or (), words, strict=True) if not equals]:
         raise UsageError(f"--guidance-opt takes KEY=VALUE, such as eta=0.5; found {bad[0]!r}.")
     return {"guidance": flags.guidance, "guidance_options": {key.strip(): value.strip() for key, _, value in words}}
+
+
+def asked_scheduler_options(flags: SampleOptions) -> dict[str, Any]:
+    """The options of the scheduler as settings keep them: sorted, the spacing of the timesteps apart, as its flag gives it.
+
+    Raises:
+        UsageError: no option, or one that is given twice.
+    """
+    from guidegen.sampling.scheduler_options import SPACING, split_options
+
+    options = split_options(flags.scheduler_opt or ())
+    if SPACING in options and flags.timestep_spacing is not None:
+        raise UsageError(f"--scheduler-opt {SPACING} is --timestep-spacing: give one of them.")
+    spacing = options.pop(SPACING, flags.timestep_spacing)
+    return {SPACING: spacing, "scheduler_opt": sorted(f"{key}={text}" for key, text in options.items()) or None}
 
 
 def asked_weights(flags: SampleOptions, mixed: bool) -> list[float]:
@@ -92,16 +109,32 @@ def asked_shard(flags: SampleOptions, output: Output) -> Shard | None:
     return parse_shard(flags.shard, os.environ)
 
 
+def with_seed(flags: SampleOptions) -> SampleOptions:
+    """The same with a number for `--seed random`, one that is drawn and printed; images keep the number.
+
+    Raises:
+        UsageError: with `--shard`, whose processes would each draw another one.
+    """
+    if flags.seed != "random":
+        return flags
+    if flags.shard is not None:
+        raise UsageError("--seed random would draw another seed in each shard: give all of them one number.")
+    seed = int.from_bytes(os.urandom(4), "big")
+    if not flags.quiet:
+        console.note(f"note: --seed {seed}")
+    return replace(flags, seed=str(seed))
+
+
 def asked_seeds(flags: SampleOptions) -> Seeds:
     if flags.seeds is not None:
         if flags.num is not None or flags.seed is not None:
             raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
         return parse_seeds(flags.seeds)
-    num, first = 1 if flags.num is None else flags.num, flags.seed or 0
+    num, first = 1 if flags.num is None else flags.num, 0 if flags.seed is None else whole(flags.seed.strip())
     if num < 1:
         raise UsageError(f"--num must be at least 1, found {num}.")
-    if not 0 <= first <= LARGEST_SEED:
-        raise UsageError(f"--seed must be from 0 to 2^63-1, found {first}.")
+    if first is None or first > LARGEST_SEED:
+        raise UsageError(f"--seed must be from 0 to 2^63-1, or random, found {quoted(flags.seed or '')}.")
     if first + num - 1 > LARGEST_SEED:
         raise UsageError(f"--num {num} with --seed {first} goes past the largest seed, 2^63-1.")
     return Seeds([range(first, first + num)])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from guidegen.cli.afterwards import Afterwards
+from guidegen.cli.asked import with_seed
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.drawing import carry_out
 from guidegen.cli.dry_run import print_costs
 from guidegen.cli.flags import COMMON, SampleOptions, SweepOptions
 from guidegen.cli.help import HelpAll, with_short_help
-from guidegen.cli.resolve import plan_job
+from guidegen.cli.resolve import Job, plan_job
 
 _SAMPLE = """Draw guided samples at one guidance weight.
 
@@ -41,10 +44,23 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(flags: SampleOptions, afterwards: Afterwards, _: HelpAll) -> None:
+    draw(flags, afterwards)
+
+
+def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Job] = lambda job: job) -> None:
+    """Draws what flags ask for, and does with it what comes afterwards.
+
+    Args:
+        flags: of `sample` or `sweep`.
+        afterwards: the flags for that.
+        check: called before any network is loaded, but not with `--dry-run`; its job is drawn.
+    """
+    flags = with_seed(flags)
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size)
     if flags.dry_run:
         print_costs(job)
         return
+    job = check(job)
     carry_out(job, command_of(flags.command, flags, afterwards))
     afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)

@@ -50,7 +50,7 @@ def carry_out(job: Job, command: Command) -> None:
     Raises:
         GuidegenError: as the exit codes say; what was finished is on disk.
     """
-    job = _with_hashes(job)
+    job = with_hashes(job)
     if job.output.is_file and (there := already_there(job.output, job.metadata, job.flags.overwrite)):
         for line in map(_line, there) if job.flags.json_rows else [str(job.output.path)]:
             console.result(line)
@@ -96,10 +96,12 @@ def _note_models(job: Job) -> None:
             console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
 
 
-def _with_hashes(job: Job) -> Job:
+def with_hashes(job: Job) -> Job:
     """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
     from guidegen.models.pretrained import check_weights
 
+    if job.settings.model_sha256:
+        return job
     (checkpoint, classifier, guide), access = job.models, job.flags.access
     classifiers = [part for part, _ in classifier.parts] if classifier else []
     checkpoint.download(access)
@@ -249,6 +251,7 @@ def _about(job: Job, command: Command) -> dict[str, Any]:
     return {
         "guidegen": __version__,
         **command.as_json(),
+        "source": job.source,
         "checkpoint": identity(job.models.checkpoint),
         "classifier": job.models.classifier and classifiers(job.models.classifier),
         **({"guide_model": identity(guide.checkpoint)} if guide and guide.checkpoint else {}),

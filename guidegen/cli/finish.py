@@ -63,7 +63,8 @@ class _Held:
     def metadata(self) -> dict[str, Any]:
         """What its files carry; the same as where one process drew it."""
         plans = self.about["plans"]
-        return {"settings": self.about["settings"], **({"plan": plans[0]} if len(plans) == 1 else {"plans": plans})}
+        about: dict[str, Any] = {name: self.about[name] for name in ("settings", "source") if name in self.about}
+        return {**about, **({"plan": plans[0]} if len(plans) == 1 else {"plans": plans})}
 
     def rows(self, cells: Sequence[Cell]) -> Rows:
         return Rows(self.folder, (cell.file for cell in cells))

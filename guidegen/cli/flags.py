@@ -92,11 +92,11 @@ class Draw:
         ),
     ] = None
     seed: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--seed",
             metavar="N",
-            help="Seed of the first sample; the next ones count up from it. [default: 0]",
+            help="Seed of the first sample, or random; the next ones count up from it. [default: 0]",
             rich_help_panel=WHAT,
         ),
     ] = None

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 _IMAGES = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _LONGEST_SIDE = {".webp": 16383, ".jpg": 65535, ".jpeg": 65535}
-_PACKED = b"guidegen:"
+PACKED = b"guidegen:"
 _JPEG_CELLS = 500  # whose metadata surely fits into the 64 KiB of a JPEG segment
 _LARGEST_ROWS = 1 << 29  # bytes of the rows that an .npz carries
 _PNG_CELLS = 50_000  # whose metadata fits into the 64 MiB of text that Pillow reads of a .png
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> list
     if not output.path.is_file():
         raise UsageError(f"{output.path} is there and is no regular file. Name another -o.")
     there = _read_plan(output.path)
-    if isinstance(there, dict) and there.get("rows") and {**there, "rows": None} == {**_as_json(plan), "rows": None}:
+    elsewhere = {"rows": None, "source": None}  # networks that were moved are the same
+    if isinstance(there, dict) and there.get("rows") and {**there, **elsewhere} == {**_as_json(plan), **elsewhere}:
         return list(there["rows"])
     raise UsageError(f"{output.path} is there and holds something else. Name another -o, or --overwrite it.")
 
@@ -149,7 +150,7 @@ def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: st
         else:
             exif = Image.Exif()
             packed = zlib.compress(json.dumps(plan, sort_keys=True).encode(), 9)
-            exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + _PACKED + base64.b64encode(packed)
+            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + PACKED + base64.b64encode(packed)
             image.convert("RGB").save(buffer, _IMAGES[suffix], exif=exif, quality=95)
     return buffer.getvalue()
 
@@ -189,15 +190,16 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 def _read_plan(path: Path) -> Any:
     """The plan that a file of ours carries, its rows checked, or None."""
     try:
-        return _carried_by_npz(path) if path.suffix.lower() == ".npz" else _carried_by_image(path)
+        return carried_by_npz(path) if path.suffix.lower() == ".npz" else _carried_by_image(path)
     except Exception:  # whatever Pillow, numpy, zipfile and zlib raise at what is none of ours
         return None
 
 
-def _carried_by_npz(path: Path) -> dict[str, Any]:
+def carried_by_npz(path: Path) -> dict[str, Any]:
+    """The plan that an .npz of ours carries, its rows checked; raises what zipfile, zlib and numpy do."""
     with zipfile.ZipFile(path) as archive:
         plan = loads(str(_read_array(archive, "guidegen", LARGEST_TEXT)))
-        lines = io.BytesIO(_unpack(_read_array(archive, "guidegen_rows", _LARGEST_ROWS).tobytes(), _LARGEST_ROWS))
+        lines = io.BytesIO(unpack(_read_array(archive, "guidegen_rows", _LARGEST_ROWS).tobytes(), _LARGEST_ROWS))
     return {**plan, "rows": [check_row(loads(line)) for line in lines]}
 
 
@@ -209,12 +211,12 @@ def _carried_by_image(path: Path) -> dict[str, Any]:
         if path.suffix.lower() == ".png":
             plan = loads(image.text["guidegen"])  # type: ignore[attr-defined]
         else:
-            comment = image.getexif().get_ifd(_EXIF_IFD)[_USER_COMMENT]
-            plan = loads(_unpack(base64.b64decode(bytes(comment[8:]).removeprefix(_PACKED)), LARGEST_TEXT))
+            comment = image.getexif().get_ifd(EXIF_IFD)[USER_COMMENT]
+            plan = loads(unpack(base64.b64decode(bytes(comment[8:]).removeprefix(PACKED)), LARGEST_TEXT))
     return {**plan, "rows": [check_row(row) for row in plan["rows"]]}
 
 
-def _unpack(packed: bytes, limit: int) -> bytes:
+def unpack(packed: bytes, limit: int) -> bytes:
     """What zlib packed, if it is of at most so many bytes."""
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(packed, limit)

@@ -12,6 +12,7 @@ from guidegen.cli.asked import (
     asked_gradient,
     asked_guidance,
     asked_guide_weights,
+    asked_scheduler_options,
     asked_seeds,
     asked_shard,
     asked_weights,
@@ -22,6 +23,7 @@ from guidegen.cli.conditions import Conditions, ask_conditions
 from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
+from guidegen.cli.source import source_of
 from guidegen.errors import UsageError
 from guidegen.report import grid
 from guidegen.sampling.models import Models
@@ -74,6 +76,11 @@ class Job:
         """The line at the top of the grid."""
         return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """The options that name the networks, as files keep them."""
+        return source_of(self.flags, self.models).as_json()
+
     def by_variant(self, cells: Cells) -> Iterator[tuple[Setup, Cells]]:
         """The cells of each variant that has any, with its setup."""
         for variant, some in cells.by_variant():
@@ -82,9 +89,10 @@ class Job:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
-        about = {"settings": asdict(self.settings)}
+        about = {"settings": asdict(self.settings), "source": self.source}
         if self.output.is_file and self.output.one_image:
-            return about | {"cells": [cell.as_json() for cell in self.cells]}
+            grid_of = {"plan": self.plan.as_json()} if self.plan.grid else {}
+            return about | grid_of | {"cells": [cell.as_json() for cell in self.cells]}
         return about | {"plan": self.plan.as_json()}
 
 
@@ -238,6 +246,6 @@ def _settings(flags: SampleOptions, models: Models, conditions: Conditions, devi
         classifier_gradient=asked_gradient(flags, classifier),
         classifier_texts=conditions.texts,
         **asked_guidance(flags),
-        **plain_options(flags),
+        **plain_options(flags) | asked_scheduler_options(flags),
         guide_model=guide.name if guide else None,
     )

@@ -76,6 +76,7 @@ class Run:
         variants: Mapping[Variant, Settings] = MappingProxyType({}),
     ):
         self.folder, self.settings, self.variants = folder, settings, variants
+        self._source = about.get("source")
         _refuse_what_is_no_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(folder, shard)
@@ -179,7 +180,7 @@ class Run:
         if image is not None:
             settings = self.variants.get(cell.variant, self.settings)
             settings = replace(settings, dtype=dtype) if dtype else settings
-            data = encode_png(image, image_metadata(settings, cell, label_name))
+            data = encode_png(image, image_metadata(settings, cell, label_name, self._source))
             path = self.folder / row["file"]
             refuse_links(self.folder, path.parent)
             write_atomically(path, data)

@@ -19,9 +19,19 @@ _LONGEST_PACKED_TEXT = 1 << 20
 """Bytes: Pillow opens no image whose packed text is longer, as it may be a decompression bomb."""
 
 
-def image_metadata(settings: Settings, cell: Cell, label_name: str) -> dict[str, Any]:
-    """All that makes the image again, but for where, in what batch and in which sweep it was drawn."""
-    return {"settings": asdict(settings), "cell": replace(cell, variant=()).as_json(), "label_name": label_name}
+def image_metadata(
+    settings: Settings, cell: Cell, label_name: str, source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that makes the image again, but for where, in what batch and in which sweep it was drawn.
+
+    Args:
+        settings: of the image.
+        cell: which image.
+        label_name: of its label.
+        source: the options that name the networks.
+    """
+    about = {"settings": asdict(settings), "cell": replace(cell, variant=()).as_json(), "label_name": label_name}
+    return about | ({} if source is None else {"source": source})
 
 
 def parameters_line(metadata: Mapping[str, Any], width: int, height: int) -> str:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 from guidegen.arguments import instance
@@ -131,7 +132,7 @@ _TRAINED_WITH = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 """Other classes whose configs mean a noise schedule that is known."""
 _MOST_MISSED = 0.05
 """Of the way over the timesteps. At twice that, DDIM with an exact score draws a Gaussian 6 % too wide at 150 steps."""
-_TRAINED = (
+TRAINED = (
     *NOISE_SCHEDULE,
     "prediction_type",
     "clip_sample",
@@ -165,7 +166,9 @@ def fitting(flow: bool = False) -> list[str]:
     return [n for n, cls in short.items() if cls in classes] + [cls for cls in classes if cls not in short.values()]
 
 
-def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
+def make_scheduler(
+    config: Mapping[str, Any], name: str | None = None, options: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
     """A diffusers scheduler on the checkpoint's noise schedule.
 
     Keys that the config lacks and that say what the network was trained on, such as the betas, are
@@ -175,6 +178,7 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     Args:
         config: the checkpoint's `scheduler_config.json`; of a `DDPMScheduler` where it names no class.
         name: a short name of `SCHEDULERS` or a diffusers class name; None takes the checkpoint's own.
+        options: of the class, instead of what the config says; of `parse_options`.
 
     Raises:
         TypeError: `config` is no mapping, or `name` no text.
@@ -192,8 +196,9 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     asked = own_class if name is None else scheduler_class(name, flow)
     what = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
     walk = _walk_of(asked, flow, what)
+    what += "".join(f" with {key} = {value}" for key, value in options.items())
     own = own_scheduler(config)
-    settings = {**config, **{key: own.config[key] for key in _TRAINED if key in own.config}}
+    settings = {**config, **{key: own.config[key] for key in TRAINED if key in own.config}}
     if settings.get("variance_type") in ("learned", "learned_range"):
         settings["variance_type"] = "fixed_small"  # guidance sees the mean only
     family = "DPMSolver"
@@ -207,7 +212,7 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
         shift = next((c[key] for c in (own.config, config) for key in ("shift", "flow_shift") if key in c), 1.0)
         settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "shift": shift, "flow_shift": shift}
     try:
-        scheduler = build(asked, settings)
+        scheduler = build(asked, settings | dict(options))
     except ImportError as error:
         raise UsageError(f"{what} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:

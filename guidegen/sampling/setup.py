@@ -12,13 +12,13 @@ from guidegen.models.checkpoint import AnyClassifier, Checkpoint
 from guidegen.python_file import python_sha256, split_python_ref
 from guidegen.sampling.loop import try_out
 from guidegen.sampling.models import Models
+from guidegen.sampling.scheduler_options import SPACING, parse_options, split_options
 from guidegen.sampling.schedulers import levels_after, make_scheduler, noise_levels, takes_eta
 from guidegen.scores.calls import calls_per_step, cost_with, needs_of
 from guidegen.scores.interfaces import FREE, Cost, Mixture, Weights
 from guidegen.scores.methods import Method, find_method
 from guidegen.scores.schedule import GuidanceSchedule, make_schedule
 from guidegen.spec.cell import Cell, digest, mode_weights
-from guidegen.spec.options import Spacing
 from guidegen.spec.settings import FILE_SHA256, Settings
 
 _ANY: Mixture = ((0, 1.0),)
@@ -130,22 +130,25 @@ class Setup:
 
 
 def plan_scheduler(
-    checkpoint: Checkpoint, name: str | None, steps: int, eta: float | None, spacing: str | None = None
+    checkpoint: Checkpoint,
+    name: str | None,
+    steps: int,
+    eta: float | None,
+    spacing: str | None = None,
+    options: Sequence[str] | None = None,
 ) -> Any:
     """The scheduler with its timesteps set, before any weights are read.
 
     Raises:
-        UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps, eta or
-            spacing of the timesteps.
+        UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps, eta,
+            spacing of the timesteps or options.
     """
     config = checkpoint.scheduler_config
     scheduler = make_scheduler(config, name)
-    if spacing is not None:
-        if spacing not in tuple(Spacing):
-            raise UsageError(f"--timestep-spacing {spacing!r}: choose {', '.join(Spacing)}.")
-        if "timestep_spacing" not in scheduler.config or checkpoint.prediction_type == "flow":
-            raise UsageError(f"--timestep-spacing has no effect on {type(scheduler).__name__} with this checkpoint.")
-        scheduler = make_scheduler({**config, "timestep_spacing": spacing}, name)
+    texts = split_options(options or ()) | ({} if spacing is None else {SPACING: spacing})
+    if texts:
+        values = parse_options(scheduler, texts, checkpoint.prediction_type == "flow")
+        scheduler = make_scheduler(config, name, values)
     if eta is not None and not takes_eta(scheduler):
         raise UsageError(f"--eta is for ddim; {type(scheduler).__name__} has none.")
     try_out(scheduler, steps, eta)
@@ -158,7 +161,9 @@ def plan_setup(models: Models, settings: Settings, scheduler: str | None) -> Set
     Raises:
         UsageError: as `plan_scheduler` and `make_setup` do.
     """
-    planned = plan_scheduler(models.checkpoint, scheduler, settings.steps, settings.eta, settings.timestep_spacing)
+    planned = plan_scheduler(
+        models.checkpoint, scheduler, settings.steps, settings.eta, settings.timestep_spacing, settings.scheduler_opt
+    )
     return make_setup(models, replace(settings, scheduler=type(planned).__name__), planned)
 
 

@@ -9,7 +9,6 @@ with both, and hands it the one prediction twice.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,6 +22,7 @@ from guidegen.errors import UsageError, first_line
 from guidegen.python_file import blamed, read_python_ref, refuse_custom, split_python_ref
 from guidegen.scores.interfaces import Step
 from guidegen.scores.noise import Level
+from guidegen.spec.parse import parse_like
 
 Combine = Callable[..., Tensor]
 """(unconditional, conditional, w, step, **options) -> guided; (B, C, H, W) fp32, w (B, 1, 1, 1)."""
@@ -161,9 +161,6 @@ def _own_combine(ref: str, function: Combine) -> Combine:
     return combine
 
 
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-
-
 def choices(method: Method, name: str) -> tuple[str, ...]:
     """The words that an option of text takes; () for any, and for options that are numbers."""
     try:
@@ -179,18 +176,8 @@ def _value(method: Method, name: str, text: str) -> Any:
         known = ", ".join(f"{key}={default}" for key, default in method.options.items())
         raise UsageError(f"{flag}: {method.name} has no such option. It has {known or 'none'}.")
     default = method.options[name]
-    if isinstance(default, bool):
-        if text.lower() not in _TRUE + _FALSE:
-            raise UsageError(f"{flag}: give yes or no.")
-        return text.lower() in _TRUE
     if isinstance(default, int | float):
-        try:
-            number: int | float = type(default)(text)
-        except ValueError as error:
-            raise UsageError(f"{flag}: give a {'whole ' * isinstance(default, int)}number.") from error
-        if not math.isfinite(number):
-            raise UsageError(f"{flag}: give a finite number.")
-        return number
+        return parse_like(default, text, flag)
     if (words := choices(method, name)) and text not in words:
         raise UsageError(f"{flag}: give {' or '.join(words)}.")
     return text

@@ -59,6 +59,15 @@ class PlainOptions:
             rich_help_panel=HOW,
         ),
     ] = None
+    scheduler_opt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scheduler-opt",
+            metavar="KEY=VALUE",
+            help="An option of the scheduler's class in diffusers, such as use_karras_sigmas=true. Repeats.",
+            rich_help_panel=HOW,
+        ),
+    ] = None
 
 
 def plain_options(given: PlainOptions) -> dict[str, Any]:

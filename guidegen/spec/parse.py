@@ -75,6 +75,28 @@ def _range(word: str, flag: str) -> list[float]:
         raise UsageError(f"{flag} {quoted(word)}: a range is START:STOP:STEP with a step that is not zero.") from None
 
 
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def parse_like(default: bool | float, text: str, flag: str) -> bool | float:
+    """A text as the type of a default: a switch, a whole number or a finite one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(default, bool):
+        if text.lower() not in _TRUE + _FALSE:
+            raise UsageError(f"{flag}: give yes or no.")
+        return text.lower() in _TRUE
+    try:
+        number: int | float = type(default)(text)
+    except ValueError as error:
+        raise UsageError(f"{flag}: give a {'whole ' * isinstance(default, int)}number.") from error
+    if not math.isfinite(number):
+        raise UsageError(f"{flag}: give a finite number.")
+    return number
+
+
 class Seeds(Sequence[int]):
     """Seeds in the order in which they are drawn, each once, kept as ranges: small however many there are.
 

@@ -48,7 +48,7 @@ def timed() -> dict[str, float]:
     from guidegen.sampling import sampler
 
     spent["imports"] = time.perf_counter() - start
-    clock(drawing, "_with_hashes", "loading")  # looks for them and hashes them
+    clock(drawing, "with_hashes", "loading")  # looks for them and hashes them
     clock(sampler.Samplers, "__init__", "loading")
     clock(sampler.Sampler, "draw", "sampling")
     clock(run.Run, "write", "writing")
