@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settings_of
+from conftest import call, settings_of
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -216,3 +216,17 @@ def test_a_contact_sheet_names_its_subject_at_the_top() -> None:
     assert list(plan.heads.values())[:2] == ["seed 0", "seed 1"]
     two = grid.layout(cells_of(seeds=3, labels=2), (32, 32))
     assert list(two.names.values()) == ["name 0", "name 1"]
+
+
+def test_scale_enlarges_one_file_and_the_grid(with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = ("-m", with_null, "--label", 1, "--steps", 2, "-q")
+    for flags in (["-o", "a.png"], ["-o", "b.png", "--scale", 3], ["-o", "b.webp", "--scale", 3]):
+        call("sample", *draw, *flags)
+    small, large = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert (large == small.repeat(3, 0).repeat(3, 1)).all()
+    assert Image.open(tmp_path / "b.webp").size == large.shape[:2][::-1]
+    assert "something else" in str(call("sample", *draw, "-o", "b.png", "--scale", 4, code=2).exception)
+    assert "--scale" in str(call("sample", *draw, "-o", "run", "--scale", 4, code=2).exception)
+    call("sweep", *draw, "--w", "1,2", "-o", "grid", "--scale", 20)
+    assert np.asarray(Image.open(tmp_path / "grid" / "grid.png")).shape[1] > 2 * 20 * small.shape[1]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import on_a_terminal
+from conftest import call, on_a_terminal
 from PIL import Image
 
 from guidegen.cli.report import write_report
@@ -178,6 +178,33 @@ def test_stale_metrics_and_gaps_are_told(runs: tuple[Path, Path], tmp_path: Path
     assert any("1 rows of metrics are of other images" in text for text in data["warnings"])
     (cell,) = (one for one in data["runs"][0]["cells"] if one["image"] is None)
     assert cell["row"]["status"] == "nonfinite"
+
+
+def test_settings_are_words_and_only_what_is_set(page: Path) -> None:
+    data = data_of(page)
+    assert data["subtitle"] == "2 runs"
+    for run in data["runs"]:
+        assert run["about"] == "DDIM, 5 steps · 18 images"
+        assert None not in run["settings"].values()
+        assert not any("_" in name for name in run["settings"])
+
+
+def test_warnings_of_evaluate_are_in_the_report(tmp_path: Path) -> None:
+    run = measured(write_run(tmp_path / "few", "cfg"), 1)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_metrics(run, [row | {"features": row["features"] | {"width": 64}} for row in rows])
+    write_report([run], tmp_path / "r.html", quiet=True)
+    assert any("6 images at a weight are too few" in text for text in data_of(tmp_path / "r.html")["warnings"])
+
+
+def test_open_shows_the_page_where_there_is_a_browser(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)))
+    result = call("report", *runs, "-o", tmp_path / "r.html", "--open")
+    assert opened == [(tmp_path / "r.html").as_uri()]
+    assert "no browser" in result.stderr
 
 
 # In a browser.

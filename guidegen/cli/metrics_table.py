@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Pairs = Sequence[tuple[Drawn, Sequence[dict[str, Any]]]]
 
 
-def warn_of_few(pairs: Pairs) -> None:
-    """Notes on standard error where the numbers of images make metrics biased or incomparable.
+def notes_on_few(pairs: Pairs) -> list[str]:
+    """Warnings and notes where the numbers of images make metrics biased or incomparable.
 
     Args:
         pairs: each run with its rows of metrics.
@@ -27,6 +27,7 @@ def warn_of_few(pairs: Pairs) -> None:
     from guidegen.evaluate.measure import key_of
     from guidegen.evaluate.standard_errors import LEAST
 
+    notes: list[str] = []
     measured = [(describe(run.axes, key_of(row, run.axes)), row) for run, rows in pairs for row in rows]
     rows = [row for _, row in measured]
     width = rows[0]["features"]["width"]
@@ -34,30 +35,32 @@ def warn_of_few(pairs: Pairs) -> None:
     real = rows[0]["reference"]["images"]
     if min(*counts, real) <= width:
         what = f"{min(counts)} images at a weight" if min(counts) <= width else f"{real} reference images"
-        console.note(
+        notes.append(
             f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
             "be compared only between equal numbers of images. The kernel distance has no such bias."
         )
     for where, row in measured:
         if row["distinct"] < row["images"]:
-            console.note(
+            notes.append(
                 f"warning: {row['mode']}, {where}: only {row['distinct']} of {row['images']} images differ (a seed "
                 "without its label is one image); distances, precision, recall, density and coverage are of those"
             )
     if len(set(counts)) > 1:
-        console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
-    per_class = [figure["per_class"] for row in rows if (figure := row["metrics"]["vendi_score"])]
+        notes.append("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
+    vendi = [row["metrics"].get("vendi_score") or {} for row in rows]
+    per_class = [figure["per_class"] for figure in vendi if "per_class" in figure]
     if len({n for some in per_class for n in some}) > 1:
         low, high = min(low for low, _ in per_class), max(high for _, high in per_class)
-        console.note(
+        notes.append(
             f"warning: the Vendi score is of {low} to {high} images a label, which is the most that it can be: it grows "
             "with their number, and may be compared between equal ones only"
         )
     if per_class and min(low for low, _ in per_class) < LEAST:
-        console.note(
+        notes.append(
             f"note: Vendi score and pairwise distance have a standard error from {LEAST} images of each label on, and here "
             f"some have {min(low for low, _ in per_class)}"
         )
+    return notes
 
 
 def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows: bool, quiet: bool) -> None:
