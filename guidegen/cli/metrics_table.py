@@ -11,11 +11,16 @@ from guidegen.cli import console
 from guidegen.spec.axes import describe, value_name
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from guidegen.evaluate.features import Reader
     from guidegen.evaluate.measure import Drawn
     from guidegen.evaluate.reference import Reference
 
     Pairs = Sequence[tuple[Drawn, Sequence[dict[str, Any]]]]
+
+_GAP = 2  # between columns of a table
+_WIDEST = 18  # column of a turned table
 
 
 def notes_on_few(pairs: Pairs) -> list[str]:
@@ -101,14 +106,43 @@ def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows:
             console.result("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip())
         return
     from rich.console import Console
+
+    print_table([[*head, *titles], *lines], Console(highlight=False, markup=False))
+
+
+def print_table(lines: Sequence[Sequence[str]], terminal: Console) -> None:
+    """Prints a table; where it is wider than the terminal, turned, in blocks of as many columns as fit.
+
+    Args:
+        lines: the head and the rows.
+        terminal: where to.
+    """
     from rich.table import Table
 
-    table_of: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for title in [*head, *titles]:
-        table_of.add_column(console.clean(title), justify="right")
-    for line in lines:
-        table_of.add_row(*(console.clean(text.replace("±", " ±")) for text in line))
-    Console(highlight=False, markup=False).print(table_of)
+    cells = [[console.clean(text.replace("±", " ±")) for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    turned = sum(widths) + _GAP * (len(widths) - 1) > terminal.width
+    blocks, widest = [cells], None
+    if turned:
+        first = max(map(len, cells[0]))
+        widest = min(_WIDEST, max(len(text) for line in cells[1:] for text in line[1:]))  # names of runs are folded
+        each = max(1, (terminal.width - first) // (widest + _GAP))
+        blocks = [
+            [list(line) for line in zip(cells[0], *cells[1:][start : start + each], strict=True)]
+            for start in range(0, len(cells) - 1, each)
+        ]
+    for i, block in enumerate(blocks):
+        table: Any = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 1))
+        for n, title in enumerate(block[0]):
+            if turned and n == 0:
+                table.add_column(title, style="bold", no_wrap=True)
+            else:
+                table.add_column(title, justify="right", overflow="fold", max_width=widest)
+        for line in block[1:]:
+            table.add_row(*line)
+        if i:
+            terminal.print()
+        terminal.print(table)
 
 
 def _about(rows: Sequence[dict[str, Any]], reader: Reader, reference: Reference) -> str:
