@@ -554,3 +554,20 @@ def test_preview_in_a_terminal_and_nowhere_else(
     colours = {tuple(map(int, found)) for found in re.findall(r"[34]8;2;(\d+);(\d+);(\d+)", text)}
     nearest = min(max(abs(a - b) for a, b in zip(corner, colour, strict=True)) for colour in colours)
     assert nearest <= 40  # its own colours, blended a little with their neighbours'
+
+
+def test_a_label_filter_without_a_match_is_reported(page: Path, visit: Callable[..., Any]) -> None:
+    tab = visit(page)
+    tab.locator("#filter").fill("zebra")
+    assert tab.locator("#nothing").inner_text() == 'No label matches "zebra".'
+    assert tab.locator(".line.row:visible").count() == 0
+    tab.locator("#filter").fill("")
+    assert tab.locator("#nothing").inner_text() == ""
+    assert tab.locator(".line.row:visible").count() == len(LABELS)
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_fills_the_window(page: Path, visit: Callable[..., Any], width: int) -> None:
+    tab = visit(page, viewport={"width": width, "height": 900})
+    assert tab.evaluate("() => document.querySelector('main').getBoundingClientRect().width") == width
+    assert tab.evaluate("() => document.documentElement.scrollWidth") == width
