@@ -336,7 +336,7 @@ def test_every_axis_is_named_and_any_stands_across_or_down(swept: Path) -> None:
     plain = layout_of(swept)
     assert list(plain.heads.values()) == ["w = 1", "w = 3"]
     assert plain.row_axes == ("label", "seed", "scheduler", "steps")
-    assert plain.pages[0][:3] == [
+    assert list(plain.names)[:3] == [
         (0, 0, "DDIMScheduler", 2),
         (0, 0, "DDIMScheduler", 3),
         (0, 0, "EulerDiscreteScheduler", 2),
@@ -345,8 +345,11 @@ def test_every_axis_is_named_and_any_stands_across_or_down(swept: Path) -> None:
     assert list(across.heads.values()) == ["steps = 2", "steps = 3"]
     assert across.row_axes == ("scheduler", "w", "label", "seed")
     both = layout_of(swept, columns=("scheduler", "steps"))
-    assert list(both.heads.values())[1:3] == ["scheduler DDIM\nsteps = 3", "scheduler EulerDiscrete\nsteps = 2"]
-    assert all(len(pages.heads) * len(pages.pages[0]) == 32 for pages in (plain, across, both))
+    heads = [name.replace("\n", " ") for name in both.heads.values()]
+    assert heads[1] == "scheduler DDIM steps = 3"
+    assert heads[2].startswith("scheduler EulerDisc")
+    assert heads[2].endswith("steps = 2")
+    assert all(len(pages.heads) * len(pages.names) == 32 for pages in (plain, across, both))
     one = grid.layout([row for row in rows_of(swept) if row["steps"] == 2], (8, 8), title="t")
     assert one.title == "t · steps = 2"
 
@@ -360,10 +363,10 @@ def test_the_grid_of_a_run_has_its_axes_again_and_the_tiles_are_the_files(with_n
     plan = layout_of(run, columns=("steps",), rows=("scheduler", "label", "w"), title=grid.title_of({
         "model": with_null.name, "mode": "cfg", "scheduler": "", "steps": 0}, ("scheduler", "steps")))  # fmt: skip
     assert first.shape[:2][::-1] == plan.size()
+    positions, (width, height) = plan.positions(), plan.sizes.tile
     for row in rows_of(run):
-        y = plan.pages[0].index((row["scheduler"], row["label"], row["w"], row["seed"]))
-        left, top = plan.left + [2, 3].index(row["steps"]) * plan.pitch, plan.top + y * (plan.tile[1] + 4)
-        tile = first[top : top + plan.tile[1] : plan.tile[1] // 8, left : left + plan.tile[0] : plan.tile[0] // 8]
+        left, top = positions[(row["scheduler"], row["label"], row["w"], row["seed"]), (row["steps"],)]
+        tile = first[top : top + height : height // 8, left : left + width : width // 8]
         assert np.array_equal(tile, pixels(run / row["file"])), row["file"]
 
 
@@ -373,7 +376,7 @@ def test_values_with_weights_of_their_own_stand_beside_each_other(with_null: Pat
     assert [(row["steps"], row["w"]) for row in rows] == [(3, 2.0), (3, 2.0), (2, 4.0), (2, 4.0)]
     plan = layout_of(tmp_path / "run")
     assert list(plan.heads.values()) == ["steps = 2\nw = 4", "steps = 3\nw = 2"]
-    assert len(plan.pages[0]) == 2, "a row for each label"
+    assert len(plan.names) == 2, "a row for each label"
     call("verify", "run")
     call("sample", "-m", with_null, "--label", "0-1", "--w", 4, "--steps", 2, "-o", "plain", "-q")
     assert (

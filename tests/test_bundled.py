@@ -47,7 +47,7 @@ def test_it_is_what_the_card_says() -> None:
 def test_its_card_has_its_pictures() -> None:
     card = (BUNDLED / "README.md").read_text(encoding="utf-8")
     pictures = re.findall(r"\]\(([\w.]+\.(?:png|svg))\)", card)
-    assert sorted(pictures) == ["curves.svg", "grid.png", "methods.png", "neighbours.png"]
+    assert sorted(pictures) == ["curves.svg", "grid.png", "methods.png"]
     assert all(0 < (BUNDLED / name).stat().st_size < 500_000 for name in pictures)
 
 

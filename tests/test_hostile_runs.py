@@ -444,9 +444,7 @@ def test_no_weight_is_another_cell_than_minus_one(axis: str, tmp_path: Path) -> 
         cell = {"w": 1.0, "label": 0, "label_name": "a", "seed": 0, "status": "ok", "file": f"{i}.png", axis: weight}
         cells.append(cell)
     plan = grid.layout(cells, (8, 8), scale=1)
-    (page,) = plan.pages
-    assert len(page) == 4
-    assert [key[plan.row_axes.index(axis)] for key in page] == [None, -3.0, -1.0, 2.0]
+    assert [key[plan.row_axes.index(axis)] for key in plan.names] == [None, -3.0, -1.0, 2.0]
     picture = np.asarray(grid.draw(tmp_path, cells, plan, 0))
-    shown = [int(picture[plan.top + y * 12 + 4, plan.left + 4, 0]) for y in range(4)]
+    shown = [int(picture[top + 4, left + 4, 0]) for left, top in plan.positions().values()]
     assert shown == [0, 180, 60, 120]

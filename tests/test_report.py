@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import on_a_terminal
+from conftest import call, on_a_terminal
 from PIL import Image
 
 from guidegen.cli.report import write_report
@@ -178,6 +178,33 @@ def test_stale_metrics_and_gaps_are_told(runs: tuple[Path, Path], tmp_path: Path
     assert any("1 rows of metrics are of other images" in text for text in data["warnings"])
     (cell,) = (one for one in data["runs"][0]["cells"] if one["image"] is None)
     assert cell["row"]["status"] == "nonfinite"
+
+
+def test_settings_are_words_and_only_what_is_set(page: Path) -> None:
+    data = data_of(page)
+    assert data["subtitle"] == "2 runs"
+    for run in data["runs"]:
+        assert run["about"] == "DDIM, 5 steps · 18 images"
+        assert None not in run["settings"].values()
+        assert not any("_" in name for name in run["settings"])
+
+
+def test_warnings_of_evaluate_are_in_the_report(tmp_path: Path) -> None:
+    run = measured(write_run(tmp_path / "few", "cfg"), 1)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_metrics(run, [row | {"features": row["features"] | {"width": 64}} for row in rows])
+    write_report([run], tmp_path / "r.html", quiet=True)
+    assert any("6 images at a weight are too few" in text for text in data_of(tmp_path / "r.html")["warnings"])
+
+
+def test_open_shows_the_page_where_there_is_a_browser(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)))
+    result = call("report", *runs, "-o", tmp_path / "r.html", "--open")
+    assert opened == [(tmp_path / "r.html").as_uri()]
+    assert "no browser" in result.stderr
 
 
 # In a browser.
@@ -527,3 +554,20 @@ def test_preview_in_a_terminal_and_nowhere_else(
     colours = {tuple(map(int, found)) for found in re.findall(r"[34]8;2;(\d+);(\d+);(\d+)", text)}
     nearest = min(max(abs(a - b) for a, b in zip(corner, colour, strict=True)) for colour in colours)
     assert nearest <= 40  # its own colours, blended a little with their neighbours'
+
+
+def test_a_label_filter_without_a_match_is_reported(page: Path, visit: Callable[..., Any]) -> None:
+    tab = visit(page)
+    tab.locator("#filter").fill("zebra")
+    assert tab.locator("#nothing").inner_text() == 'No label matches "zebra".'
+    assert tab.locator(".line.row:visible").count() == 0
+    tab.locator("#filter").fill("")
+    assert tab.locator("#nothing").inner_text() == ""
+    assert tab.locator(".line.row:visible").count() == len(LABELS)
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_fills_the_window(page: Path, visit: Callable[..., Any], width: int) -> None:
+    tab = visit(page, viewport={"width": width, "height": 900})
+    assert tab.evaluate("() => document.querySelector('main').getBoundingClientRect().width") == width
+    assert tab.evaluate("() => document.documentElement.scrollWidth") == width

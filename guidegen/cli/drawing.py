@@ -209,7 +209,7 @@ def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
         return made
     exported = any(row["status"] == "ok" for row in rows)
     if exported:
-        export(folder, rows, made, job.metadata, output)
+        export(folder, rows, made, job.metadata, output, 1 if job.pages else job.flags.scale or 1)
     return output.path if output.is_file and exported else None
 
 

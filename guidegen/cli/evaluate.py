@@ -149,7 +149,7 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
         UsageError: a run that is incomplete, or images of another size or too few.
         CheckpointError: a network that cannot be opened.
     """
-    from guidegen.cli.metrics_table import print_metrics, warn_of_few
+    from guidegen.cli.metrics_table import notes_on_few, print_metrics
     from guidegen.evaluate.measure import measure_run, write_metrics
     from guidegen.evaluate.metrics import Meter
 
@@ -170,7 +170,8 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
     for run, rows in pairs:
         write_metrics(run.folder, rows)
     if not flags.quiet:
-        warn_of_few(pairs)
+        for note in notes_on_few(pairs):
+            console.note(note)
     print_metrics(pairs, reader, reference, flags.json_rows, flags.quiet)
     if flags.curves:
         from guidegen.report.curves import draw_curves

@@ -189,7 +189,9 @@ def _draw_grid(held: _Held, on_corrupt: Callable[[str], None]) -> list[Path]:
         return []
     plan = [plan for plan in held.plans if plan.grid][-1]
     title = grid.title_of(held.about["settings"], [axis for axis, _ in plan.by])
-    pages = grid.layout(list(rows), shape[:2], plan.columns, title=title, rows=plan.rows)
+    command = read_command(held.about)
+    scale = command.options.get("scale") if command else None
+    pages = grid.layout(list(rows), shape[:2], plan.columns, scale, title, plan.rows)
     return draw_grid(held.folder, rows, pages, held.metadata, on_corrupt=on_corrupt)
 
 

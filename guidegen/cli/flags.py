@@ -246,6 +246,16 @@ class Output:
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            "--scale",
+            metavar="N",
+            min=1,
+            help="Enlarge the image of -o x.png, or those of a sweep's grid, N times without blur.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
     shard: Annotated[
         str | None,
         typer.Option(

@@ -11,15 +11,20 @@ from guidegen.cli import console
 from guidegen.spec.axes import describe, value_name
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from guidegen.evaluate.features import Reader
     from guidegen.evaluate.measure import Drawn
     from guidegen.evaluate.reference import Reference
 
     Pairs = Sequence[tuple[Drawn, Sequence[dict[str, Any]]]]
 
+_GAP = 2  # between columns of a table
+_WIDEST = 18  # column of a turned table
 
-def warn_of_few(pairs: Pairs) -> None:
-    """Notes on standard error where the numbers of images make metrics biased or incomparable.
+
+def notes_on_few(pairs: Pairs) -> list[str]:
+    """Warnings and notes where the numbers of images make metrics biased or incomparable.
 
     Args:
         pairs: each run with its rows of metrics.
@@ -27,6 +32,7 @@ def warn_of_few(pairs: Pairs) -> None:
     from guidegen.evaluate.measure import key_of
     from guidegen.evaluate.standard_errors import LEAST
 
+    notes: list[str] = []
     measured = [(describe(run.axes, key_of(row, run.axes)), row) for run, rows in pairs for row in rows]
     rows = [row for _, row in measured]
     width = rows[0]["features"]["width"]
@@ -34,30 +40,32 @@ def warn_of_few(pairs: Pairs) -> None:
     real = rows[0]["reference"]["images"]
     if min(*counts, real) <= width:
         what = f"{min(counts)} images at a weight" if min(counts) <= width else f"{real} reference images"
-        console.note(
+        notes.append(
             f"warning: {what} are too few for a covariance of {width} features: the Fréchet distance is too large, and may "
             "be compared only between equal numbers of images. The kernel distance has no such bias."
         )
     for where, row in measured:
         if row["distinct"] < row["images"]:
-            console.note(
+            notes.append(
                 f"warning: {row['mode']}, {where}: only {row['distinct']} of {row['images']} images differ (a seed "
                 "without its label is one image); distances, precision, recall, density and coverage are of those"
             )
     if len(set(counts)) > 1:
-        console.note("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
-    per_class = [figure["per_class"] for row in rows if (figure := row["metrics"]["vendi_score"])]
+        notes.append("warning: the numbers of images differ, and Fréchet distance, recall and coverage depend on them")
+    vendi = [row["metrics"].get("vendi_score") or {} for row in rows]
+    per_class = [figure["per_class"] for figure in vendi if "per_class" in figure]
     if len({n for some in per_class for n in some}) > 1:
         low, high = min(low for low, _ in per_class), max(high for _, high in per_class)
-        console.note(
+        notes.append(
             f"warning: the Vendi score is of {low} to {high} images a label, which is the most that it can be: it grows "
             "with their number, and may be compared between equal ones only"
         )
     if per_class and min(low for low, _ in per_class) < LEAST:
-        console.note(
+        notes.append(
             f"note: Vendi score and pairwise distance have a standard error from {LEAST} images of each label on, and here "
             f"some have {min(low for low, _ in per_class)}"
         )
+    return notes
 
 
 def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows: bool, quiet: bool) -> None:
@@ -98,14 +106,43 @@ def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows:
             console.result("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip())
         return
     from rich.console import Console
+
+    print_table([[*head, *titles], *lines], Console(highlight=False, markup=False))
+
+
+def print_table(lines: Sequence[Sequence[str]], terminal: Console) -> None:
+    """Prints a table; where it is wider than the terminal, turned, in blocks of as many columns as fit.
+
+    Args:
+        lines: the head and the rows.
+        terminal: where to.
+    """
     from rich.table import Table
 
-    table_of: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for title in [*head, *titles]:
-        table_of.add_column(console.clean(title), justify="right")
-    for line in lines:
-        table_of.add_row(*(console.clean(text.replace("±", " ±")) for text in line))
-    Console(highlight=False, markup=False).print(table_of)
+    cells = [[console.clean(text.replace("±", " ±")) for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    turned = sum(widths) + _GAP * (len(widths) - 1) > terminal.width
+    blocks, widest = [cells], None
+    if turned:
+        first = max(map(len, cells[0]))
+        widest = min(_WIDEST, max(len(text) for line in cells[1:] for text in line[1:]))  # names of runs are folded
+        each = max(1, (terminal.width - first) // (widest + _GAP))
+        blocks = [
+            [list(line) for line in zip(cells[0], *cells[1:][start : start + each], strict=True)]
+            for start in range(0, len(cells) - 1, each)
+        ]
+    for i, block in enumerate(blocks):
+        table: Any = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 1))
+        for n, title in enumerate(block[0]):
+            if turned and n == 0:
+                table.add_column(title, style="bold", no_wrap=True)
+            else:
+                table.add_column(title, justify="right", overflow="fold", max_width=widest)
+        for line in block[1:]:
+            table.add_row(*line)
+        if i:
+            terminal.print()
+        terminal.print(table)
 
 
 def _about(rows: Sequence[dict[str, Any]], reader: Reader, reference: Reference) -> str:

@@ -124,27 +124,40 @@ def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> list
     raise UsageError(f"{output.path} is there and holds something else. Name another -o, or --overwrite it.")
 
 
-def export(folder: Path, rows: Sequence[Row], picture: Path, plan: dict[str, Any], output: Output) -> None:
-    """Makes the one file from the run in `folder`; `picture` is its image or grid."""
+def export(folder: Path, rows: Sequence[Row], picture: Path, plan: dict[str, Any], output: Output, scale: int = 1) -> None:
+    """Makes the one file from the run in `folder`; `picture` is its image or grid, to be enlarged `scale` times."""
     if output.to_stdout:
-        console.result_bytes(picture.read_bytes())
+        console.result_bytes(picture.read_bytes() if scale == 1 else _enlarged(picture, scale))
         return
     with atomically(output.path) as temporary:
         if output.suffix == ".npz":
             write_npz(temporary, folder, rows, plan)
         else:
-            temporary.write_bytes(_encode(picture, rows, {**plan, "rows": list(rows)}, output.suffix))
+            temporary.write_bytes(_encode(picture, rows, {**plan, "rows": list(rows)}, output.suffix, scale))
 
 
-def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: str) -> bytes:
+def _enlarged(picture: Path, scale: int) -> bytes:
+    """The PNG with larger pixels and the same text."""
     from PIL import Image
 
     buffer = io.BytesIO()
     with Image.open(picture) as image:
+        text = image.text  # type: ignore[attr-defined]
+        large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+        large.save(buffer, "PNG", pnginfo=png_text(loads(text["guidegen"]), text.get("parameters")))
+    return buffer.getvalue()
+
+
+def _encode(picture: Path, rows: Sequence[Row], plan: dict[str, Any], suffix: str, scale: int) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(picture) as drawn:
         line = None
         if len(rows) == 1:
             metadata = {"settings": plan["settings"], "cell": plan["cells"][0], "label_name": rows[0]["label_name"]}
-            line = parameters_line(metadata, *image.size)
+            line = parameters_line(metadata, *drawn.size)
+        image = drawn.resize((drawn.width * scale, drawn.height * scale), Image.Resampling.NEAREST)
         if suffix == ".png":
             image.save(buffer, "PNG", pnginfo=png_text(plan, line))
         else:

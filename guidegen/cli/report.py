@@ -50,19 +50,42 @@ def _command(
             rich_help_panel=options._OUTPUT,
         ),
     ] = 256,
+    open_it: Annotated[
+        bool, typer.Option("--open", help="Open the file in the browser.", rich_help_panel=options._OUTPUT)
+    ] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    write_report(runs, out, max_size, thumbnail, quiet)
+    write_report(runs, out, max_size, thumbnail, quiet, open_it)
 
 
-def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbnail: int = 256, quiet: bool = False) -> None:
+def _show(path: Path, quiet: bool) -> None:
+    """Opens the file in the browser; only notes it if there is none."""
+    import webbrowser
+
+    try:
+        opened = webbrowser.open(path.resolve().as_uri())
+    except (webbrowser.Error, OSError):
+        opened = False
+    if not opened and not quiet:
+        console.note(f"note: no browser was found to open {path}")
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    max_size: float = 30.0,
+    thumbnail: int = 256,
+    quiet: bool = False,
+    open_it: bool = False,
+) -> None:
     """Writes the page and prints its path; notes its size on standard error.
 
     Raises:
         UsageError: no run, or a file of another kind.
         CorruptImageError: images are missing or corrupt; the page of the others is written.
     """
+    from guidegen.cli.metrics_table import notes_on_few
     from guidegen.evaluate.measure import open_drawn, read_metrics
     from guidegen.report.page import build_page
     from guidegen.runs.files import write_atomically
@@ -76,6 +99,7 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
     for run in drawn:
         rows, stale = read_metrics(run)
         pairs.append((run, rows))
+        warnings += notes_on_few([(run, rows)]) if rows else []
         warnings += [f"{run.folder} is not complete: {lack}" for lack in run.missing]
         if stale:
             warnings.append(f"{run.folder}: {stale} rows of metrics are of other images and are left out; evaluate it again")
@@ -85,6 +109,8 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
     data = page.encode()
     write_atomically(out, data)
     console.result(str(out))
+    if open_it:
+        _show(out, quiet)
     if not quiet:
         _note(drawn, warnings, len(data), inside, max_size)
     if corrupt:
@@ -94,7 +120,7 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
 
 def _note(drawn: Sequence[Drawn], warnings: Sequence[str], size: int, inside: bool, max_size: float) -> None:
     for warning in warnings:
-        console.note(f"warning: {warning}")
+        console.note(warning if warning.startswith(("warning: ", "note: ")) else f"warning: {warning}")
     count = sum(len(run.rows) for run in drawn)
     where = "inside it" if inside else f"linked, as they exceed --max-size {max_size:g}"
     console.note(f"{size / 1e6:.1f} MB, {count:,} images {where}")

@@ -89,10 +89,11 @@ class Job:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
-        about = {"settings": asdict(self.settings), "source": self.source}
+        about: dict[str, Any] = {"settings": asdict(self.settings), "source": self.source}
         if self.output.is_file and self.output.one_image:
             grid_of = {"plan": self.plan.as_json()} if self.plan.grid else {}
-            return about | grid_of | {"cells": [cell.as_json() for cell in self.cells]}
+            scale = {"scale": self.flags.scale} if self.flags.scale else {}
+            return about | grid_of | {"cells": [cell.as_json() for cell in self.cells], **scale}
         return about | {"plan": self.plan.as_json()}
 
 
@@ -132,6 +133,8 @@ def plan_job(flags: SampleOptions) -> Job:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells):,}: use a directory, .npz, or sweep for a grid."
         )
+    if flags.scale and not (plan.grid or output.one_image):
+        raise UsageError("--scale enlarges one image or a grid; images in a run or an .npz stay as they are. Give -o x.png.")
     job = Job(flags, models, conditions, plan, shard, cells, variants.setups, variants.settings, device, output)
     pages = _pages(job) if plan.grid else None
     if flags.dtype == "fp16" and device.type == "cpu" and not flags.quiet:
@@ -189,7 +192,8 @@ def _pages(job: Job) -> grid.Layout:
     """
     whole = job.plan.cells() if job.shard else job.cells
     rows = [{**cell.fields(), "label_name": job.conditions.name_of(cell), **dict(cell.variant)} for cell in whole]
-    pages = grid.layout(rows, job.models.checkpoint.size, job.plan.columns, title=job.title, rows=job.plan.rows)
+    size, plan = job.models.checkpoint.size, job.plan
+    pages = grid.layout(rows, size, plan.columns, job.flags.scale, job.title, plan.rows)
     if job.output.one_image:
         job.output.check_grid(len(pages.pages), pages.size(), len(job.cells))
     return pages

@@ -249,7 +249,7 @@ def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Ro
     from guidegen.evaluate.measure import key_of, open_drawn, read_metrics
     from guidegen.evaluate.metrics import METRICS
 
-    titles = {metric.name: metric.title for metric in METRICS}
+    titles = {metric.name: metric.short for metric in METRICS}
     if unknown := [name for name in metrics if name not in titles]:
         raise UsageError(f"--metric {unknown[0]!r}: choose of {', '.join(titles)}.")
     drawn = open_drawn(run, check_hashes=False)

@@ -30,6 +30,12 @@ class Metric:
     title: str
     better: int
 
+    @property
+    def short(self) -> str:
+        """The title where there is little room."""
+        words = [word for word in self.title.split() if word not in ("Label", "distance", "score")]
+        return " ".join(words).capitalize()
+
 
 METRICS = (
     Metric("frechet_distance", "Fréchet distance", -1),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
-import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from guidegen.errors import UsageError
+from guidegen.report.blocks import GAP, MARGIN, MAX_PIXELS, Block, Key, Sizes, arrange
+from guidegen.report.lettering import LINE, drawable, fold, font, one_line, shorten_all, width_of, wrap
 from guidegen.runs.images import CorruptImageError, read_drawn
 from guidegen.spec import limits
 from guidegen.spec.axes import CELL_AXES, axis_of, named, value_name
-from guidegen.spec.plan import batches
 from guidegen.spec.settings import MODE_NAMES
 
-MAX_PIXELS = 100_000_000
 _NOT_AXES = (
     "file",
     "mode",
@@ -33,10 +31,12 @@ _NOT_AXES = (
     "caption",
     "folder",
 )
-_LONGEST_NAME = 48  # letters of a prompt
-_GAP = 4
-_FONT = 16
-_MARGIN = 12
+_ENLARGED = 96  # pixels of small images, about
+_NAME_WIDTH, _ROW_LINES = 200, 3  # pixels and lines of the name of a row
+_LEAST_HEAD, _LEAST_CAPTION = 72, 116  # pixels for the name and the caption of a column, however small its images
+_LEAST_PAGE = 360
+_LEAST_GROUP, _MOST_GROUP = 240, 600  # pixels for the name of a group
+_MOST_LINES = 5  # of a name that would not differ from another in fewer
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (200, 200, 200)
 
 Row = Mapping[str, Any]
@@ -47,31 +47,39 @@ class Layout:
     """Where everything goes; made from the cells alone, before anything is drawn.
 
     Attributes:
-        title: the line at the top, with the axes that do not vary.
-        heads: values -> name, along the axes across.
+        title: what stands at the top, with the axes that do not vary.
+        heads: values along the axes across -> name.
+        names: values along the axes down -> name at the left.
+        headings: those but the innermost -> name above the rows of a group; empty where there is one axis down.
         column_axes: the axes across.
-        row_axes: the axes down that have a name at the left.
-        tile: (width, height) of one image in the grid.
-        pitch: from one column to the next.
-        left: width of the names of the rows.
-        top: height of the title and the names of the columns.
-        pages: rows of each page.
+        row_axes: the axes down, outermost first.
+        sizes: of the parts of a block.
+        pages: blocks of each page.
     """
 
     title: str
-    heads: dict[tuple[Any, ...], str]
+    heads: dict[Key, str]
+    names: dict[Key, str]
+    headings: dict[Key, str]
     column_axes: tuple[str, ...]
     row_axes: tuple[str, ...]
-    tile: tuple[int, int]
-    pitch: int
-    left: int
-    top: int
-    pages: list[list[tuple[Any, ...]]]
+    sizes: Sizes
+    pages: list[list[Block]]
 
     def size(self, page: int = 0) -> tuple[int, int]:
         """Width and height of a page in pixels."""
-        width = self.left + len(self.heads) * self.pitch + _MARGIN
-        return width, self.top + len(self.pages[page]) * (self.tile[1] + _GAP) + _MARGIN
+        width = max(block.x + self.sizes.width(len(block.columns)) for blocks in self.pages for block in blocks)
+        height = max(block.y + self.sizes.height(block.rows) for block in self.pages[page])
+        return max(width, _LEAST_PAGE) + MARGIN, height + MARGIN
+
+    def positions(self, page: int = 0) -> dict[tuple[Key, Key], tuple[int, int]]:
+        """(row, column) -> upper left corner of its image, of a page."""
+        return {
+            (row, column): (block.x + self.sizes.left + i * self.sizes.pitch, block.y + top)
+            for block in self.pages[page]
+            for row, top in zip(block.rows, self.sizes.tops(block.rows), strict=True)
+            for i, column in enumerate(block.columns)
+        }
 
 
 def check_count(cells: int) -> None:
@@ -108,34 +116,66 @@ def layout(
     """
     if not cells:
         raise UsageError("There are no images to draw a grid of.")
+    scale = scale or max(1, round(_ENLARGED / max(shape)))
+    tile = (shape[1] * scale, shape[0] * scale)
+    column_axes, row_axes, title_axes = _choose_axes(cells, columns, rows, tile)
+    title = " · ".join((one_line(title), *(_axis_name(axis, cells[0]) for axis in title_axes)))
+    down, across = _keys(cells, row_axes), _keys(cells, column_axes)
+    head_width = max(tile[0], _LEAST_HEAD)
+    heads = _captioned(_names(across, column_axes, head_width, 2), cells, column_axes, max(tile[0], _LEAST_CAPTION))
+    pitch = max(tile[0], *map(width_of, heads.values())) + GAP
+    names = _names(down, row_axes[-1:], _NAME_WIDTH, max(1, min(_ROW_LINES, tile[1] // LINE)))
+    name_width = max(map(width_of, names.values()))
+    left = 2 * MARGIN + name_width if name_width else MARGIN
+    headings: dict[Key, str] = {}
+    if len(row_axes) > 1:
+        left = max(left, _LEAST_GROUP - len(heads) * pitch)
+        width = min(left + len(heads) * pitch, _MOST_GROUP) - 2 * MARGIN
+        groups = {key[:-1]: cell for key, cell in reversed(down.items())}
+        headings = {key: fold(name, width) for key, name in _names(groups, row_axes[:-1], width, 1, ", ").items()}
+    sizes = Sizes(tile, pitch, left, MARGIN + _height(heads.values()), _height(headings.values()) + 8 if headings else 0)
+    pages = arrange(list(down), list(across), sizes, partial(_title_height, title))
+    if not pages:
+        raise _too_wide(len(heads), tile)
+    return Layout(title, heads, names, headings, column_axes, row_axes, sizes, pages)
+
+
+def _choose_axes(
+    cells: Sequence[Row], columns: Sequence[str], rows: Sequence[str], tile: tuple[int, int]
+) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+    """The axes across, those down, and those that the title names as all cells have one value along them."""
     axes = axes_of(cells)
     column_axes = check_axes("--columns", columns, axes) or _across(cells, axes)
     if twice := [axis for axis in check_axes("--rows", rows, axes) if axis in column_axes]:
         raise UsageError(f"{axis_of(twice[0]).title} cannot be across (--columns) and down (--rows) at once.")
-    height, width = shape
-    scale = scale or max(1, round(96 / max(height, width)))
-    tile = (width * scale, height * scale)
+    varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
+    seeds = len({cell.get("seed") for cell in cells})
+    contact_sheet = not (columns or varying.intersection(column_axes) or "seed" in rows)
+    if contact_sheet and "seed" in varying and 2 * seeds * tile[0] * tile[1] < MAX_PIXELS:
+        column_axes = ("seed",)
+    elif len(column_axes) > 1:
+        column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
     across = len({tuple(_value(cell, axis) for axis in column_axes) for cell in cells})
     if across * tile[0] * tile[1] > MAX_PIXELS:  # before a million columns get their names
         raise _too_wide(across, tile)
     subject = "label" if all(cell.get("prompt") is None for cell in cells) else "prompt"  # named even where it has one value
     order = list(dict.fromkeys((*rows, *sorted(axes, key=lambda axis: axis_of(axis).down))))
-    varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
     down = [axis for axis in order if axis not in column_axes]
     row_axes = tuple(axis for axis in down if axis == subject or axis in varying) or ("seed",)
-    if len(column_axes) > 1:
-        column_axes = tuple(axis for axis in column_axes if axis in varying) or column_axes[:1]
-    unnamed = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
-    title = " · ".join((_one_line(title), *(_axis_name(axis, cells[0]) for axis in unnamed)))
-    down_names, heads = _names(cells, row_axes), _captioned(_names(cells, column_axes, "\n"), cells, column_axes)
-    left = _MARGIN * 2 + max(map(_text_width, down_names.values()))
-    pitch = max(tile[0], *(_text_width(line) + _GAP for name in heads.values() for line in name.split("\n"))) + _GAP
-    left = max(left, _MARGIN + _text_width(title) - len(heads) * pitch)
-    top = _MARGIN + 2 * (_FONT + 8) + max(name.count("\n") for name in heads.values()) * (_FONT + 4)
-    page_rows = (MAX_PIXELS // (left + len(heads) * pitch + _MARGIN) - top - _MARGIN) // (tile[1] + _GAP)
-    if page_rows < 1:
-        raise _too_wide(len(heads), tile)
-    return Layout(title, heads, column_axes, row_axes, tile, pitch, left, top, list(batches(list(down_names), page_rows)))
+    if column_axes == ("seed",) and not varying.intersection(row_axes):
+        row_axes = ()  # a contact sheet of one subject
+    title_axes = [axis for axis in order if axis not in (*row_axes, *column_axes) and cells[0].get(axis) is not None]
+    return column_axes, row_axes, title_axes
+
+
+def _title_height(title: str, width: int) -> int:
+    """Above blocks of that width."""
+    return MARGIN + len(wrap(title, max(width, _LEAST_PAGE) - MARGIN)) * LINE + MARGIN // 2
+
+
+def _height(names: Iterable[str]) -> int:
+    """Of the name of the most lines."""
+    return max(name.count("\n") + 1 for name in names) * LINE
 
 
 def _too_wide(columns: int, tile: tuple[int, int]) -> UsageError:
@@ -181,15 +221,29 @@ def _binds_w(axis: str, cells: Sequence[Row]) -> bool:
     return len(pairs) == len({value for value, _ in pairs})
 
 
-def _names(cells: Sequence[Row], axes: Sequence[str], between: str = ", ") -> dict[tuple[Any, ...], str]:
-    """Values along the axes -> name: numbers in their order, all else in the order in which it was asked for."""
-    first: dict[tuple[Any, ...], Row] = {}
+def _keys(cells: Sequence[Row], axes: Sequence[str]) -> dict[Key, Row]:
+    """Values along the axes -> a cell: numbers in their order, all else in the order in which it was asked for."""
+    first: dict[Key, Row] = {}
     for cell in cells:
         first.setdefault(tuple(_value(cell, axis) for axis in axes), cell)
     orders = [_order(axis, [key[i] for key in first]) for i, axis in enumerate(axes)]
     keys = sorted(first, key=lambda key: tuple(order[value] for order, value in zip(orders, key, strict=True)))
-    shown = {key: [axis for axis in axes if _is_shown(axis, first[key])] for key in keys}
-    return {key: between.join(_axis_name(axis, first[key]) for axis in shown[key]) for key in keys}
+    return {key: first[key] for key in keys}
+
+
+def _names(found: Mapping[Key, Row], axes: Sequence[str], width: int, lines: int, between: str = "\n") -> dict[Key, str]:
+    """Key -> name along the axes, of each at most so many lines of that width, or as few more as keep names different."""
+    full = {key: [_axis_name(axis, cell) if _is_shown(axis, cell) else "" for axis in axes] for key, cell in found.items()}
+    different = len(set(map(tuple, full.values())))
+    while True:
+        short = [shorten_all(dict.fromkeys(parts), width, lines) for parts in zip(*full.values(), strict=True)]
+        names = {
+            key: between.join(filter(None, (some[part] for some, part in zip(short, parts, strict=True))))
+            for key, parts in full.items()
+        }
+        if len(set(names.values())) == different or lines >= _MOST_LINES:
+            return names
+        lines += 1
 
 
 def _is_shown(axis: str, cell: Row) -> bool:
@@ -197,15 +251,16 @@ def _is_shown(axis: str, cell: Row) -> bool:
     return axis in ("label", "prompt") or cell.get(axis) is not None
 
 
-def _captioned(
-    heads: Mapping[tuple[Any, ...], str], cells: Sequence[Row], axes: Sequence[str]
-) -> dict[tuple[Any, ...], str]:
+def _captioned(heads: Mapping[Key, str], cells: Sequence[Row], axes: Sequence[str], width: int) -> dict[Key, str]:
     """The names of columns with the caption that all cells of one have."""
-    captions: dict[tuple[Any, ...], set[str]] = {}
+    captions: dict[Key, set[str]] = {}
     for cell in cells:
         captions.setdefault(tuple(_value(cell, axis) for axis in axes), set()).add(cell.get("caption") or "")
     return {
-        key: "\n".join((name, *captions[key])).rstrip() if len(captions[key]) == 1 else name for key, name in heads.items()
+        key: "\n".join((name, *(fold(caption, width) for caption in captions[key]))).rstrip()
+        if len(captions[key]) == 1
+        else name
+        for key, name in heads.items()
     }
 
 
@@ -231,42 +286,52 @@ def draw(
 
     sheet = Image.new("RGB", plan.size(page), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    font = _font()
-    pen.text((_MARGIN, _MARGIN), _drawable(plan.title), _INK, font)
-    step_x, step_y = plan.pitch, plan.tile[1] + _GAP
-    column = {values: i for i, values in enumerate(plan.heads)}
-    for values, i in column.items():
-        x = plan.left + i * step_x + plan.tile[0] // 2
-        for above, line in enumerate(reversed(_drawable(plan.heads[values]).split("\n"))):
-            pen.text((x, plan.top - 8 - above * (_FONT + 4)), line, _INK, font, anchor="ms")
-    row_of = {key: y for y, key in enumerate(plan.pages[page])}
-    empty = {(x, y) for x in column.values() for y in row_of.values()}
-    named = set()
+    _draw_names(pen, plan, page)
+    positions = plan.positions(page)
+    empty = dict(positions)
     for row in rows:
-        key = tuple(_value(row, axis) for axis in plan.row_axes)
-        if key not in row_of:
-            continue
-        x, y = column[tuple(_value(row, axis) for axis in plan.column_axes)], row_of[key]
-        corner = (plan.left + x * step_x, plan.top + y * step_y)
-        if key not in named:
-            named.add(key)
-            middle = corner[1] + plan.tile[1] // 2
-            pen.text((plan.left - _MARGIN, middle), _drawable(_cell_name(plan.row_axes, row)), _INK, font, anchor="rm")
-        if row["status"] != "ok":
+        key = tuple(_value(row, axis) for axis in plan.row_axes), tuple(_value(row, axis) for axis in plan.column_axes)
+        if key not in positions or row["status"] != "ok":
             continue
         try:
             image = read_drawn(Path(row.get("folder") or folder), row)
         except CorruptImageError as error:
             on_corrupt(str(error))
             continue
-        sheet.paste(image.convert("RGB").resize(plan.tile, Image.Resampling.NEAREST), corner)
-        empty.discard((x, y))
-    for x, y in empty:
-        box = (plan.left + x * step_x, plan.top + y * step_y)
-        end = (box[0] + plan.tile[0] - 1, box[1] + plan.tile[1] - 1)
+        sheet.paste(image.convert("RGB").resize(plan.sizes.tile, Image.Resampling.NEAREST), positions[key])
+        empty.pop(key, None)
+    for box in empty.values():
+        end = (box[0] + plan.sizes.tile[0] - 1, box[1] + plan.sizes.tile[1] - 1)
         pen.rectangle((*box, *end), outline=_FAINT)
         pen.line((*box, *end), fill=_FAINT)
     return sheet
+
+
+def _draw_names(pen: Any, plan: Layout, page: int) -> None:
+    """The title, and the names of the columns, groups and rows of each block."""
+    sizes, tile = plan.sizes, plan.sizes.tile
+
+    def write(x: int, y: int, text: str, anchor: str) -> None:
+        pen.text((x, y), drawable(text), _INK, font(), anchor=anchor)
+
+    for i, line in enumerate(wrap(plan.title, plan.size(page)[0] - 2 * MARGIN)):
+        write(MARGIN, MARGIN + i * LINE, line, "la")
+    for block in plan.pages[page]:
+        for i, column in enumerate(block.columns):
+            x = block.x + sizes.left + i * sizes.pitch + tile[0] // 2
+            for above, line in enumerate(reversed(plan.heads[column].split("\n"))):
+                write(x, block.y + sizes.heads - 8 - above * LINE, line, "ms")
+        group = None
+        for key, top in zip(block.rows, sizes.tops(block.rows), strict=True):
+            if sizes.heading and key[:-1] != group:
+                group = key[:-1]
+                lines = plan.headings[group].split("\n")
+                for above, line in enumerate(reversed(lines)):
+                    write(block.x + MARGIN, block.y + top - 8 - above * LINE, line, "ls")
+            lines = plan.names[key].split("\n")
+            for i, line in enumerate(lines):
+                middle = block.y + top + tile[1] // 2 + (2 * i - len(lines) + 1) * LINE // 2
+                write(block.x + sizes.left - MARGIN, middle, line, "rm")
 
 
 def title_of(settings: Mapping[str, Any], axes: Collection[str] = ()) -> str:
@@ -294,41 +359,7 @@ def _value(cell: Row, axis: str) -> Any:
 def _axis_name(axis: str, cell: Row) -> str:
     value = cell.get(axis)
     if axis == "prompt":
-        return "no prompt" if value is None else _shortened(value)
+        return "no prompt" if value is None else one_line(value)
     if axis == "label":
-        return (_shortened(cell.get("label_name") or "") or f"label {value}") if value is not None else "no label"
-    return _one_line(named(axis, value))
-
-
-def _shortened(text: str) -> str:
-    """At most `_LONGEST_NAME` letters in one line, cut between words where there are any."""
-    short = textwrap.shorten(text, _LONGEST_NAME, placeholder=" …")
-    return f"{text.strip()[: _LONGEST_NAME - 1]}…" if short in ("…", " …") and len(text) > 1 else short
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _cell_name(axes: Sequence[str], cell: Row) -> str:
-    return ", ".join(_axis_name(axis, cell) for axis in axes)
-
-
-@cache
-def _font() -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(_FONT)
-
-
-def _text_width(text: str) -> int:
-    return int(_font().getlength(_drawable(text))) + 1 if text else 0
-
-
-def _drawable(text: str) -> str:
-    """Without accents, which Pillow's own font does not have, and what is no letter at all."""
-    return "".join(
-        letter
-        for letter in unicodedata.normalize("NFD", text)
-        if letter == "\n" or not (unicodedata.combining(letter) or unicodedata.category(letter) in ("Cc", "Cf", "Cs"))
-    )
+        return (one_line(cell.get("label_name") or "") or f"label {value}") if value is not None else "no label"
+    return one_line(named(axis, value))

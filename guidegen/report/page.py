@@ -169,17 +169,13 @@ def _data(
     names = names_of([drawn for drawn, _ in runs])
     described = [_run(drawn, name, axis, images) for (drawn, _), name in zip(runs, names, strict=True)]
     largest = max(max(row["shape"][:2]) for drawn, _ in runs for row in drawn.rows)
-    settings = runs[0][0].about["settings"]
-    swept = {axis for drawn, _ in runs for axis in drawn.axes}
-    words = {"scheduler": value_name("scheduler", settings["scheduler"]), "steps": f"{settings['steps']} steps"}
-    how = ", ".join(word for axis, word in words.items() if axis not in swept)
     measured = next((line.best(metric) for line in series for metric in shown(series)[:1]), None)
     middle = described[0]["x"][len(described[0]["x"]) // 2]
-    count = sum(len(drawn.rows) for drawn, _ in runs)
+    subtitles = [run["about"] for run in described]
     folders = " ".join(shlex.quote(str(drawn.folder)) for drawn, _ in runs)
     return {
         "axis": axis,
-        "subtitle": f"{how} · {count:,} images" if how else f"{count:,} images",
+        "subtitle": subtitles[0] if len(runs) == 1 else f"{len(runs)} runs",
         "footer": f"Made by guidegen {__version__}: guidegen report {folders}",
         "warnings": list(warnings),
         "pixelated": largest <= _SMALL,
@@ -233,9 +229,10 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
     return {
         "name": name,
         "folder": str(drawn.folder),
+        "about": _about(drawn),
         "settings": {
-            **settings,
-            **{f"{key} from": _path(value) for key, value in about.items()},
+            **{key.replace("_", " "): value for key, value in settings.items() if value not in (None, "", [], {})},
+            **{f"{key.replace('_', ' ')} from": _path(value) for key, value in about.items()},
             **{f"{package} version": version for package, version in versions.items()},
         },
         "command": str(command or ""),
@@ -253,6 +250,14 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
         "subjects": list(subjects.values()),
         "cells": cells,
     }
+
+
+def _about(drawn: Drawn) -> str:
+    """The scheduler, the steps and the number of images, but for what varies in the run."""
+    settings = drawn.about["settings"]
+    words = {"scheduler": value_name("scheduler", settings["scheduler"]), "steps": f"{settings['steps']} steps"}
+    how = ", ".join(word for axis, word in words.items() if axis not in drawn.axes)
+    return " · ".join(filter(None, (how, f"{len(drawn.rows):,} images")))
 
 
 def _path(origin: Any) -> str:
