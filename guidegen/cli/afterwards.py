@@ -94,7 +94,7 @@ class Afterwards:
         if flags := self._evaluate_flags(json_rows, quiet):
             evaluate([folder], flags)
         if self.report:
-            write_report([folder], folder / "report.html", quiet=quiet)
+            write_report([folder], folder / "report.html", quiet=quiet, as_json=json_rows)
 
     def _evaluate_flags(self, json_rows: bool = False, quiet: bool = False) -> EvaluateFlags | None:
         if self.evaluate is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from guidegen import __version__
 from guidegen.cli import console
+from guidegen.cli.lines import print_image
 from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals
@@ -25,9 +26,9 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.report import grid
 from guidegen.runs.directory import Run
 from guidegen.runs.files import write_atomically
-from guidegen.runs.manifest import Rows
+from guidegen.runs.manifest import Rows, read_rows
 from guidegen.runs.png import png_text
-from guidegen.runs.schema import Row, encode_row
+from guidegen.runs.schema import Row
 from guidegen.runs.wipe import remove
 from guidegen.spec import limits
 from guidegen.spec.axes import CELL_AXES, named
@@ -52,8 +53,7 @@ def carry_out(job: Job, command: Command) -> None:
     """
     job = _with_hashes(job)
     if job.output.is_file and (there := already_there(job.output, job.metadata, job.flags.overwrite)):
-        for line in map(_line, there) if job.flags.json_rows else [str(job.output.path)]:
-            console.result(line)
+        _print_result(job, there, job.output.path)
         if failures := find_failures(there):
             raise failures
         return
@@ -68,19 +68,31 @@ def carry_out(job: Job, command: Command) -> None:
             rows = _draw(job, run, signals)
             made = _finish(job, folder, rows)
             failures = find_failures(rows)
+            _print_result(job, rows, made)
             if job.output.is_file:
                 remove(folder)
     except StoppedError as stopped:
         kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
         again = command.without("overwrite")
+        if job.output.is_file and job.flags.json_rows:
+            for row in read_rows(folder):
+                print_image(row, folder)
         raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
     finally:
         if job.output.to_stdout:
             shutil.rmtree(folder, ignore_errors=True)
-    if made and not job.flags.json_rows:
-        console.result(str(made))
     if failures:
         raise failures
+
+
+def _print_result(job: Job, rows: Iterable[Row], made: Path | None) -> None:
+    """The path of what was made; with `--json` the images that went into one file: those of a run are printed as drawn."""
+    if not job.flags.json_rows:
+        if made:
+            console.result(str(made))
+    elif job.output.is_file:
+        for row in rows:
+            print_image(row, None, job.output.path)
 
 
 def _note_models(job: Job) -> None:
@@ -125,9 +137,9 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
     kept = run.finished(job.cells)
     there = sorted(index for cell in kept if (index := job.cells.find(cell.file)) is not None)
     todo = job.cells.without(there)
-    show_rows = flags.json_rows and not job.output.to_stdout
+    show_rows = flags.json_rows and not job.output.is_file
     for row in run.rows([job.cells[index] for index in there]) if show_rows else ():
-        console.result(_line(row))
+        print_image(row, run.folder)
     if flags.verbose:
         console.note(
             f"{len(kept)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
@@ -164,7 +176,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
                 for _, row in drawn:
                     bar.image()
                     if show_rows:
-                        console.result(_line(row))
+                        print_image(row, run.folder)
     if job.plan.grid and not (flags.quiet or flags.json_rows):
         _note_cost(job, todo, tally.made)
 
@@ -226,10 +238,6 @@ def draw_grid(
         grid.draw(folder, rows, pages, page, on_corrupt).save(buffer, "PNG", pnginfo=png_text(plan))
         write_atomically(path, buffer.getvalue())
     return paths
-
-
-def _line(row: Row) -> str:
-    return encode_row(row).decode().rstrip("\n")
 
 
 def _about(job: Job, command: Command) -> dict[str, Any]:

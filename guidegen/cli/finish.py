@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import typer
 
 from guidegen.cli import console, options
 from guidegen.cli.drawing import draw_grid, find_failures
+from guidegen.cli.lines import print_line
 from guidegen.cli.output import write_npz
 from guidegen.errors import IncompleteError
 from guidegen.report import grid
@@ -88,7 +88,7 @@ def _verify(
     state = _check(held)
     if as_json:
         fields = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
-        console.result(json.dumps(fields, ensure_ascii=False))
+        print_line("verify", run, run, fields)
     else:
         console.result(_in_words(held, state))
     if not state.complete:
@@ -141,7 +141,7 @@ def _merge(
         if tar:
             made += _write_tars(held, int(tar_size * 1e6))
     if as_json:
-        console.result(json.dumps({"images": len(held.cells), "files": [str(path) for path in made]}, ensure_ascii=False))
+        print_line("merge", run, run, {"images": len(held.cells), "files": list(map(str, made))})
     else:
         console.result("\n".join(map(str, made)))
     if corrupt:

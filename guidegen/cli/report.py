@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guidegen.cli import console, options
+from guidegen.cli.lines import print_made
 from guidegen.errors import UsageError
 from guidegen.runs.images import refusal
 
@@ -50,13 +51,21 @@ def _command(
             rich_help_panel=options._OUTPUT,
         ),
     ] = 256,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    write_report(runs, out, max_size, thumbnail, quiet)
+    write_report(runs, out, max_size, thumbnail, quiet, as_json)
 
 
-def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbnail: int = 256, quiet: bool = False) -> None:
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    max_size: float = 30.0,
+    thumbnail: int = 256,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
     """Writes the page and prints its path; notes its size on standard error.
 
     Raises:
@@ -84,7 +93,7 @@ def write_report(runs: Sequence[Path], out: Path, max_size: float = 30.0, thumbn
     corrupt += unread
     data = page.encode()
     write_atomically(out, data)
-    console.result(str(out))
+    print_made("report", out, runs[0] if len(runs) == 1 else None, as_json)
     if not quiet:
         _note(drawn, warnings, len(data), inside, max_size)
     if corrupt:

@@ -103,6 +103,8 @@ def plan_job(flags: SampleOptions) -> Job:
     check_numbers(flags)
     axes = parse_by(flags.by or []) if isinstance(flags, SweepOptions) else []
     output = parse_output(flags.out)
+    if output.to_stdout and flags.json_rows:
+        raise UsageError("-o - and --json both write to standard output: name a file or a directory with -o.")
     own_weights = list(dict.fromkeys(w for by in axes for w in by.weights or ()))
     needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     models = open_models(flags, needs_null)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.drawing import draw_grid
+from guidegen.cli.lines import print_fields, print_made
 from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
@@ -78,7 +78,7 @@ def _inspect(
         "missing": checkpoint.missing,
     }
     if as_json:
-        console.result(json.dumps(fields, ensure_ascii=False))
+        print_fields("checkpoint", fields)
         return
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
@@ -152,11 +152,10 @@ def _labels(
         )
     for label in found:
         name = labels.names[label]
-        console.result(
-            json.dumps({"label": label, "name": name}, ensure_ascii=False)
-            if as_json
-            else f"{label}\t{console.clean(name, keep='')}"
-        )
+        if as_json:
+            print_fields("label", {"label": label, "name": name})
+        else:
+            console.result(f"{label}\t{console.clean(name, keep='')}")
 
 
 def _grid(
@@ -189,6 +188,7 @@ def _grid(
     ] = None,
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
+    as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     if out is not None and out.suffix.lower() != ".png":
@@ -214,7 +214,7 @@ def _grid(
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
-        console.result(str(path))
+        print_made("grid", path, runs[0] if len(runs) == 1 else None, as_json)
     if problems:
         raise refusal(problems, len(cells), "their cells are crossed out")
 
