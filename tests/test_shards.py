@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +132,78 @@ def test_second_process_on_one_shard_is_refused_and_other_shards_are_not(with_nu
     args = ("sample", "-m", with_null, "--label", "0-1", "--steps", 1, "-o", "run")
     call(*args, "--shard", "0/2")
     with FileLock(tmp_path / "run" / ".lock.0-of-2"):
-        refused = call(*args, "--shard", "0/2", code=2)
+        refused = call(*args, "--shard", "0/2", code=75)
         assert "shard 0/2" in str(refused.exception)
         call(*args, "--shard", "1/2")
         for other in (["--shard", "0/3"], [], ["--overwrite"]):
-            assert "0-of-2" in str(call(*args, *other, code=2).exception)
-        assert "0-of-2" in str(call("merge", "run", code=2).exception)
+            assert "0-of-2" in str(call(*args, *other, code=75).exception)
+        assert "0-of-2" in str(call("merge", "run", code=75).exception)
         call("verify", "run")
     with FileLock(tmp_path / "run" / ".lock"):
-        assert "all of it" in str(call(*args, "--shard", "0/2", code=2).exception)
+        assert "all of it" in str(call(*args, "--shard", "0/2", code=75).exception)
     call(*args, "--shard", "0/2")
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch, path: Path, at_the_end: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A lock that somebody else holds until the first wait for it."""
+    lock = FileLock(path)
+
+    def wait(_: float) -> None:
+        at_the_end()
+        lock.release()
+
+    monkeypatch.setattr("guidegen.cli.signals.sleep", wait)
+    with lock:
+        yield
+        assert not lock.is_locked, "it was waited for"
+
+
+def test_wait_goes_on_when_the_other_process_has_ended(
+    with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("sample", "-m", with_null, "--label", "0-1", "--steps", 1, "-o", "run", "--wait")
+    call(*args, "--shard", "0/2")
+    for name, flags in (
+        (".lock.0-of-2", ("--shard", "0/2", "-q")),
+        (".lock", ("--shard", "1/2", "-q")),
+        (".lock.0-of-2", ()),
+    ):
+        with held(monkeypatch, tmp_path / "run" / name):
+            waited = call(*args, *flags)
+        assert waited.stdout == "run\n"
+        assert waited.stderr.count("Waiting for it.") == (not flags)
+    with held(monkeypatch, tmp_path / "run/.lock"):
+        assert call("merge", "run", "--wait").stdout == "run/manifest.jsonl\n"
+
+
+def test_wait_does_not_draw_over_a_file_that_the_other_process_made(
+    with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("sample", "-m", with_null, "--steps", 1, "-q", "--wait", "-o", "x.png", "--label")
+    call(*args, 0)
+    file = tmp_path / "x.png"
+    made = file.read_bytes()
+    for label, code in ((0, 0), (1, 2)):
+        file.unlink()
+        (tmp_path / "x.png.partial").mkdir()
+        with held(monkeypatch, tmp_path / "x.png.partial/.lock", lambda: file.write_bytes(made)):
+            call(*args, label, code=code)
+        assert file.read_bytes() == made
+        assert not (tmp_path / "x.png.partial").exists()
+
+
+def test_a_signal_ends_the_wait(with_null: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "guidegen", "sample", "-m", str(with_null), "--label", "0", "-o", "run", "--wait"]
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run/.lock"),
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stderr
+        assert "Waiting for it." in process.stderr.readline()
+        process.terminate()
+        assert process.wait(timeout=30) == 143
 
 
 def test_lock_that_a_dead_process_left_behind_is_taken_over(with_null: Path, tmp_path: Path) -> None:
@@ -183,6 +247,7 @@ def test_leftovers_of_a_dead_shard_are_its_own_to_clear(with_null: Path, tmp_pat
 
 def verified(code: int = 3) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(call("verify", "run", "--json", code=code).stdout)
+    assert (facts.pop("type"), facts.pop("path"), facts.pop("run")) == ("verify", *[str(Path("run").absolute())] * 2)
     return {kind: found for kind, found in facts.items() if found not in ([], 18)}
 
 

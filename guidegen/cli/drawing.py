@@ -19,7 +19,7 @@ from guidegen.cli import console
 from guidegen.cli.lines import print_image
 from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
-from guidegen.cli.signals import Signals
+from guidegen.cli.signals import Signals, waiting
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
@@ -51,8 +51,8 @@ def carry_out(job: Job, command: Command) -> None:
     Raises:
         GuidegenError: as the exit codes say; what was finished is on disk.
     """
-    job = _with_hashes(job)
-    if job.output.is_file and (there := already_there(job.output, job.metadata, job.flags.overwrite)):
+    job, flags = _with_hashes(job), job.flags
+    if there := _there(job):
         _print_result(job, there, job.output.path)
         if failures := find_failures(there):
             raise failures
@@ -63,10 +63,11 @@ def carry_out(job: Job, command: Command) -> None:
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         variants = {variant: setup.settings for variant, setup in job.setups.items()}
-        run_of = partial(Run, folder, job.settings, _about(job, command), job.flags.overwrite, job.plan, job.shard)
-        with Signals() as signals, run_of(variants) as run:
-            rows = _draw(job, run, signals)
-            made = _finish(job, folder, rows)
+        run_of = partial(Run, folder, job.settings, _about(job, command), flags.overwrite, job.plan, job.shard)
+        with Signals() as signals, run_of(variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
+            there = _there_now(job, folder) if flags.wait else None
+            rows: Sequence[Row] = there or _draw(job, run, signals)
+            made = job.output.path if there else _finish(job, folder, rows)
             failures = find_failures(rows)
             _print_result(job, rows, made)
             if job.output.is_file:
@@ -74,7 +75,7 @@ def carry_out(job: Job, command: Command) -> None:
     except StoppedError as stopped:
         kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
         again = command.without("overwrite")
-        if job.output.is_file and job.flags.json_rows:
+        if job.output.is_file and flags.json_rows:
             for row in read_rows(folder):
                 print_image(row, folder)
         raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
@@ -83,6 +84,20 @@ def carry_out(job: Job, command: Command) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if failures:
         raise failures
+
+
+def _there(job: Job) -> list[Row] | None:
+    """The rows of the one file if it is there and holds what it is to hold."""
+    return already_there(job.output, job.metadata, job.flags.overwrite) if job.output.is_file else None
+
+
+def _there_now(job: Job, folder: Path) -> list[Row] | None:
+    """The same after another process was waited for, which may have made the file."""
+    try:
+        return _there(job)
+    except UsageError:
+        remove(folder)
+        raise
 
 
 def _print_result(job: Job, rows: Iterable[Row], made: Path | None) -> None:
@@ -207,7 +222,7 @@ def _note_cut_prompts(is_cut: Callable[[str], bool] | None, prompts: Sequence[st
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
-def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
+def _finish(job: Job, folder: Path, rows: Sequence[Row]) -> Path | None:
     """Draws the grid, makes the one file if one was asked for; returns the path to print."""
     output = job.output
     if job.shard is not None:

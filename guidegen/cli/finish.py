@@ -16,6 +16,7 @@ from guidegen.cli import console, options
 from guidegen.cli.drawing import draw_grid, find_failures
 from guidegen.cli.lines import print_line
 from guidegen.cli.output import write_npz
+from guidegen.cli.signals import waiting
 from guidegen.errors import IncompleteError
 from guidegen.report import grid
 from guidegen.runs.directory import exporting, exports_of
@@ -124,11 +125,12 @@ def _merge(
     ] = False,
     tar_size: Annotated[float, typer.Option("--tar-size", metavar="MB", min=0, help="Most of one .tar.")] = 1000,
     draw_the_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="The grid of a sweep.")] = True,
+    wait: options.Wait = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     _read(run)  # before a lock is left in what is no run
-    with alone(run):
+    with alone(run, waiting() if wait else None):
         held = _read(run)
         _check_all_there(held)
         clear_leftovers(run)

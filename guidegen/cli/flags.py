@@ -226,6 +226,7 @@ class Output:
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
+    wait: options.Wait = False
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Start over. Otherwise finished images are kept.", rich_help_panel=options._OUTPUT),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guidegen.cli import console, options
-from guidegen.cli.lines import print_fields
 
 if TYPE_CHECKING:
     from guidegen.scores.methods import Method
@@ -37,7 +37,7 @@ def _guidances(
     methods = list(METHODS.values()) if name is None else [find_method(name)[0]]
     if as_json:
         for method in methods:
-            print_fields("guidance", fields_of(method))
+            console.result(json.dumps(fields_of(method), ensure_ascii=False))
     elif name is not None:
         console.result(explanation(methods[0]))
     else:

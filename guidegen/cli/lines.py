@@ -44,10 +44,5 @@ def print_made(kind: str, path: Path, run: Path | None, as_json: bool) -> None:
         console.result(str(path))
 
 
-def print_fields(kind: str, fields: Mapping[str, Any]) -> None:
-    """Prints what is no file and belongs to no run, such as a label."""
-    console.result(dumps({"type": kind, **fields}))
-
-
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())

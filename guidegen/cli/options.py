@@ -87,6 +87,14 @@ AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Accept .bin weights, read with weights_only=True.", rich_help_panel=_MODEL),
 ]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait",
+        help="Wait while another process draws into the run. Otherwise it is an error (exit code 75).",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.", rich_help_panel=_TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.drawing import draw_grid
-from guidegen.cli.lines import print_fields, print_made
+from guidegen.cli.lines import print_made
 from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
@@ -78,7 +79,7 @@ def _inspect(
         "missing": checkpoint.missing,
     }
     if as_json:
-        print_fields("checkpoint", fields)
+        console.result(json.dumps(fields, ensure_ascii=False))
         return
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
@@ -152,10 +153,11 @@ def _labels(
         )
     for label in found:
         name = labels.names[label]
-        if as_json:
-            print_fields("label", {"label": label, "name": name})
-        else:
-            console.result(f"{label}\t{console.clean(name, keep='')}")
+        console.result(
+            json.dumps({"label": label, "name": name}, ensure_ascii=False)
+            if as_json
+            else f"{label}\t{console.clean(name, keep='')}"
+        )
 
 
 def _grid(

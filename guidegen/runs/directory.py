@@ -30,7 +30,7 @@ from guidegen.runs.files import (
     unlink_if_abandoned,
     write_atomically,
 )
-from guidegen.runs.locks import lock_run, refuse_other_processes, run_json_lock
+from guidegen.runs.locks import Wait, lock_run, run_json_lock
 from guidegen.runs.manifest import Manifests, Rows, manifest_name
 from guidegen.runs.png import encode_png, image_metadata
 from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_run, settings_of
@@ -59,9 +59,11 @@ class Run:
         plan: what is to be drawn; kept in run.json for `verify` and `merge`.
         shard: which part of it this process draws; None for all.
         variants: the settings of each variant of the plan, where they are not those of the run.
+        wait: called while another process draws into it; None where that is an error.
 
     Raises:
-        UsageError: another process draws into it, it holds other settings, or it is no run.
+        UsageError: it holds other settings, or it is no run.
+        LockedError: another process draws into it.
         OSError: it cannot be written.
     """
 
@@ -74,13 +76,12 @@ class Run:
         plan: Plan | None = None,
         shard: Shard | None = None,
         variants: Mapping[Variant, Settings] = MappingProxyType({}),
+        wait: Wait | None = None,
     ):
         self.folder, self.settings, self.variants = folder, settings, variants
         _refuse_what_is_no_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_run(folder, shard)
+        self._lock = lock_run(folder, shard, wait)
         try:
-            refuse_other_processes(folder, shard)
             with run_json_lock(folder):
                 if overwrite:
                     wipe(folder)
