@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -15,7 +17,7 @@ import typer
 from guidegen.cli import console, options
 from guidegen.cli.drawing import draw_grid, find_failures
 from guidegen.cli.lines import print_line
-from guidegen.cli.output import write_npz
+from guidegen.cli.output import exported_rows, write_npz
 from guidegen.cli.signals import waiting
 from guidegen.errors import IncompleteError
 from guidegen.report import grid
@@ -24,6 +26,7 @@ from guidegen.runs.files import write_atomically
 from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
 from guidegen.runs.locks import alone
 from guidegen.runs.manifest import Rows
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row, encode_row, read_plans, read_run
 from guidegen.runs.status import State, check
 from guidegen.runs.wipe import clear_leftovers
@@ -87,20 +90,25 @@ def _verify(
 ) -> None:
     held = _read(run)
     state = _check(held)
+    stale = _stale(held, state)
     if as_json:
-        fields = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
+        fields = {"complete": state.complete, "images": len(held.cells), **state._asdict(), "stale": stale}
         print_line("verify", run, run, fields)
     else:
-        console.result(_in_words(held, state))
+        console.result(_in_words(held, {**state._asdict(), "stale": stale}))
+    if stale:
+        console.note(
+            f"note: {run} has files of other images than it holds now, such as {stale[0]}: `guidegen merge` makes them."
+        )
     if not state.complete:
         lacks = state.missing or state.corrupt or state.nonfinite
         raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", bool(lacks))
 
 
-def _in_words(held: _Held, state: State) -> str:
-    good = len(held.cells) - len(state.missing) - len(state.corrupt) - len(state.nonfinite)
+def _in_words(held: _Held, found: Mapping[str, list[str]]) -> str:
+    good = len(held.cells) - sum(len(found[kind]) for kind in ("missing", "corrupt", "nonfinite"))
     lines = [f"{good} of {len(held.cells)} images are there, each with the hash of its row"]
-    for kind, files in state._asdict().items():
+    for kind, files in found.items():
         lines += [f"{kind}: {file}" for file in files[:_LISTED]]
         if len(files) > _LISTED:
             lines.append(f"{kind}: and {len(files) - _LISTED} more")
@@ -125,6 +133,7 @@ def _merge(
     ] = False,
     tar_size: Annotated[float, typer.Option("--tar-size", metavar="MB", min=0, help="Most of one .tar.")] = 1000,
     draw_the_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="The grid of a sweep.")] = True,
+    force: options.Force = False,
     wait: options.Wait = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -133,6 +142,7 @@ def _merge(
     with alone(run, waiting() if wait else None):
         held = _read(run)
         _check_all_there(held)
+        _refuse_foreign(held, (".npz",) * npz + (".tar",) * tar, force)
         clear_leftovers(run)
         made = [_merge_manifests(held)]
         corrupt: list[str] = []
@@ -190,15 +200,48 @@ def _draw_grid(held: _Held, on_corrupt: Callable[[str], None]) -> list[Path]:
     return draw_grid(held.folder, rows, pages, held.metadata, on_corrupt=on_corrupt)
 
 
-def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
-    """The rows of each weight, of each variant, that has any image."""
+def _groups(held: _Held) -> dict[str, list[Cell]]:
+    """The cells of each weight, of each variant."""
     cells: dict[str, list[Cell]] = {}
     for cell in held.cells:
         cells.setdefault(",".join(filter(None, (variant_folder(cell.variant), cell.weights))), []).append(cell)
-    for name, some in cells.items():
+    return cells
+
+
+def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
+    """The rows of each weight, of each variant, that has any image."""
+    for name, some in _groups(held).items():
         rows = held.rows(some)
         if any(row["status"] == "ok" for row in rows):
             yield name, rows
+
+
+def _refuse_foreign(held: _Held, suffixes: Sequence[str], force: bool) -> None:
+    """Raises UsageError where a file of somebody's has a name that is to be written."""
+    there = {path.name: path for path in held.folder.iterdir() if path.suffix in suffixes}
+    ours = exports_of(held.folder)
+    for name, _ in _by_weights(held):
+        for found in there.keys() - {*ours}:
+            if re.fullmatch(rf"{re.escape(name)}(\.npz|-\d{{5}}\.tar)", found):
+                refuse_foreign(there[found], force, "merge:")
+
+
+def _stale(held: _Held, state: State) -> list[str]:
+    """The files for evaluators that hold other images than the run; not of weights that lack any."""
+    there = sorted(name for name in exports_of(held.folder) if (held.folder / name).is_file())
+    lacking = {*state.missing, *state.corrupt}
+    groups = _groups(held)
+    stale = []
+    for name, files in itertools.groupby(there, lambda name: re.sub(r"(-\d{5})?\.(npz|tar)$", r".\2", name)):
+        stem, _, kind = name.rpartition(".")
+        cells = groups.get(stem, [])
+        if cells and not lacking.isdisjoint(cell.file for cell in cells):
+            continue
+        of_run = [row for row in (held.rows(cells) if cells else ()) if kind == "npz" or row["status"] == "ok"]
+        paths = [held.folder / file for file in files]
+        if exported_rows(paths) != of_run:
+            stale += [path.name for path in paths]
+    return stale
 
 
 def _write_npz(held: _Held) -> list[Path]:

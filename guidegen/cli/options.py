@@ -95,6 +95,10 @@ Wait = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.", rich_help_panel=_TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]

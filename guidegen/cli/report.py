@@ -12,6 +12,7 @@ from guidegen.cli import console, options
 from guidegen.cli.lines import print_made
 from guidegen.errors import UsageError
 from guidegen.runs.images import refusal
+from guidegen.runs.ours import refuse_foreign
 
 if TYPE_CHECKING:
     from guidegen.evaluate.measure import Drawn
@@ -51,11 +52,12 @@ def _command(
             rich_help_panel=options._OUTPUT,
         ),
     ] = 256,
+    force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    write_report(runs, out, max_size, thumbnail, quiet, as_json)
+    write_report(runs, out, max_size, thumbnail, quiet, as_json, force)
 
 
 def write_report(
@@ -65,6 +67,7 @@ def write_report(
     thumbnail: int = 256,
     quiet: bool = False,
     as_json: bool = False,
+    force: bool = False,
 ) -> None:
     """Writes the page and prints its path; notes its size on standard error.
 
@@ -80,6 +83,7 @@ def write_report(
         raise UsageError(f"-o {out}: a report is written as .html.")
     if not out.resolve().parent.is_dir():
         raise UsageError(f"-o {out}: no such folder.")
+    refuse_foreign(out, force)
     drawn = [open_drawn(run, check_hashes=False) for run in runs]
     pairs, warnings = [], []
     for run in drawn:

@@ -22,6 +22,7 @@ from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
 from guidegen.runs.images import invalid_rows, refusal
 from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
@@ -190,13 +191,11 @@ def _grid(
     ] = None,
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Whole enlargement. Default: about 96 pixels.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PNG", help="Default: grid.png in the run.")] = None,
+    force: options.Force = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    if out is not None and out.suffix.lower() != ".png":
-        raise UsageError(f"-o {out}: a grid is written as .png.")
-    if out is None and len(runs) > 1:
-        raise UsageError("Several runs make one grid: name its file with -o, such as -o grid.png.")
+    _check_out(runs, out)
     abouts = [read_run(run) for run in runs]
     across, down = parse_axes(columns), parse_axes(rows)
     if len(runs) == 1:
@@ -213,12 +212,21 @@ def _grid(
     pages = grid.layout(cells, shapes.pop(), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
+    for name in grid.page_names(len(pages.pages)):
+        refuse_foreign(out or runs[0] / name, force)
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
         print_made("grid", path, runs[0] if len(runs) == 1 else None, as_json)
     if problems:
         raise refusal(problems, len(cells), "their cells are crossed out")
+
+
+def _check_out(runs: Sequence[Path], out: Path | None) -> None:
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: a grid is written as .png.")
+    if out is None and len(runs) > 1:
+        raise UsageError("Several runs make one grid: name its file with -o, such as -o grid.png.")
 
 
 def _plan_with_grid(run: Path, about: Mapping[str, Any]) -> Plan | None:
