@@ -26,7 +26,6 @@ from guidegen.runs.files import write_atomically
 from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
 from guidegen.runs.locks import alone
 from guidegen.runs.manifest import Rows
-from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row, encode_row, read_plans, read_run
 from guidegen.runs.status import State, check
 from guidegen.runs.wipe import clear_leftovers
@@ -97,9 +96,7 @@ def _verify(
     else:
         console.result(_in_words(held, {**state._asdict(), "stale": stale}))
     if stale:
-        console.note(
-            f"note: {run} has files of other images than it holds now, such as {stale[0]}: `guidegen merge` makes them."
-        )
+        console.note(f"note: {stale[0]} holds other images than the run has now: make it again with guidegen merge")
     if not state.complete:
         lacks = state.missing or state.corrupt or state.nonfinite
         raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", bool(lacks))
@@ -142,16 +139,15 @@ def _merge(
     with alone(run, waiting() if wait else None):
         held = _read(run)
         _check_all_there(held)
-        _refuse_foreign(held, (".npz",) * npz + (".tar",) * tar, force)
         clear_leftovers(run)
         made = [_merge_manifests(held)]
         corrupt: list[str] = []
         if draw_the_grid and held.in_grid:
             made += _draw_grid(held, corrupt.append)
         if npz:
-            made += _write_npz(held)
+            made += _write_npz(held, force)
         if tar:
-            made += _write_tars(held, int(tar_size * 1e6))
+            made += _write_tars(held, int(tar_size * 1e6), force)
     if as_json:
         print_line("merge", run, run, {"images": len(held.cells), "files": list(map(str, made))})
     else:
@@ -216,16 +212,6 @@ def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
             yield name, rows
 
 
-def _refuse_foreign(held: _Held, suffixes: Sequence[str], force: bool) -> None:
-    """Raises UsageError where a file of somebody's has a name that is to be written."""
-    there = {path.name: path for path in held.folder.iterdir() if path.suffix in suffixes}
-    ours = exports_of(held.folder)
-    for name, _ in _by_weights(held):
-        for found in there.keys() - {*ours}:
-            if re.fullmatch(rf"{re.escape(name)}(\.npz|-\d{{5}}\.tar)", found):
-                refuse_foreign(there[found], force, "merge:")
-
-
 def _stale(held: _Held, state: State) -> list[str]:
     """The files for evaluators that hold other images than the run; not of weights that lack any."""
     there = sorted(name for name in exports_of(held.folder) if (held.folder / name).is_file())
@@ -244,16 +230,16 @@ def _stale(held: _Held, state: State) -> list[str]:
     return stale
 
 
-def _write_npz(held: _Held) -> list[Path]:
+def _write_npz(held: _Held, force: bool) -> list[Path]:
     made = []
     for name, rows in _by_weights(held):
         made.append(held.folder / f"{name}.npz")
-        with exporting(made[-1]) as temporary:
+        with exporting(made[-1], force) as temporary:
             write_npz(temporary, held.folder, rows, held.metadata)
     return made
 
 
-def _write_tars(held: _Held, limit: int) -> list[Path]:
+def _write_tars(held: _Held, limit: int, force: bool) -> list[Path]:
     """WebDataset shards: KEY.png, .cls (label), .txt (prompt) and .json (row) of each image; equal images, equal bytes."""
     made: list[Path] = []
     for name, rows in _by_weights(held):
@@ -262,7 +248,10 @@ def _write_tars(held: _Held, limit: int) -> list[Path]:
         of_name: list[Path] = []
         while pending is not None:
             of_name.append(held.folder / f"{name}-{len(of_name):05d}.tar")
-            with exporting(of_name[-1]) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+            with (
+                exporting(of_name[-1], force) as temporary,
+                tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
+            ):
                 size = 0
                 while pending is not None:
                     members = _members(held.folder, *pending)

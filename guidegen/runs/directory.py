@@ -32,6 +32,7 @@ from guidegen.runs.files import (
 )
 from guidegen.runs.locks import Wait, lock_run, run_json_lock
 from guidegen.runs.manifest import Manifests, Rows, manifest_name
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.png import encode_png, image_metadata
 from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_run, settings_of
 from guidegen.runs.status import is_intact, is_of
@@ -212,11 +213,16 @@ def exports_of(folder: Path) -> list[str]:
 
 
 @contextmanager
-def exporting(path: Path) -> Iterator[Path]:
-    """`atomically` for a file that is made of a run in its directory: run.json names it first, for `--overwrite`."""
+def exporting(path: Path, force: bool = False) -> Iterator[Path]:
+    """`atomically` for a file that is made of a run in its directory: run.json names it first, for `--overwrite`.
+
+    Raises:
+        UsageError: a file of somebody's has the name, and `force` is not given.
+    """
     with run_json_lock(path.parent):
         about = read_run(path.parent)
         if path.name not in about.get("exports", ()):
+            refuse_foreign(path, force, "guidegen merge:")
             _write_run_json(path.parent, about | {"exports": sorted({*about.get("exports", ()), path.name})})
     with atomically(path) as temporary:
         yield temporary
