@@ -112,7 +112,8 @@ def png(image: Any) -> bytes:
 def test_rows_and_figures(run: Path, npz: Path, network: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = measure(run, npz, network)
     shown = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert shown == [{"run": str(run), **row} for row in rows]
+    about = {"type": "metrics", "path": str(run / "metrics.jsonl"), "run": str(run)}
+    assert shown == [about | row for row in rows]
     assert [(row["mode"], row["w"], row["images"], row["distinct"]) for row in rows] == [
         ("cfg", 0.0, 24, 8),
         ("cfg", 2.0, 24, 24),

@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -30,7 +30,7 @@ from guidegen.runs.schema import Row, encode_row, read_plans, read_run
 from guidegen.runs.status import State, check
 from guidegen.runs.wipe import clear_leftovers
 from guidegen.spec.cell import Cell, variant_folder
-from guidegen.spec.command import read_command
+from guidegen.spec.command import Command, read_commands
 from guidegen.spec.plan import Plan, listed
 
 _LISTED = 20
@@ -98,8 +98,8 @@ def _verify(
     if stale:
         console.note(f"note: {stale[0]} holds other images than the run has now: make it again with guidegen merge")
     if not state.complete:
-        lacks = state.missing or state.corrupt or state.nonfinite
-        raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", bool(lacks))
+        lacks = {*state.missing, *state.corrupt, *state.nonfinite}
+        raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", lacks)
 
 
 def _in_words(held: _Held, found: Mapping[str, list[str]]) -> str:
@@ -112,11 +112,24 @@ def _in_words(held: _Held, found: Mapping[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _incomplete(held: _Held, what: str, draw: bool) -> IncompleteError:
-    """The error, with the command that draws what is not there, for all shards."""
-    command = read_command(held.about) if draw else None
-    rest = f" To draw the rest: {command.without('shard', 'overwrite')}" if command else ""
+def _incomplete(held: _Held, what: str, lacks: Collection[str]) -> IncompleteError:
+    """The error, with the commands that draw what is not there."""
+    commands = list(dict.fromkeys(map(str, _commands_for(held, set(lacks)))))
+    rest = f" To draw the rest: {' && '.join(commands)}" if commands else ""
     return IncompleteError(f"{held.folder} {what}.{rest}")
+
+
+def _commands_for(held: _Held, lacks: set[str]) -> Iterator[Command]:
+    """The command of each plan that lacks any of these files, into the run where it is now, for all shards."""
+    commands = read_commands(held.about)
+    if len(commands) != len(held.plans):
+        return
+    for plan, command in zip(held.plans, commands, strict=True):
+        of_plan = lacks.intersection(cell.file for cell in plan.cells()) if lacks else ()
+        if command and of_plan:
+            read = {"label": list(map(str, plan.labels)), "prompt": list(plan.prompts or ())}
+            yield command.without("shard", "overwrite", "wait").into(str(held.folder), read)
+            lacks.difference_update(of_plan)
 
 
 def _merge(
@@ -168,10 +181,10 @@ def _check(held: _Held) -> State:
 
 def _check_all_there(held: _Held) -> None:
     state = _check(held)
-    lacking = len(state.missing) + len(state.corrupt)
+    lacking = state.missing + state.corrupt
     if lacking:
-        first = (state.missing + state.corrupt)[0]
-        raise _incomplete(held, f"lacks {lacking} of {len(held.cells)} images, such as {first}; nothing was merged", True)
+        what = f"lacks {len(lacking)} of {len(held.cells)} images, such as {lacking[0]}; nothing was merged"
+        raise _incomplete(held, what, lacking)
     if state.extra:
         console.note(f"note: {len(state.extra)} images are not of the plan and are left out, such as {state.extra[0]}")
 

@@ -252,16 +252,25 @@ def _settle(
         old = there.get("plans", [])
         if all(plan in old for plan in new) and differences.keys() <= before.keys():
             return
+        stored = there.get("commands", [])
+        commands = stored if len(stored) == len(old) else [_command_in(there)] * len(old)
+        commands = [command for plan, command in zip(old, commands, strict=False) if is_plan(plan)]
         old = [plan for plan in old if is_plan(plan)]
         for plan_there in old:
             for text, now in zip(plan_there.get("prompts") or (), (new and new[0].get("prompts")) or (), strict=False):
                 if text != now:
                     raise _other_prompts(folder, text, now)
         # the same cells in another grid: that one counts now
-        there["plans"] = [plan for plan in old if not new or _without_layout(plan) != _without_layout(new[0])] + new
+        kept = [i for i, plan in enumerate(old) if not new or _without_layout(plan) != _without_layout(new[0])]
+        there["plans"] = [old[i] for i in kept] + new
+        there["commands"] = [commands[i] for i in kept] + [_command_in(about)] * len(new)
         if before or differences:
             there["variants"] = there.get("variants", {}) | differences
     _write_run_json(folder, there)
+
+
+def _command_in(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: about[name] for name in ("command", "options") if name in about}
 
 
 def _write_run_json(folder: Path, about: Mapping[str, Any]) -> None:
