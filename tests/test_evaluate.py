@@ -296,7 +296,6 @@ def fail_an_image(run: Path) -> None:
         (fail_an_image, "1 of 72 images came out non-finite, such as images/w2.0/label0000/000000.png"),
         (add_an_image, "1 images are not of its plan and are left out, such as images/w4.0/label0002/000099.png"),
         (forget_the_plan, "run.json has no plan to compare it with"),
-        (lambda run: (run / "manifest.jsonl").rename(run / "manifest.0-of-1.jsonl"), "its shards are not merged yet"),
         (lambda run: (run / "grid.png").unlink(), "its sweep has not come to its grid"),
     ],
 )

@@ -25,6 +25,7 @@ from PIL import Image
 
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
+from guidegen.evaluate.measure import open_drawn
 from guidegen.runs.directory import Run
 from guidegen.runs.manifest import Manifests
 from guidegen.spec.plan import Plan
@@ -116,6 +117,18 @@ def test_one_process_goes_on_from_shards_and_other_shards_from_those(with_null: 
     assert {path: path.stat().st_mtime_ns for path in before} == before
     call("merge", "run", "--npz", "--tar", "--tar-size", 0.008)
     assert files(run) == files(whole)
+
+
+def test_shards_that_are_all_there_are_complete_before_they_are_merged(with_null: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        call("sweep", "-m", with_null, *ARGS, "-o", "run", "--shard", f"{i}/2")
+    assert not (tmp_path / "run/grid.png").exists()
+    assert json.loads(call("verify", "run", "--json").stdout)["complete"]
+    drawn = open_drawn(tmp_path / "run")  # as evaluate and report do
+    assert (drawn.missing, drawn.corrupt, len(drawn.rows)) == ([], [], 18)
+    assert "warning" not in call("report", "run").stderr
+    (tmp_path / "run" / drawn.rows[0]["file"]).unlink()
+    assert open_drawn(tmp_path / "run").missing != []
 
 
 def test_more_shards_than_samples_leave_some_with_nothing_to_do(with_null: Path) -> None:
