@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,19 @@ def test_json_and_pixels_do_not_share_standard_output(with_null: Path) -> None:
     result = call("sample", "-m", with_null, "--label", 0, "-o", "-", "--json", *TINY, code=2)
     assert "--json" in str(result.exception)
     assert result.stdout == ""
+
+
+def test_the_default_name_does_not_depend_on_where_guidegen_is_installed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from guidegen.zoo import BUNDLED
+
+    elsewhere = here / "site-packages" / BUNDLED.name
+    shutil.copytree(BUNDLED, elsewhere)
+    names = []
+    for bundled in (BUNDLED, elsewhere):
+        monkeypatch.setattr("guidegen.cli.options.BUNDLED", bundled)
+        monkeypatch.setattr("guidegen.cli.resolve.BUNDLED", bundled)
+        (plan,) = (json.loads(line) for line in call("sample", "--label", 207, "--dry-run", "--json").stdout.splitlines())
+        names.append(plan["out"])
+    assert names[0] == names[1]

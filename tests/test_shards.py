@@ -234,9 +234,14 @@ def test_lock_that_a_dead_process_left_behind_is_taken_over(with_null: Path, tmp
         (["--shard", "0/2", "-o", "x.npz"], "merge"),
         (["--shard", "0/2", "-o", "-"], "merge"),
         (["--shard", "0/2", "--overwrite"], "other shards"),
+        (["--shard", "0/2", "--evaluate", "REAL"], "all shards"),
+        (["--evaluate", "REAL"], "at least 6 images"),
+        (["--evaluate", "REAL", "--dry-run"], "at least 6 images"),
     ],
 )
 def test_shard_that_cannot_be_is_refused(with_null: Path, tmp_path: Path, flags: list[str], word: str) -> None:
+    np.savez(tmp_path.parent / "real.npz", arr_0=np.zeros((8, 8, 8, 3), np.uint8), arr_1=np.arange(8) % 2)
+    flags = [str(tmp_path.parent / "real.npz") if flag == "REAL" else flag for flag in flags]
     assert word in str(call("sample", "-m", with_null, "--label", "0-1", *flags, code=2).exception)
     assert list(tmp_path.iterdir()) == []
 
