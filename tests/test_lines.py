@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import call
+from typer.testing import CliRunner
 
+from guidegen.cli import app
 from guidegen.cli.lines import print_image, print_made
 
 TINY = ("--steps", 1, "-q")
@@ -88,3 +92,19 @@ def test_the_default_name_does_not_depend_on_where_guidegen_is_installed(
         (plan,) = (json.loads(line) for line in call("sample", "--label", 207, "--dry-run", "--json").stdout.splitlines())
         names.append(plan["out"])
     assert names[0] == names[1]
+
+
+def test_labels_are_read_back_with_a_byte_order_mark_blank_lines_and_comments(with_null: Path) -> None:
+    listed = call("labels", "-m", with_null).stdout
+    text = "\ufeff" + listed.replace("\n", "\r\n\r\n# a comment\n")
+    plan = CliRunner().invoke(
+        app, ["sample", "-m", str(with_null), "--label", "-", "--dry-run", "--json"], input=text.encode()
+    )
+    assert json.loads(plan.stdout)["cells"] == len(listed.splitlines()) == 5
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_traceback(with_null: Path, environment: dict[str, str], closed: str) -> None:
+    line = f"{sys.executable} -m guidegen labels -m {with_null} {closed}"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
