@@ -212,8 +212,8 @@ def _grid(
     pages = grid.layout(cells, shapes.pop(), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
-    for name in grid.page_names(len(pages.pages)):
-        refuse_foreign(out or runs[0] / name, force)
+    if out is not None:
+        refuse_foreign(out, force)
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
