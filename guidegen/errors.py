@@ -47,6 +47,12 @@ def quoted(text: str, most: int = 80) -> str:
     return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
+class LockedError(GuidegenError):
+    """Another process holds the run: the same command works when that one has ended."""
+
+    code = 75
+
+
 class StoppedError(GuidegenError):
     """Stopped by a signal, after the finished images are on disk."""
 

@@ -25,6 +25,7 @@ Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
 ROW_KEYS = {"file", "mode", "w", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status"}
+LINE_KEYS = {"type", "path", "run"}
 COMMANDS = ("sample", "sweep", "inspect", "labels", "grid", "convert", "verify", "merge", "evaluate", "report", "guidances")
 HEAVY = re.compile(r"\|\s+(torch|diffusers|transformers)$", re.MULTILINE)
 SWEEP = ("--label", "0-1", "--num", "2", "--w", "0,1,3", "--steps", "3")
@@ -63,6 +64,12 @@ def finished_copy(finished: Finished, tmp_path: Path) -> Path:
 
 def rows_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """What `--json` prints of the images of a run: their rows, and where each is."""
+    run = str(folder.resolve())
+    return [{"type": "image", "path": f"{run}/{row['file']}", "run": run, **row} for row in manifest(folder)]
 
 
 def manifest(folder: Path) -> list[dict[str, Any]]:
@@ -349,7 +356,7 @@ def test_eta_is_for_ddim_alone(guidegen: Command, unconditional: Path, tmp_path:
 def test_json_rows_have_the_keys_of_the_contract_and_go_to_standard_output_alone(finished: Finished) -> None:
     rows = rows_of(finished.result.stdout)
     assert len(rows) == 12
-    assert all(set(row) == ROW_KEYS for row in rows)
+    assert all(set(row) == ROW_KEYS | LINE_KEYS for row in rows)
     assert {(row["label"], row["seed"], row["w"]) for row in rows} == {
         (label, seed, w) for label in (0, 1) for seed in (0, 1) for w in (0.0, 1.0, 3.0)
     }
@@ -357,7 +364,8 @@ def test_json_rows_have_the_keys_of_the_contract_and_go_to_standard_output_alone
     assert all((row["mode"], row["prompt"], row["status"], row["shape"]) == ("cfg", None, "ok", [8, 8, 3]) for row in rows)
     assert {row["w"]: row["nfe"] for row in rows} == {0.0: 3, 1.0: 3, 3.0: 6}
     assert finished.result.stderr == ""
-    assert manifest(finished.folder) == rows
+    assert all(set(row) == ROW_KEYS for row in manifest(finished.folder))
+    assert lines_of(finished.folder) == rows
 
 
 def test_run_directory_holds_what_the_manifest_says_and_nothing_else(finished: Finished) -> None:
@@ -468,7 +476,7 @@ def test_json_into_head_ends_cleanly_and_draws_all(guidegen: Command, with_null:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     row, status = result.stdout.splitlines()
-    assert set(json.loads(row)) == ROW_KEYS
+    assert set(json.loads(row)) == ROW_KEYS | LINE_KEYS
     assert (status, result.stderr) == ("0", "")
     assert len(manifest(tmp_path / "run")) == 5
 
@@ -687,7 +695,7 @@ def test_mode_both_is_a_product_and_its_corners_are_the_single_modes(
     result = guidegen(*args, "-o", "run", "--json")
     assert result.returncode == 0, result.stderr
     rows = rows_of(result.stdout)
-    assert all(set(row) == ROW_KEYS | {"w_classifier"} for row in rows)
+    assert all(set(row) == ROW_KEYS | LINE_KEYS | {"w_classifier"} for row in rows)
     calls = {(row["w"], row["w_classifier"]): row["nfe"] for row in rows}
     assert calls == {(0, 0): 2, (0, 9): 4, (1, 0): 2, (1, 9): 4, (2, 0): 4, (2, 9): 6}
     assert len({row["file"] for row in rows}) == len({row["sha256"] for row in rows}) == 6

@@ -67,6 +67,8 @@ def test_converted_unet_and_classifier_are_inspected_and_sample(
     made = guidegen("convert", unet_file, "adm", *SAID)
     assert (made.returncode, made.stdout) == (0, "adm\n"), made.stderr
     assert "unet of 8x8; unconditional; levels of 32, 32; heads of 16 channels in legacy order; linear" in made.stderr
+    again = json.loads(convert(unet_file, folder, *SAID, "--overwrite", "--json"))
+    assert again == {"type": "file", "path": str(folder), "run": None}
     words = ("--head-channels", 16, "--labels", tmp_path / "names.json")
     assert run("convert", tmp_path / "classifier.pt", folder / "classifier", *words) == f"{folder}/classifier\n"
     assert listing(tmp_path)[0] == "adm"  # nothing hidden is left

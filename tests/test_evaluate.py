@@ -112,7 +112,8 @@ def png(image: Any) -> bytes:
 def test_rows_and_figures(run: Path, npz: Path, network: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = measure(run, npz, network)
     shown = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert shown == [{"run": str(run), **row} for row in rows]
+    about = {"type": "metrics", "path": str(run / "metrics.jsonl"), "run": str(run)}
+    assert shown == [about | row for row in rows]
     assert [(row["mode"], row["w"], row["images"], row["distinct"]) for row in rows] == [
         ("cfg", 0.0, 24, 8),
         ("cfg", 2.0, 24, 24),
@@ -295,7 +296,6 @@ def fail_an_image(run: Path) -> None:
         (fail_an_image, "1 of 72 images came out non-finite, such as images/w2.0/label0000/000000.png"),
         (add_an_image, "1 images are not of its plan and are left out, such as images/w4.0/label0002/000099.png"),
         (forget_the_plan, "run.json has no plan to compare it with"),
-        (lambda run: (run / "manifest.jsonl").rename(run / "manifest.0-of-1.jsonl"), "its shards are not merged yet"),
         (lambda run: (run / "grid.png").unlink(), "its sweep has not come to its grid"),
     ],
 )

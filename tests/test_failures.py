@@ -417,8 +417,9 @@ def test_signal_leaves_finished_images_and_says_the_command_that_resumes(
 
 
 def told(out: str) -> dict[str, dict[str, Any]]:
-    """file -> row of `--json`, each of which is there once."""
+    """file -> row of `--json`, each of which is there once, with its image."""
     told = [json.loads(line) for line in out.splitlines()]
+    assert all(row.pop("type") == "image" and row.pop("path") == f"{row.pop('run')}/{row['file']}" for row in told)
     assert len({row["file"] for row in told}) == len(told)
     return {row["file"]: row for row in told}
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from PIL import Image
 
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
+from guidegen.evaluate.measure import open_drawn
 from guidegen.runs.directory import Run
 from guidegen.runs.manifest import Manifests
 from guidegen.spec.plan import Plan
@@ -116,6 +119,18 @@ def test_one_process_goes_on_from_shards_and_other_shards_from_those(with_null: 
     assert files(run) == files(whole)
 
 
+def test_shards_that_are_all_there_are_complete_before_they_are_merged(with_null: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        call("sweep", "-m", with_null, *ARGS, "-o", "run", "--shard", f"{i}/2")
+    assert not (tmp_path / "run/grid.png").exists()
+    assert json.loads(call("verify", "run", "--json").stdout)["complete"]
+    drawn = open_drawn(tmp_path / "run")  # as evaluate and report do
+    assert (drawn.missing, drawn.corrupt, len(drawn.rows)) == ([], [], 18)
+    assert "warning" not in call("report", "run").stderr
+    (tmp_path / "run" / drawn.rows[0]["file"]).unlink()
+    assert open_drawn(tmp_path / "run").missing != []
+
+
 def test_more_shards_than_samples_leave_some_with_nothing_to_do(with_null: Path) -> None:
     args = ("sample", "-m", with_null, "--label", 0, "--steps", 1, "-o", "run", "--json", "--shard")
     assert call(*args, "3/4").stdout == ""
@@ -130,16 +145,78 @@ def test_second_process_on_one_shard_is_refused_and_other_shards_are_not(with_nu
     args = ("sample", "-m", with_null, "--label", "0-1", "--steps", 1, "-o", "run")
     call(*args, "--shard", "0/2")
     with FileLock(tmp_path / "run" / ".lock.0-of-2"):
-        refused = call(*args, "--shard", "0/2", code=2)
+        refused = call(*args, "--shard", "0/2", code=75)
         assert "shard 0/2" in str(refused.exception)
         call(*args, "--shard", "1/2")
         for other in (["--shard", "0/3"], [], ["--overwrite"]):
-            assert "0-of-2" in str(call(*args, *other, code=2).exception)
-        assert "0-of-2" in str(call("merge", "run", code=2).exception)
+            assert "0-of-2" in str(call(*args, *other, code=75).exception)
+        assert "0-of-2" in str(call("merge", "run", code=75).exception)
         call("verify", "run")
     with FileLock(tmp_path / "run" / ".lock"):
-        assert "all of it" in str(call(*args, "--shard", "0/2", code=2).exception)
+        assert "all of it" in str(call(*args, "--shard", "0/2", code=75).exception)
     call(*args, "--shard", "0/2")
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch, path: Path, at_the_end: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A lock that somebody else holds until the first wait for it."""
+    lock = FileLock(path)
+
+    def wait(_: float) -> None:
+        at_the_end()
+        lock.release()
+
+    monkeypatch.setattr("guidegen.cli.signals.sleep", wait)
+    with lock:
+        yield
+        assert not lock.is_locked, "it was waited for"
+
+
+def test_wait_goes_on_when_the_other_process_has_ended(
+    with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("sample", "-m", with_null, "--label", "0-1", "--steps", 1, "-o", "run", "--wait")
+    call(*args, "--shard", "0/2")
+    for name, flags in (
+        (".lock.0-of-2", ("--shard", "0/2", "-q")),
+        (".lock", ("--shard", "1/2", "-q")),
+        (".lock.0-of-2", ()),
+    ):
+        with held(monkeypatch, tmp_path / "run" / name):
+            waited = call(*args, *flags)
+        assert waited.stdout == "run\n"
+        assert waited.stderr.count("Waiting for it.") == (not flags)
+    with held(monkeypatch, tmp_path / "run/.lock"):
+        assert call("merge", "run", "--wait").stdout == "run/manifest.jsonl\n"
+
+
+def test_wait_does_not_draw_over_a_file_that_the_other_process_made(
+    with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("sample", "-m", with_null, "--steps", 1, "-q", "--wait", "-o", "x.png", "--label")
+    call(*args, 0)
+    file = tmp_path / "x.png"
+    made = file.read_bytes()
+    for label, code in ((0, 0), (1, 2)):
+        file.unlink()
+        (tmp_path / "x.png.partial").mkdir()
+        with held(monkeypatch, tmp_path / "x.png.partial/.lock", lambda: file.write_bytes(made)):
+            call(*args, label, code=code)
+        assert file.read_bytes() == made
+        assert not (tmp_path / "x.png.partial").exists()
+
+
+def test_a_signal_ends_the_wait(with_null: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "guidegen", "sample", "-m", str(with_null), "--label", "0", "-o", "run", "--wait"]
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run/.lock"),
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stderr
+        assert "Waiting for it." in process.stderr.readline()
+        process.terminate()
+        assert process.wait(timeout=30) == 143
 
 
 def test_lock_that_a_dead_process_left_behind_is_taken_over(with_null: Path, tmp_path: Path) -> None:
@@ -157,9 +234,14 @@ def test_lock_that_a_dead_process_left_behind_is_taken_over(with_null: Path, tmp
         (["--shard", "0/2", "-o", "x.npz"], "merge"),
         (["--shard", "0/2", "-o", "-"], "merge"),
         (["--shard", "0/2", "--overwrite"], "other shards"),
+        (["--shard", "0/2", "--evaluate", "REAL"], "all shards"),
+        (["--evaluate", "REAL"], "at least 6 images"),
+        (["--evaluate", "REAL", "--dry-run"], "at least 6 images"),
     ],
 )
 def test_shard_that_cannot_be_is_refused(with_null: Path, tmp_path: Path, flags: list[str], word: str) -> None:
+    np.savez(tmp_path.parent / "real.npz", arr_0=np.zeros((8, 8, 8, 3), np.uint8), arr_1=np.arange(8) % 2)
+    flags = [str(tmp_path.parent / "real.npz") if flag == "REAL" else flag for flag in flags]
     assert word in str(call("sample", "-m", with_null, "--label", "0-1", *flags, code=2).exception)
     assert list(tmp_path.iterdir()) == []
 
@@ -183,6 +265,7 @@ def test_leftovers_of_a_dead_shard_are_its_own_to_clear(with_null: Path, tmp_pat
 
 def verified(code: int = 3) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(call("verify", "run", "--json", code=code).stdout)
+    assert (facts.pop("type"), facts.pop("path"), facts.pop("run")) == ("verify", *[str(Path("run").absolute())] * 2)
     return {kind: found for kind, found in facts.items() if found not in ([], 18)}
 
 

@@ -14,6 +14,7 @@ from guidegen.cli.preview import check_preview, preview
 from guidegen.cli.report import write_report
 from guidegen.errors import UsageError
 from guidegen.runs.manifest import read_rows
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row
 
 _AFTER = "Afterwards"
@@ -79,6 +80,11 @@ class Afterwards:
             raise UsageError(f"--evaluate and --report need a run directory, and -o is {output.path}.")
         if self.evaluate is None and (self.features or self.judge or self.resize):
             raise UsageError("--features, --judge and --resize are for --evaluate REFERENCE.")
+        if self.report and output.folder:
+            refuse_foreign(output.folder / "report.html")
+        if self.evaluate and output.folder:
+            for name in ("curves.svg", "curves.png"):
+                refuse_foreign(output.folder / name)
         if flags := self._evaluate_flags():
             check_before(flags, size)
 
@@ -100,7 +106,7 @@ class Afterwards:
         if flags := self._evaluate_flags(json_rows, quiet):
             evaluate([folder], flags)
         if self.report:
-            write_report([folder], folder / "report.html", quiet=quiet)
+            write_report([folder], folder / "report.html", quiet=quiet, as_json=json_rows)
 
     def _evaluate_flags(self, json_rows: bool = False, quiet: bool = False) -> EvaluateFlags | None:
         if self.evaluate is None:

@@ -16,6 +16,7 @@ import typer
 
 from guidegen.cli import console, options
 from guidegen.cli.command import make_command
+from guidegen.cli.lines import print_made
 from guidegen.errors import OutputError, StoppedError, UsageError
 from guidegen.models.convert.format import Converted, Format, find_format, formats
 
@@ -31,6 +32,7 @@ class _Paths:
 @dataclass(frozen=True)
 class _Flags:
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion in DST.")] = False
+    as_json: options.Json = False
     quiet: options.Quiet = False
     debug: options.Debug = False
 
@@ -57,7 +59,7 @@ def _run(paths: _Paths, *groups: Any) -> None:
         if not flags.quiet:
             console.note(f"{paths.source}: {made.describe()}")
         _write(made, paths.destination)
-    console.result(str(paths.destination))
+    print_made("file", paths.destination, None, flags.as_json)
 
 
 def _options_of(format: type[Format], given: Sequence[Any]) -> Any:

@@ -14,6 +14,7 @@ from guidegen.cli.dry_run import print_costs
 from guidegen.cli.flags import COMMON, SampleOptions, SweepOptions
 from guidegen.cli.help import HelpAll, with_short_help
 from guidegen.cli.resolve import Job, plan_job
+from guidegen.errors import UsageError
 
 _SAMPLE = """Draw guided samples at one guidance weight.
 
@@ -58,9 +59,26 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     flags = with_seed(flags)
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size)
+    if afterwards.evaluate is not None:
+        _check_images(job)
     if flags.dry_run:
         print_costs(job)
         return
     job = check(job)
     carry_out(job, command_of(flags.command, flags, afterwards))
     afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)
+
+
+def _check_images(job: Job) -> None:
+    """Refuses, before it is drawn, a run of which `--evaluate` cannot be done."""
+    from guidegen.evaluate.neighbourhoods import MIN_IMAGES
+
+    if job.shard is not None:
+        raise UsageError("--evaluate needs the images of all shards: run guidegen evaluate when they are drawn.")
+    plan = job.plan
+    images = len(plan.labels) * len(plan.prompts or [""]) * len(plan.seeds)
+    if images < MIN_IMAGES and not (job.output.path / "run.json").exists():  # which may hold others
+        raise UsageError(
+            f"--evaluate needs at least {MIN_IMAGES} images at each weight, and these are {images}: draw more with --num or "
+            "--label."
+        )

@@ -16,18 +16,19 @@ from typing import Any
 
 from guidegen import __version__
 from guidegen.cli import console
+from guidegen.cli.lines import print_image
 from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
-from guidegen.cli.signals import Signals
+from guidegen.cli.signals import Signals, waiting
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.report import grid
 from guidegen.runs.directory import Run
 from guidegen.runs.files import write_atomically
-from guidegen.runs.manifest import Rows
+from guidegen.runs.manifest import Rows, read_rows
 from guidegen.runs.png import png_text
-from guidegen.runs.schema import Row, encode_row
+from guidegen.runs.schema import Row
 from guidegen.runs.wipe import remove
 from guidegen.spec import limits
 from guidegen.spec.axes import CELL_AXES, named
@@ -50,10 +51,9 @@ def carry_out(job: Job, command: Command) -> None:
     Raises:
         GuidegenError: as the exit codes say; what was finished is on disk.
     """
-    job = with_hashes(job)
-    if job.output.is_file and (there := already_there(job.output, job.metadata, job.flags.overwrite)):
-        for line in map(_line, there) if job.flags.json_rows else [str(job.output.path)]:
-            console.result(line)
+    job, flags = with_hashes(job), job.flags
+    if there := _there(job):
+        _print_result(job, there, job.output.path)
         if failures := find_failures(there):
             raise failures
         return
@@ -63,24 +63,51 @@ def carry_out(job: Job, command: Command) -> None:
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
         variants = {variant: setup.settings for variant, setup in job.setups.items()}
-        run_of = partial(Run, folder, job.settings, _about(job, command), job.flags.overwrite, job.plan, job.shard)
-        with Signals() as signals, run_of(variants) as run:
-            rows = _draw(job, run, signals)
-            made = _finish(job, folder, rows)
+        run_of = partial(Run, folder, job.settings, _about(job, command), flags.overwrite, job.plan, job.shard)
+        with Signals() as signals, run_of(variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
+            there = _there_now(job, folder) if flags.wait else None
+            rows: Sequence[Row] = there or _draw(job, run, signals)
+            made = job.output.path if there else _finish(job, folder, rows)
             failures = find_failures(rows)
+            _print_result(job, rows, made)
             if job.output.is_file:
                 remove(folder)
     except StoppedError as stopped:
         kept = "nothing was kept" if job.output.to_stdout else "the finished images are on disk"
         again = command.without("overwrite")
+        if job.output.is_file and flags.json_rows:
+            for row in read_rows(folder):
+                print_image(row, folder)
         raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
     finally:
         if job.output.to_stdout:
             shutil.rmtree(folder, ignore_errors=True)
-    if made and not job.flags.json_rows:
-        console.result(str(made))
     if failures:
         raise failures
+
+
+def _there(job: Job) -> list[Row] | None:
+    """The rows of the one file if it is there and holds what it is to hold."""
+    return already_there(job.output, job.metadata, job.flags.overwrite) if job.output.is_file else None
+
+
+def _there_now(job: Job, folder: Path) -> list[Row] | None:
+    """The same after another process was waited for, which may have made the file."""
+    try:
+        return _there(job)
+    except UsageError:
+        remove(folder)
+        raise
+
+
+def _print_result(job: Job, rows: Iterable[Row], made: Path | None) -> None:
+    """The path of what was made; with `--json` the images that went into one file: those of a run are printed as drawn."""
+    if not job.flags.json_rows:
+        if made:
+            console.result(str(made))
+    elif job.output.is_file:
+        for row in rows:
+            print_image(row, None, job.output.path)
 
 
 def _note_models(job: Job) -> None:
@@ -127,9 +154,9 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
     kept = run.finished(job.cells)
     there = sorted(index for cell in kept if (index := job.cells.find(cell.file)) is not None)
     todo = job.cells.without(there)
-    show_rows = flags.json_rows and not job.output.to_stdout
+    show_rows = flags.json_rows and not job.output.is_file
     for row in run.rows([job.cells[index] for index in there]) if show_rows else ():
-        console.result(_line(row))
+        print_image(row, run.folder)
     if flags.verbose:
         console.note(
             f"{len(kept)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
@@ -166,7 +193,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
                 for _, row in drawn:
                     bar.image()
                     if show_rows:
-                        console.result(_line(row))
+                        print_image(row, run.folder)
     if job.plan.grid and not (flags.quiet or flags.json_rows):
         _note_cost(job, todo, tally.made)
 
@@ -197,7 +224,7 @@ def _note_cut_prompts(is_cut: Callable[[str], bool] | None, prompts: Sequence[st
             console.note(f"note: {prompt[:40]!r}... has more tokens than the model reads; its end is left out")
 
 
-def _finish(job: Job, folder: Path, rows: Rows) -> Path | None:
+def _finish(job: Job, folder: Path, rows: Sequence[Row]) -> Path | None:
     """Draws the grid, makes the one file if one was asked for; returns the path to print."""
     output = job.output
     if job.shard is not None:
@@ -228,10 +255,6 @@ def draw_grid(
         grid.draw(folder, rows, pages, page, on_corrupt).save(buffer, "PNG", pnginfo=png_text(plan))
         write_atomically(path, buffer.getvalue())
     return paths
-
-
-def _line(row: Row) -> str:
-    return encode_row(row).decode().rstrip("\n")
 
 
 def _about(job: Job, command: Command) -> dict[str, Any]:

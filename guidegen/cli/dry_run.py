@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from guidegen.cli import console
+from guidegen.cli.lines import print_line
 from guidegen.cli.resolve import Job
 from guidegen.spec.axes import describe
 
@@ -26,7 +25,7 @@ def print_costs(job: Job) -> None:
         "out": str(job.output.path),
     } | ({"variants": variants} if variants else {})
     if job.flags.json_rows:
-        console.result(json.dumps(totals))
+        print_line("plan", job.output.path, job.output.folder, totals)
         return
     console.result(f"{count:,} images of {width}x{height}, {totals['bytes']:,} bytes of pixels before compression")
     console.result(f"{nfe:,} network calls (NFE), {nfe / max(1, count):g} an image on average")

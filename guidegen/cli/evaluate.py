@@ -16,6 +16,7 @@ from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Access
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.runs.images import refusal
+from guidegen.runs.ours import refuse_foreign
 
 if TYPE_CHECKING:
     from guidegen.evaluate.features import EvaluationClassifier, Reader
@@ -119,6 +120,7 @@ class EvaluateFlags:
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
+    force: options.Force = False
     offline: options.Offline = False
     allow_pickle: options.AllowPickle = False
     json_rows: options.Json = False
@@ -156,6 +158,8 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
     _check(flags)
     drawn = [_open_run(run, flags.partial) for run in runs]
     _check_alike(drawn)
+    for kind in ("svg", "png") if flags.curves else ():
+        refuse_foreign((flags.out or drawn[0].folder) / f"curves.{kind}", flags.force)
     names = {label: name for run in drawn for label, name in run.label_names.items()}
     reader, classifier = _open_networks(drawn[0].size, names, flags)
     if not flags.quiet:
@@ -205,6 +209,7 @@ def _check(flags: EvaluateFlags) -> None:
         raise UsageError(f"--resize {flags.resize}: choose {', '.join(FILTERS)}.")
     if flags.save_reference:
         check_writable(flags.save_reference)
+        refuse_foreign(flags.save_reference, flags.force, "--save-reference")
     if not flags.reference.exists():
         raise UsageError(f"--reference {flags.reference}: no such file or folder.")
     if flags.reference_labels not in ("run", "all"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
+import itertools
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -15,7 +16,9 @@ import typer
 
 from guidegen.cli import console, options
 from guidegen.cli.drawing import draw_grid, find_failures
-from guidegen.cli.output import write_npz
+from guidegen.cli.lines import print_line
+from guidegen.cli.output import exported_rows, write_npz
+from guidegen.cli.signals import waiting
 from guidegen.errors import IncompleteError
 from guidegen.report import grid
 from guidegen.runs.directory import exporting, exports_of
@@ -27,7 +30,7 @@ from guidegen.runs.schema import Row, encode_row, read_plans, read_run
 from guidegen.runs.status import State, check
 from guidegen.runs.wipe import clear_leftovers
 from guidegen.spec.cell import Cell, variant_folder
-from guidegen.spec.command import read_command
+from guidegen.spec.command import Command, read_commands
 from guidegen.spec.plan import Plan, listed
 
 _LISTED = 20
@@ -66,6 +69,13 @@ class _Held:
         about: dict[str, Any] = {name: self.about[name] for name in ("settings", "source") if name in self.about}
         return {**about, **({"plan": plans[0]} if len(plans) == 1 else {"plans": plans})}
 
+    @property
+    def commanded(self) -> list[tuple[Plan, Command | None]]:
+        """Each plan with the command that asked for it; None where run.json does not say."""
+        commands = read_commands(self.about)
+        known = commands if len(commands) == len(self.plans) else [None] * len(self.plans)
+        return list(zip(self.plans, known, strict=True))
+
     def rows(self, cells: Sequence[Cell]) -> Rows:
         return Rows(self.folder, (cell.file for cell in cells))
 
@@ -87,31 +97,44 @@ def _verify(
 ) -> None:
     held = _read(run)
     state = _check(held)
+    stale = _stale(held, state)
     if as_json:
-        fields = {"complete": state.complete, "images": len(held.cells), **state._asdict()}
-        console.result(json.dumps(fields, ensure_ascii=False))
+        fields = {"complete": state.complete, "images": len(held.cells), **state._asdict(), "stale": stale}
+        print_line("verify", run, run, fields)
     else:
-        console.result(_in_words(held, state))
+        console.result(_in_words(held, {**state._asdict(), "stale": stale}))
+    if stale:
+        console.note(f"note: {stale[0]} holds other images than the run has now: make it again with guidegen merge")
     if not state.complete:
-        lacks = state.missing or state.corrupt or state.nonfinite
-        raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", bool(lacks))
+        lacks = {*state.missing, *state.corrupt, *state.nonfinite}
+        raise _incomplete(held, "is not complete" if lacks else "holds images that are not of its plan", lacks)
 
 
-def _in_words(held: _Held, state: State) -> str:
-    good = len(held.cells) - len(state.missing) - len(state.corrupt) - len(state.nonfinite)
+def _in_words(held: _Held, found: Mapping[str, list[str]]) -> str:
+    good = len(held.cells) - sum(len(found[kind]) for kind in ("missing", "corrupt", "nonfinite"))
     lines = [f"{good} of {len(held.cells)} images are there, each with the hash of its row"]
-    for kind, files in state._asdict().items():
+    for kind, files in found.items():
         lines += [f"{kind}: {file}" for file in files[:_LISTED]]
         if len(files) > _LISTED:
             lines.append(f"{kind}: and {len(files) - _LISTED} more")
     return "\n".join(lines)
 
 
-def _incomplete(held: _Held, what: str, draw: bool) -> IncompleteError:
-    """The error, with the command that draws what is not there, for all shards."""
-    command = read_command(held.about) if draw else None
-    rest = f" To draw the rest: {command.without('shard', 'overwrite')}" if command else ""
+def _incomplete(held: _Held, what: str, lacks: Collection[str]) -> IncompleteError:
+    """The error, with the commands that draw what is not there."""
+    commands = list(dict.fromkeys(map(str, _commands_for(held, set(lacks)))))
+    rest = f" To draw the rest: {' && '.join(commands)}" if commands else ""
     return IncompleteError(f"{held.folder} {what}.{rest}")
+
+
+def _commands_for(held: _Held, lacks: set[str]) -> Iterator[Command]:
+    """The command of each plan that lacks any of these files, into the run where it is now, for all shards."""
+    for plan, command in held.commanded:
+        of_plan = lacks.intersection(cell.file for cell in plan.cells()) if lacks else ()
+        if command and of_plan:
+            read = {"label": list(map(str, plan.labels)), "prompt": list(plan.prompts or ())}
+            yield command.without("shard", "overwrite", "wait").into(str(held.folder), read)
+            lacks.difference_update(of_plan)
 
 
 def _merge(
@@ -129,11 +152,13 @@ def _merge(
         float, typer.Option("--tar-size", metavar="MB", min=0, help="Largest size of one .tar, in megabytes.")
     ] = 1000,
     draw_the_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Draw the grid of a sweep.")] = True,
+    force: options.Force = False,
+    wait: options.Wait = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     _read(run)  # before a lock is left in what is no run
-    with alone(run):
+    with alone(run, waiting() if wait else None):
         held = _read(run)
         _check_all_there(held)
         clear_leftovers(run)
@@ -142,11 +167,11 @@ def _merge(
         if draw_the_grid and held.in_grid:
             made += _draw_grid(held, corrupt.append)
         if npz:
-            made += _write_npz(held)
+            made += _write_npz(held, force)
         if tar:
-            made += _write_tars(held, int(tar_size * 1e6))
+            made += _write_tars(held, int(tar_size * 1e6), force)
     if as_json:
-        console.result(json.dumps({"images": len(held.cells), "files": [str(path) for path in made]}, ensure_ascii=False))
+        print_line("merge", run, run, {"images": len(held.cells), "files": list(map(str, made))})
     else:
         console.result("\n".join(map(str, made)))
     if corrupt:
@@ -165,10 +190,10 @@ def _check(held: _Held) -> State:
 
 def _check_all_there(held: _Held) -> None:
     state = _check(held)
-    lacking = len(state.missing) + len(state.corrupt)
+    lacking = state.missing + state.corrupt
     if lacking:
-        first = (state.missing + state.corrupt)[0]
-        raise _incomplete(held, f"lacks {lacking} of {len(held.cells)} images, such as {first}; nothing was merged", True)
+        what = f"lacks {len(lacking)} of {len(held.cells)} images, such as {lacking[0]}; nothing was merged"
+        raise _incomplete(held, what, lacking)
     if state.extra:
         console.note(f"note: {len(state.extra)} images are not of the plan and are left out, such as {state.extra[0]}")
 
@@ -187,35 +212,57 @@ def _draw_grid(held: _Held, on_corrupt: Callable[[str], None]) -> list[Path]:
     shape = next((row["shape"] for row in rows if row["shape"]), None)
     if shape is None:
         return []
-    plan = [plan for plan in held.plans if plan.grid][-1]
+    plan, command = [each for each in held.commanded if each[0].grid][-1]
     title = grid.title_of(held.about["settings"], [axis for axis, _ in plan.by])
-    command = read_command(held.about)
     scale = command.options.get("scale") if command else None
     pages = grid.layout(list(rows), shape[:2], plan.columns, scale, title, plan.rows)
     return draw_grid(held.folder, rows, pages, held.metadata, on_corrupt=on_corrupt)
 
 
-def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
-    """The rows of each weight, of each variant, that has any image."""
+def _groups(held: _Held) -> dict[str, list[Cell]]:
+    """The cells of each weight, of each variant."""
     cells: dict[str, list[Cell]] = {}
     for cell in held.cells:
         cells.setdefault(",".join(filter(None, (variant_folder(cell.variant), cell.weights))), []).append(cell)
-    for name, some in cells.items():
+    return cells
+
+
+def _by_weights(held: _Held) -> Iterator[tuple[str, Rows]]:
+    """The rows of each weight, of each variant, that has any image."""
+    for name, some in _groups(held).items():
         rows = held.rows(some)
         if any(row["status"] == "ok" for row in rows):
             yield name, rows
 
 
-def _write_npz(held: _Held) -> list[Path]:
+def _stale(held: _Held, state: State) -> list[str]:
+    """The files for evaluators that hold other images than the run; not of weights that lack any."""
+    there = sorted(name for name in exports_of(held.folder) if (held.folder / name).is_file())
+    lacking = {*state.missing, *state.corrupt}
+    groups = _groups(held)
+    stale = []
+    for name, files in itertools.groupby(there, lambda name: re.sub(r"(-\d{5})?\.(npz|tar)$", r".\2", name)):
+        stem, _, kind = name.rpartition(".")
+        cells = groups.get(stem, [])
+        if cells and not lacking.isdisjoint(cell.file for cell in cells):
+            continue
+        of_run = [row for row in (held.rows(cells) if cells else ()) if kind == "npz" or row["status"] == "ok"]
+        paths = [held.folder / file for file in files]
+        if exported_rows(paths) != of_run:
+            stale += [path.name for path in paths]
+    return stale
+
+
+def _write_npz(held: _Held, force: bool) -> list[Path]:
     made = []
     for name, rows in _by_weights(held):
         made.append(held.folder / f"{name}.npz")
-        with exporting(made[-1]) as temporary:
+        with exporting(made[-1], force) as temporary:
             write_npz(temporary, held.folder, rows, held.metadata)
     return made
 
 
-def _write_tars(held: _Held, limit: int) -> list[Path]:
+def _write_tars(held: _Held, limit: int, force: bool) -> list[Path]:
     """WebDataset shards: KEY.png, .cls (label), .txt (prompt) and .json (row) of each image; equal images, equal bytes."""
     made: list[Path] = []
     for name, rows in _by_weights(held):
@@ -224,7 +271,10 @@ def _write_tars(held: _Held, limit: int) -> list[Path]:
         of_name: list[Path] = []
         while pending is not None:
             of_name.append(held.folder / f"{name}-{len(of_name):05d}.tar")
-            with exporting(of_name[-1]) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+            with (
+                exporting(of_name[-1], force) as temporary,
+                tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
+            ):
                 size = 0
                 while pending is not None:
                     members = _members(held.folder, *pending)

@@ -265,6 +265,7 @@ class Output:
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
+    wait: options.Wait = False
     overwrite: Annotated[
         bool,
         typer.Option(

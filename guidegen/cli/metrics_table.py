@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
+from guidegen.cli.lines import print_line
 from guidegen.spec.axes import describe, value_name
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows:
     if json_rows:
         for run, rows in pairs:
             for row in rows:
-                console.result(json.dumps({"run": str(run.folder), **row}, ensure_ascii=False))
+                print_line("metrics", run.folder / "metrics.jsonl", run.folder, row)
         return
     runs, every_row = [run for run, _ in pairs], [row for _, rows in pairs for row in rows]
     axes = list(dict.fromkeys(axis for run in runs for axis in run.axes))

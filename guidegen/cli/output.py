@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import tarfile
 import warnings
 import zipfile
 import zlib
@@ -205,6 +206,22 @@ def _read_plan(path: Path) -> Any:
     try:
         return carried_by_npz(path) if path.suffix.lower() == ".npz" else _carried_by_image(path)
     except Exception:  # whatever Pillow, numpy, zipfile and zlib raise at what is none of ours
+        return None
+
+
+def exported_rows(paths: Sequence[Path]) -> list[Row] | None:
+    """The rows that an .npz, or the .tar of a weight, carry; None where they cannot be read."""
+    try:
+        if paths[0].suffix == ".npz":
+            rows: list[Row] = carried_by_npz(paths[0])["rows"]
+            return rows
+        found = []
+        for path in paths:
+            with tarfile.open(path, "r:") as archive:
+                files = (archive.extractfile(member) for member in archive if member.name.endswith(".json"))
+                found += [check_row(loads(file.read(LARGEST_TEXT))) for file in files if file]
+        return found
+    except Exception:  # whatever numpy, zipfile, tarfile and zlib raise at a damaged file
         return None
 
 

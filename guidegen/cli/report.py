@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guidegen.cli import console, options
+from guidegen.cli.lines import print_made
 from guidegen.errors import UsageError
 from guidegen.runs.images import refusal
+from guidegen.runs.ours import refuse_foreign
 
 if TYPE_CHECKING:
     from guidegen.evaluate.measure import Drawn
@@ -53,10 +55,12 @@ def _command(
     open_it: Annotated[
         bool, typer.Option("--open", help="Open the file in the browser.", rich_help_panel=options._OUTPUT)
     ] = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    write_report(runs, out, max_size, thumbnail, quiet, open_it)
+    write_report(runs, out, max_size, thumbnail, quiet, open_it, as_json, force)
 
 
 def _show(path: Path, quiet: bool) -> None:
@@ -78,6 +82,8 @@ def write_report(
     thumbnail: int = 256,
     quiet: bool = False,
     open_it: bool = False,
+    as_json: bool = False,
+    force: bool = False,
 ) -> None:
     """Writes the page and prints its path; notes its size on standard error.
 
@@ -94,6 +100,7 @@ def write_report(
         raise UsageError(f"-o {out}: a report is written as .html.")
     if not out.resolve().parent.is_dir():
         raise UsageError(f"-o {out}: no such folder.")
+    refuse_foreign(out, force)
     drawn = [open_drawn(run, check_hashes=False) for run in runs]
     pairs, warnings = [], []
     for run in drawn:
@@ -108,7 +115,7 @@ def write_report(
     corrupt += unread
     data = page.encode()
     write_atomically(out, data)
-    console.result(str(out))
+    print_made("report", out, runs[0] if len(runs) == 1 else None, as_json)
     if open_it:
         _show(out, quiet)
     if not quiet:

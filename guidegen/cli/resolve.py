@@ -34,6 +34,7 @@ from guidegen.spec.parse import Seeds, parse_weights
 from guidegen.spec.plan import Cells, Plan, make_cells
 from guidegen.spec.settings import Settings
 from guidegen.spec.shard import Shard
+from guidegen.zoo import BUNDLED
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,8 @@ def plan_job(flags: SampleOptions) -> Job:
     check_numbers(flags)
     axes = parse_by(flags.by or []) if isinstance(flags, SweepOptions) else []
     output = parse_output(flags.out)
+    if output.to_stdout and flags.json_rows:
+        raise UsageError("-o - and --json both write to standard output: name a file or a directory with -o.")
     own_weights = list(dict.fromkeys(w for by in axes for w in by.weights or ()))
     needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     models = open_models(flags, needs_null)
@@ -204,7 +207,8 @@ def _run_name(job: Job) -> str:
     flags, plan, (checkpoint, classifier, guide) = job.flags, job.plan, job.models
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
     names = list(dict.fromkeys(map(job.conditions.name_of, make_cells(plan.labels, plan.seeds[:1], plan.weights[:1]))))
-    refs = (checkpoint.ref, checkpoint.revision, classifier and classifier.ref, *([guide.ref] if guide else []))
+    opened = [checkpoint.ref, checkpoint.revision, classifier.ref if classifier else None]
+    refs = [ref and ref.replace(str(BUNDLED), "bundled") for ref in (*opened, *([guide.ref] if guide else []))]
     return f"{checkpoint.name}-{flags.command}-{flags.mode}-{fingerprint(asdict(job.settings), *refs, drawn, names)}"
 
 

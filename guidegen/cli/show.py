@@ -13,6 +13,7 @@ import typer
 from guidegen.cli import console, options
 from guidegen.cli.axes import parse_axes
 from guidegen.cli.drawing import draw_grid
+from guidegen.cli.lines import print_made
 from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
@@ -21,6 +22,7 @@ from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
 from guidegen.runs.images import invalid_rows, refusal
 from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
@@ -192,12 +194,11 @@ def _grid(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PNG", help="File to write. Default: grid.png in the run.")
     ] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    if out is not None and out.suffix.lower() != ".png":
-        raise UsageError(f"-o {out}: a grid is written as .png.")
-    if out is None and len(runs) > 1:
-        raise UsageError("Several runs make one grid: name its file with -o, such as -o grid.png.")
+    _check_out(runs, out)
     abouts = [read_run(run) for run in runs]
     across, down = parse_axes(columns), parse_axes(rows)
     if len(runs) == 1:
@@ -205,21 +206,35 @@ def _grid(
         across, down = across or tuple(plan.columns if plan else ()), down or tuple(plan.rows if plan else ())
     cells, apart = _side_by_side(runs, [about["settings"] for about in abouts], metric or [])
     cells = _chosen(cells, label, seeds)
-    shapes = {tuple(row["shape"][:2]) for row in cells if row["shape"]}
-    if not shapes:
-        raise UsageError(f"{runs[0]} holds no finished images yet.")
-    if len(shapes) > 1:
-        raise UsageError("The images differ in size; draw grids of one size at a time.")
     title = grid.title_of(abouts[0]["settings"], apart)
-    pages = grid.layout(cells, shapes.pop(), across, scale, title, down)
+    pages = grid.layout(cells, _shape_of(cells, runs[0]), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
+    if out is not None:
+        refuse_foreign(out, force)
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
-        console.result(str(path))
+        print_made("grid", path, runs[0] if len(runs) == 1 else None, as_json)
     if problems:
         raise refusal(problems, len(cells), "their cells are crossed out")
+
+
+def _shape_of(rows: Sequence[Row], run: Path) -> tuple[int, ...]:
+    """(height, width) of the images."""
+    shapes = {tuple(row["shape"][:2]) for row in rows if row["shape"]}
+    if not shapes:
+        raise UsageError(f"{run} holds no finished images yet.")
+    if len(shapes) > 1:
+        raise UsageError("The images differ in size; draw grids of one size at a time.")
+    return shapes.pop()
+
+
+def _check_out(runs: Sequence[Path], out: Path | None) -> None:
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: a grid is written as .png.")
+    if out is None and len(runs) > 1:
+        raise UsageError("Several runs make one grid: name its file with -o, such as -o grid.png.")
 
 
 def _plan_with_grid(run: Path, about: Mapping[str, Any]) -> Plan | None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from time import sleep
 from typing import Any
 
+from guidegen.cli import console
 from guidegen.errors import StoppedError
+from guidegen.runs.locks import Wait
+
+_SECONDS_BETWEEN_TRIES = 0.5
 
 
 class Signals:
@@ -35,6 +41,26 @@ class Signals:
         """Raises StoppedError if a signal came, one of `only` if any are named."""
         if self._caught is not None and (not only or self._caught in only):
             raise StoppedError(f"Stopped by {signal.Signals(self._caught).name}", _exit_code(self._caught) - 128)
+
+
+def waiting(check: Callable[[], None] = lambda: None, quiet: bool = False) -> Wait:
+    """What to do while another process holds a run: note it once, and try again every half second.
+
+    Args:
+        check: called each time; raises where a signal ends the command.
+        quiet: leave out the note.
+    """
+    noted = quiet
+
+    def wait(reason: str) -> None:
+        nonlocal noted
+        if not noted:
+            console.note(f"{reason} Waiting for it.")
+        noted = True
+        check()
+        sleep(_SECONDS_BETWEEN_TRIES)
+
+    return wait
 
 
 def _exit_code(number: int) -> int:

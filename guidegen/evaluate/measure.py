@@ -135,9 +135,8 @@ def _of_plans(
     ]
     if state.extra:
         lacks.append(f"{len(state.extra)} images are not of its plan and are left out, such as {state.extra[0]}")
-    if any(folder.glob("manifest.*-of-*.jsonl")):
-        lacks.append("its shards are not merged yet (guidegen merge)")
-    elif any(plan.grid for plan in plans) and not any(folder.glob("grid*.png")):
+    sharded = any(folder.glob("manifest.*-of-*.jsonl"))  # whose grid is made when they are merged
+    if not sharded and any(plan.grid for plan in plans) and not any(folder.glob("grid*.png")):
         lacks.append("its sweep has not come to its grid")
     bad = {*state.missing, *state.corrupt, *state.nonfinite}
     good = {cell.file for cell in cells} - bad

@@ -16,6 +16,10 @@ COLOURS = ("#2563eb", "#d9660a", "#0f8a6d", "#b4237a", "#6d4bd1", "#7a6a00", "#0
 MARKERS = "osD^vPX*"
 _STROKES = ("-", "--", ":", "-.")  # the next after all colours
 _WIDE_NAME = 36  # letters, past which three names do not fit beside each other
+_FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (  # marked, so that no file of another program is overwritten
+    ("svg", {"metadata": {"Date": None, "Title": "guidegen"}}),
+    ("png", {"dpi": 160, "metadata": {"Software": "guidegen"}}),
+)
 _INK, _FAINT = "#1f2430", "#8a90a0"
 _STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib carries it
@@ -73,7 +77,7 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
         )
         figure.text(0.065, 0.16 / height, about_series(series), fontsize=7.5, color=_FAINT, va="bottom", linespacing=1.5)
         paths = []
-        for kind, settings in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+        for kind, settings in _FORMATS:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, **settings)
             paths.append(folder / f"curves.{kind}")

@@ -30,8 +30,9 @@ from guidegen.runs.files import (
     unlink_if_abandoned,
     write_atomically,
 )
-from guidegen.runs.locks import lock_run, refuse_other_processes, run_json_lock
+from guidegen.runs.locks import Wait, lock_run, run_json_lock
 from guidegen.runs.manifest import Manifests, Rows, manifest_name
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.png import encode_png, image_metadata
 from guidegen.runs.schema import Row, dumps, encode_row, is_plan, read_run, settings_of
 from guidegen.runs.status import is_intact, is_of
@@ -59,9 +60,11 @@ class Run:
         plan: what is to be drawn; kept in run.json for `verify` and `merge`.
         shard: which part of it this process draws; None for all.
         variants: the settings of each variant of the plan, where they are not those of the run.
+        wait: called while another process draws into it; None where that is an error.
 
     Raises:
-        UsageError: another process draws into it, it holds other settings, or it is no run.
+        UsageError: it holds other settings, or it is no run.
+        LockedError: another process draws into it.
         OSError: it cannot be written.
     """
 
@@ -74,14 +77,13 @@ class Run:
         plan: Plan | None = None,
         shard: Shard | None = None,
         variants: Mapping[Variant, Settings] = MappingProxyType({}),
+        wait: Wait | None = None,
     ):
         self.folder, self.settings, self.variants = folder, settings, variants
         self._source = about.get("source")
         _refuse_what_is_no_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_run(folder, shard)
+        self._lock = lock_run(folder, shard, wait)
         try:
-            refuse_other_processes(folder, shard)
             with run_json_lock(folder):
                 if overwrite:
                     wipe(folder)
@@ -212,11 +214,16 @@ def exports_of(folder: Path) -> list[str]:
 
 
 @contextmanager
-def exporting(path: Path) -> Iterator[Path]:
-    """`atomically` for a file that is made of a run in its directory: run.json names it first, for `--overwrite`."""
+def exporting(path: Path, force: bool = False) -> Iterator[Path]:
+    """`atomically` for a file that is made of a run in its directory: run.json names it first, for `--overwrite`.
+
+    Raises:
+        UsageError: a file of somebody's has the name, and `force` is not given.
+    """
     with run_json_lock(path.parent):
         about = read_run(path.parent)
         if path.name not in about.get("exports", ()):
+            refuse_foreign(path, force, "guidegen merge:")
             _write_run_json(path.parent, about | {"exports": sorted({*about.get("exports", ()), path.name})})
     with atomically(path) as temporary:
         yield temporary
@@ -246,16 +253,25 @@ def _settle(
         old = there.get("plans", [])
         if all(plan in old for plan in new) and differences.keys() <= before.keys():
             return
+        stored = there.get("commands", [])
+        commands = stored if len(stored) == len(old) else [_command_in(there)] * len(old)
+        commands = [command for plan, command in zip(old, commands, strict=False) if is_plan(plan)]
         old = [plan for plan in old if is_plan(plan)]
         for plan_there in old:
             for text, now in zip(plan_there.get("prompts") or (), (new and new[0].get("prompts")) or (), strict=False):
                 if text != now:
                     raise _other_prompts(folder, text, now)
         # the same cells in another grid: that one counts now
-        there["plans"] = [plan for plan in old if not new or _without_layout(plan) != _without_layout(new[0])] + new
+        kept = [i for i, plan in enumerate(old) if not new or _without_layout(plan) != _without_layout(new[0])]
+        there["plans"] = [old[i] for i in kept] + new
+        there["commands"] = [commands[i] for i in kept] + [_command_in(about)] * len(new)
         if before or differences:
             there["variants"] = there.get("variants", {}) | differences
     _write_run_json(folder, there)
+
+
+def _command_in(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: about[name] for name in ("command", "options") if name in about}
 
 
 def _write_run_json(folder: Path, about: Mapping[str, Any]) -> None:

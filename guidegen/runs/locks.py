@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guidegen.errors import OutputError, UsageError
+from guidegen.errors import LockedError
 from guidegen.spec.shard import Shard
+
+Wait = Callable[[str], None]
+"""Called with the reason while another process holds a lock: returns when it is to be tried again, or raises."""
 
 _SECONDS_FOR_RUN_JSON = 60
 
@@ -28,23 +31,44 @@ def _try_lock(path: Path) -> Any:
     return lock
 
 
-def lock_run(folder: Path, shard: Shard | None = None) -> Any:
-    """The lock of a run or of one of its shards.
+def lock_run(folder: Path, shard: Shard | None = None, wait: Wait | None = None) -> Any:
+    """The lock of a run or of one of its shards, while no process draws the same images.
+
+    Args:
+        folder: the run directory; made if it is not there.
+        shard: which part of it.
+        wait: called with the reason before each new try; None where it is not to be waited for.
 
     Raises:
-        UsageError: another process holds it.
+        LockedError: another process holds it, and `wait` is None.
     """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return _lock_run(folder, shard)
+        except LockedError as locked:
+            if wait is None:
+                raise
+            wait(str(locked).splitlines()[0])
+
+
+def _lock_run(folder: Path, shard: Shard | None) -> Any:
     lock = _try_lock(folder / _name(shard))
     if lock is None:
         what = f"shard {shard.index}/{shard.count} of {folder}" if shard else f"{folder}"
-        raise UsageError(
-            f"Another process is drawing into {what}. Wait for it, or name another -o.\n"
+        raise LockedError(
+            f"Another process is drawing into {what}.\nWait for it with --wait, or name another -o. "
             "Several processes share a run with --shard."
         )
+    try:
+        _refuse_other_processes(folder, shard)
+    except BaseException:
+        lock.release()
+        raise
     return lock
 
 
-def refuse_other_processes(folder: Path, shard: Shard | None) -> None:
+def _refuse_other_processes(folder: Path, shard: Shard | None) -> None:
     """Processes that cut the same plan in other ways would draw the same images at once."""
     for path in sorted(folder.glob(".lock*")):
         if path.name == _name(shard) or (shard and path.name.endswith(f"-of-{shard.count}")):
@@ -52,8 +76,8 @@ def refuse_other_processes(folder: Path, shard: Shard | None) -> None:
         lock = _try_lock(path)
         if lock is None:
             part = path.name.removeprefix(".lock").removeprefix(".") or "all of it"
-            raise UsageError(
-                f"Another process is drawing into {folder} ({part}). Wait for it, or name another -o.\n"
+            raise LockedError(
+                f"Another process is drawing into {folder} ({part}).\nWait for it with --wait, or name another -o. "
                 "Processes that share a run have the same N in --shard I/N."
             )
         lock.release()
@@ -68,15 +92,10 @@ def clear_locks(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds the run directory against all who draw into it.
-
-    Raises:
-        UsageError: one of them does.
-    """
-    lock = lock_run(folder)
+def alone(folder: Path, wait: Wait | None = None) -> Iterator[None]:
+    """Holds the run directory against all who draw into it; as `lock_run`."""
+    lock = lock_run(folder, None, wait)
     try:
-        refuse_other_processes(folder, None)
         yield
     finally:
         lock.release()
@@ -91,7 +110,7 @@ def run_json_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_SECONDS_FOR_RUN_JSON)
     except Timeout:
-        raise OutputError(f"{folder}/run.json has been held by another process for a minute. Try again.") from None
+        raise LockedError(f"{folder}/run.json has been held by another process for a minute. Try again.") from None
     try:
         yield
     finally:

@@ -132,6 +132,14 @@ class _Part:
 
 
 @dataclass(frozen=True)
+class _Command:
+    """What asked for a plan."""
+
+    command: str | None = None
+    options: dict[str, Scalar | list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _RunJson:
     """What every run.json has; `plans` are checked where they are read."""
 
@@ -141,6 +149,7 @@ class _RunJson:
     exports: list[ExportName] = field(default_factory=list)
     command: str | None = None
     options: dict[str, Scalar | list[str]] = field(default_factory=dict)
+    commands: list[_Command] = field(default_factory=list)
     checkpoint: _Part | None = None
     classifier: _Part | list[_Part] | None = None
     guide_model: _Part | None = None

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
-import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from guidegen.errors import UsageError
+from guidegen.errors import OutputError, UsageError
 from guidegen.runs.files import find_temporary, unlink_if_abandoned
 from guidegen.runs.locks import clear_locks
-from guidegen.runs.schema import parse_row, read_run
+from guidegen.runs.manifest import Manifests
+from guidegen.runs.ours import is_ours
+from guidegen.runs.schema import read_run
 
+_MANIFEST = re.compile(r"manifest(\.\d+-of-\d+)?\.jsonl")
 _MADE = re.compile(r"manifest.*\.jsonl|grid(-[1-9]\d*)?\.png|metrics\.jsonl|curves\.(svg|png)|report\.html")
 _EXPORT = re.compile(r"(.+,)?w-?\d[\d.e+-]*(_[cg]-?\d[\d.e+-]*)*(-\d{5,}\.tar|\.npz)")
-_LARGEST_ROW = 16 << 20
 _IMAGE = re.compile(r"\d{6,}\.png")
 _FEATURES = re.compile(r"[0-9a-f]{16}\.npz")
 
@@ -34,10 +34,14 @@ def wipe(folder: Path) -> None:
 
     run.json comes last, with what replaces it: while it is there, the same command can start over again.
     """
-    for name in _made(folder):
+    images = _images_of(folder)
+    for name in list(_made(folder)):
         (folder / name).unlink(missing_ok=True)
-    _wipe_below(folder / "features", _FEATURES)
-    _wipe_below(folder / "images", _IMAGE)
+    _wipe_below(folder / "features", lambda path: _FEATURES.fullmatch(path.name) is not None)
+    _wipe_below(
+        folder / "images",
+        lambda path: _IMAGE.fullmatch(path.name) is not None and (str(path.relative_to(folder)) in images or is_ours(path)),
+    )
     clear_leftovers(folder)
     clear_locks(folder)
 
@@ -58,32 +62,27 @@ def _made(folder: Path) -> Iterator[str]:
         exports = read_run(folder).get("exports", ())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_dir(follow_symlinks=False) and (
-            _MADE.fullmatch(entry.name) or entry.name in exports or (_EXPORT.fullmatch(entry.name) and _is_ours(entry.path))
+            entry.name in exports
+            or _MANIFEST.fullmatch(entry.name)
+            or ((_MADE.fullmatch(entry.name) or _EXPORT.fullmatch(entry.name)) and is_ours(Path(entry.path)))
         ):
             yield entry.name
 
 
-def _is_ours(path: str) -> bool:
-    """Whether a file carries rows of a run, as `merge` writes them into an .npz and, one a sample, into a .tar."""
-    try:
-        if path.endswith(".npz"):
-            with zipfile.ZipFile(path) as archive:
-                return {"guidegen.npy", "guidegen_rows.npy"} <= set(archive.namelist())
-        with tarfile.open(path, "r:") as samples:
-            members = [member for _, member in zip(range(4), samples, strict=False) if member.name.endswith(".json")]
-            file = samples.extractfile(members[0]) if members else None
-            return file is not None and parse_row(file.read(_LARGEST_ROW) + b"\n") is not None
-    except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError):
-        return False
+def _images_of(folder: Path) -> Collection[str]:
+    """The images that the manifests name."""
+    with suppress(UsageError, OutputError):
+        return Manifests(folder).offsets().keys()
+    return ()
 
 
-def _wipe_below(top: Path, names: re.Pattern[str]) -> None:
-    """Deletes the files of such names, and then the directories that are empty."""
+def _wipe_below(top: Path, is_made: Callable[[Path], bool]) -> None:
+    """Deletes the files that guidegen made, and then the directories that are empty."""
     if top.is_symlink():
         return
     for parent, _, files in os.walk(top, topdown=False):
         for name in files:
-            if names.fullmatch(name):
-                (Path(parent) / name).unlink(missing_ok=True)
+            if is_made(path := Path(parent) / name):
+                path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or a link
             os.rmdir(parent)

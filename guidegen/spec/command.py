@@ -24,6 +24,20 @@ class Command:
         """The same without some options, given by their flags without dashes."""
         return replace(self, options={flag: value for flag, value in self.options.items() if flag not in flags})
 
+    def into(self, out: str, read: Mapping[str, list[str]]) -> Command:
+        """The same into another `-o`, with what was read from standard input as its words.
+
+        Args:
+            out: the run directory.
+            read: flag -> the words to give in place of all of its own, if one of them is `-`.
+        """
+        options = dict(self.options)
+        for flag, words in read.items():
+            given = options.get(flag, ())
+            if "-" in (given if isinstance(given, list | tuple) else [given]):
+                options[flag] = words
+        return replace(self, options=options | {"out": out})
+
     def words(self) -> list[str]:
         """The words of the command line."""
         return ["guidegen", self.name, *(word for flag, value in self.options.items() for word in _words(flag, value))]
@@ -40,6 +54,13 @@ class Command:
 def read_command(about: Mapping[str, Any]) -> Command | None:
     """The command that made a run, from its run.json; None where that does not say."""
     return Command(about["command"], about["options"]) if about.get("command") and "options" in about else None
+
+
+def read_commands(about: Mapping[str, Any]) -> list[Command | None]:
+    """The command of each plan of a run, from its run.json; None where that does not say."""
+    if about.get("commands"):
+        return [read_command(command) for command in about["commands"]]
+    return [read_command(about)] * len(about.get("plans", ()))
 
 
 def _words(flag: str, value: Any) -> Iterator[str]:
