@@ -44,7 +44,7 @@ def test_every_command_and_flag_exists() -> None:
     import sys
 
     shown = ""
-    commands = "sample sweep again inspect labels grid guidances convert verify merge evaluate report"
+    commands = "sample sweep again ls inspect labels grid guidances convert verify merge evaluate report"
     for command in commands.split():
         run = subprocess.run(
             [sys.executable, "-m", "guidegen", command, "--help-all" if command in ("sample", "sweep") else "--help"],

@@ -20,6 +20,7 @@ from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.help import hide_types_of_switches
+from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError, UsageError
@@ -112,6 +113,7 @@ register_guidances(app)
 register_convert(app)
 register_evaluate(app)
 register_report(app)
+register_ls(app)
 
 
 def main() -> None:

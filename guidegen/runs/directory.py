@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from guidegen.runs.status import is_intact, is_of
 from guidegen.runs.wipe import wipe
 from guidegen.spec.cell import Cell, Variant, variant_folder
 from guidegen.spec.plan import Plan, finder
-from guidegen.spec.settings import Settings
+from guidegen.spec.settings import WEIGHT_HASHES, Settings
 from guidegen.spec.shard import Shard
 
 if TYPE_CHECKING:
@@ -189,6 +189,28 @@ class Run:
             row |= {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(image.shape), "status": "ok"}
         append(self._manifest, encode_row(row), self._path)
         return row
+
+
+def finished_before(folder: Path, settings: Settings, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that a run directory already has an image of, by its rows and files; no image is read.
+
+    Args:
+        folder: the directory; it need not be there.
+        settings: of the run, the hashes of the weights left open.
+        cells: what is to be drawn.
+
+    Raises:
+        UsageError: the directory is no run, or of other settings.
+    """
+    _refuse_what_is_no_run(folder)
+    if not (folder / "run.json").exists():
+        return []
+    there = read_run(folder)["settings"]
+    _check_settings(folder, there, replace(settings, **{name: there.get(name) for name in WEIGHT_HASHES}))
+    manifests, find = Manifests(folder), finder(cells)
+    rows = {file: manifests.read(offset) for file, offset in manifests.offsets().items()}
+    found = ((find(file), row) for file, row in rows.items() if row["status"] == "ok" and (folder / file).is_file())
+    return [cell for cell, row in found if cell is not None and row["prompt"] == cell.prompt and is_of(row, cell)]
 
 
 def _refuse_what_is_no_run(folder: Path) -> None:

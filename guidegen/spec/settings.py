@@ -15,6 +15,8 @@ MODE_NAMES = {
     "none": "no guidance",
     "autoguidance": "autoguidance",
 }
+WEIGHT_HASHES = ("model_sha256", "classifier_sha256", "guide_model_sha256")
+"""The settings that are not known before weights are read."""
 FILE_SHA256 = "file_sha256"
 """The option under which the settings keep the hash of the file of a custom method."""
 
