@@ -90,7 +90,7 @@ class GuideModel:
             pick_layers(empty_part(model, model.network), self.weakening, self.layers)
 
     def load(self, model: Checkpoint, networks: Networks, options: LoadOptions) -> Condition:
-        """The guiding network, told what to draw like the model's.
+        """The guiding network, with the conditions of the model's.
 
         Args:
             model: what it is weighed against.

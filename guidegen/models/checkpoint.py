@@ -68,7 +68,7 @@ class Checkpoint(ABC):
         labels: what it can draw; empty for an unconditional one and for prompts.
         null_label: the id that means "no label"; None where there is none.
         size: (height, width) of the images.
-        steps: the number of steps to take unless told.
+        steps: the number of steps to take by default.
         missing: what the folder lacks and what stands in for it.
         network: the part that is called at each step.
         reads_prompts: whether prompts condition it, not labels.
@@ -175,7 +175,7 @@ class Checkpoint(ABC):
 
     @property
     def classes(self) -> int | None:
-        """Classes that the network tells apart, the null class included; None without labels."""
+        """Classes that the network distinguishes, the null class included; None without labels."""
         classes: int | None = self.config.get("num_class_embeds")
         return classes
 

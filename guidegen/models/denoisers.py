@@ -23,7 +23,7 @@ class _Network:
 
     null_label: int | None = None
     rows: int | None = None
-    """How many labels the network tells apart, the null one included; None where it takes any."""
+    """How many labels the network distinguishes, the null one included; None where it takes any."""
 
     def __init__(self, network: nn.Module, prediction_type: PredictionType, autocast: torch.dtype | None):
         config: Any = getattr(network, "config", None)

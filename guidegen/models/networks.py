@@ -1,4 +1,4 @@
-"""The networks of a checkpoint, loaded and told what to draw."""
+"""The networks of a checkpoint, loaded, with the conditions that they draw."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Networks:
     """What a checkpoint loads.
 
     Attributes:
-        condition: the network, told what to draw.
+        condition: from cells to the network and the labels that it is asked for.
         decode: from what it draws to images; None where it draws images.
         is_cut: whether a prompt has more tokens than it reads; None where there are no prompts.
         network: the network itself; None for a custom one.
         condition_on: from a second network of the kind, and its null label, to one that reads labels and
             prompts as the first does; None for a custom one.
-        guiding: a guiding network, told what to draw like `condition`; None without autoguidance.
+        guiding: the same of a guiding network; None without autoguidance.
     """
 
     condition: Condition

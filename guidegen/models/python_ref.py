@@ -42,9 +42,9 @@ class Model:
             was trained on.
         labels: id -> name; empty for an unconditional model.
         has_null: whether it answers label -1.
-        steps: the number of steps to take unless told.
+        steps: the number of steps to take by default.
         image_size: (height, width) of the images, where `decode` changes it.
-        version: what tells these weights from others, such as their sha256; a run goes on only with
+        version: what distinguishes these weights from others, such as their sha256; a run goes on only with
             the same file and version.
 
     Raises:

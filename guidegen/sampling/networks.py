@@ -1,4 +1,4 @@
-"""The networks of a checkpoint and its classifiers, loaded and told what to draw."""
+"""The networks of a checkpoint and its classifiers, loaded, with the conditions that they draw."""
 
 from __future__ import annotations
 

@@ -308,7 +308,7 @@ def levels_after(scheduler: Any) -> list[Level] | None:
 
 
 def check_levels(scheduler: Any) -> None:
-    """Refuses steps whose timestep tells the network another noise level than its input has, after `set_timesteps`.
+    """Refuses steps whose timestep means to the network another noise level than its input has, after `set_timesteps`.
 
     Raises:
         UsageError: such a step, one that adds noise, or pure noise where the network predicts it.
@@ -327,7 +327,7 @@ def check_levels(scheduler: Any) -> None:
     for t, level in zip(scheduler.timesteps.tolist(), levels, strict=True):
         if not _is_trained_level(t, level, getattr(scheduler, "alphas_cumprod", None), config):
             raise UsageError(
-                f"{name} with this config tells the network timestep {t:g} at a noise level of sigma / alpha "
+                f"{name} with this config gives the network timestep {t:g} at a noise level of sigma / alpha "
                 f"{level.sigma / level.alpha if level.alpha else math.inf:.4g}, which is not that of its training there. "
                 "Leave out its options on sigmas, or name another: --scheduler."
             )
