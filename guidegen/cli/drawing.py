@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guidegen import __version__
 from guidegen.cli import console
@@ -20,6 +20,7 @@ from guidegen.cli.lines import print_image
 from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
+from guidegen.cli.stepwise import Strips
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
@@ -36,6 +37,9 @@ from guidegen.spec.cell import Cell
 from guidegen.spec.command import Command
 from guidegen.spec.composition import prompt_parts
 from guidegen.spec.plan import Cells
+
+if TYPE_CHECKING:
+    from guidegen.sampling.sampler import Sampler
 
 _LISTED = 20
 """Failed images that are named one by one."""
@@ -176,7 +180,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
     size = pick_batch_size(flags.batch_size, job.device, job.models.checkpoint.image_shape)
     fixed = size if flags.deterministic else None
     samplers = Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
-    parts = [(samplers(setup), some) for setup, some in job.by_variant(todo)]
+    parts = [(_observed(samplers(setup), flags.stepwise), some) for setup, some in job.by_variant(todo)]
     if not flags.quiet:
         _note_cut_prompts(samplers.is_cut, job.plan.prompts or ())
         _note_equal(job)
@@ -196,6 +200,12 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
                         print_image(row, run.folder)
     if job.plan.grid and not (flags.quiet or flags.json_rows):
         _note_cost(job, todo, tally.made)
+
+
+def _observed(sampler: Sampler, stepwise: str | None) -> Sampler:
+    """The sampler, which writes the strips of `--stepwise` where they are asked for."""
+    strips = Strips(Path(stepwise), len(sampler.scheduler.timesteps)) if stepwise else None
+    return replace(sampler, on_estimates=strips) if strips else sampler
 
 
 def _note_equal(job: Job) -> None:

@@ -272,6 +272,15 @@ class Output:
             "--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=options._OUTPUT
         ),
     ] = False
+    stepwise: Annotated[
+        str | None,
+        typer.Option(
+            "--stepwise",
+            metavar="DIR",
+            help="Also write the denoised estimate at each step there, as one strip for each image that is drawn.",
+            rich_help_panel=options._OUTPUT,
+        ),
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option(

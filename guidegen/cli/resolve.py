@@ -24,6 +24,7 @@ from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
 from guidegen.cli.source import source_of
+from guidegen.cli.stepwise import check_stepwise
 from guidegen.errors import UsageError
 from guidegen.report import grid
 from guidegen.sampling.models import Models
@@ -132,6 +133,8 @@ def plan_job(flags: SampleOptions) -> Job:
     if plan.grid:
         grid.check_count(plan.samples * plan.each)
     cells = plan.cells(shard)
+    if flags.stepwise is not None:
+        check_stepwise(flags.stepwise, len(cells))
     if not plan.grid and len(cells) > 1 and output.one_image:
         raise UsageError(
             f"-o {flags.out} holds one image, and this is {len(cells):,}: use a directory, .npz, or sweep for a grid."

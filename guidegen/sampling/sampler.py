@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from guidegen.sampling.setup import Setup
 from guidegen.scores.fixed_rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.guided import Guide
 from guidegen.scores.interfaces import Classifier, Mixture
+from guidegen.scores.noise import Level, to_x0
 from guidegen.spec.cell import Cell, mode_weights
 from guidegen.spec.settings import Settings
 
@@ -48,6 +49,7 @@ class Sampler:
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
         drop_fp32: forgets those networks; whether there were any.
+        on_estimates: called at each step with the cells, its index, and the denoised estimates (B, C, H, W) as images.
     """
 
     setup: Setup
@@ -62,6 +64,7 @@ class Sampler:
     fixed_rows: int | None = None
     in_fp32: Callable[[], Sampler] | None = None
     drop_fp32: Callable[[], bool] | None = None
+    on_estimates: Callable[[Sequence[Cell], int, torch.Tensor], None] | None = None
 
     def draw(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -70,10 +73,20 @@ class Sampler:
         settings = self.setup.settings
         guide, seeds = self._guide(cells), [cell.seed for cell in cells]
         shape = self.setup.models.checkpoint.shape
-        drawn = sample(guide, self.scheduler, seeds, shape, settings.steps, settings.eta, self.device, on_step)
+        observed = guide if self.on_estimates is None else partial(self._observed, guide, cells)
+        drawn = sample(observed, self.scheduler, seeds, shape, settings.steps, settings.eta, self.device, on_step)
         if tally is not None:
             tally.made += guide.made
         return self._decoded(drawn), guide.calls
+
+    def _observed(
+        self, guide: Guide, cells: Sequence[Cell], x_t: torch.Tensor, t: torch.Tensor, level: Level, index: int
+    ) -> torch.Tensor:
+        prediction = guide(x_t, t, level, index)
+        if self.on_estimates is not None:
+            x0 = to_x0(prediction, x_t, level, self.setup.models.checkpoint.prediction_type)
+            self.on_estimates(cells, index, self._decoded(x0))
+        return prediction
 
     def _guide(self, cells: Sequence[Cell]) -> Guide:
         denoiser, labels = self.condition(cells)
