@@ -552,7 +552,7 @@ def test_second_process_on_the_same_run_is_refused(
     before = hashes(folder)
     with FileLock(folder / ".lock"):
         result = guidegen("sample", "-m", with_null, *SLOW, "--overwrite")
-    assert_refused(result, 2, "run", "process")
+    assert_refused(result, 75, "run", "process")
     assert hashes(folder) == before
     assert len(rows(folder)) == 8
 

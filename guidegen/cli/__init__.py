@@ -160,7 +160,7 @@ def _is_of_parser(error: Any) -> bool:
             "Input should be a valid integer, unable to parse string as an integer", "not a whole number"
         )
         message = message.replace("Input should be a valid number, unable to parse string as a number", "not a number")
-        console.error(f"{message}. See `{command} --help`.")
+        console.error(f"{message}{'' if message[-1:] in '.?!' else '.'} See `{command} --help`.")
     return True
 
 

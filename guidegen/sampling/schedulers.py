@@ -128,8 +128,11 @@ _WALKS = {
     "FlowMatchHeunDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True),
 }
 """The classes that fit; any other is refused."""
-_TRAINED_WITH = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
-"""Other classes whose configs mean a noise schedule that is known."""
+_TRAINED_WITH = (
+    *("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
+    *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"),
+)
+"""Classes that do not fit, but whose configs mean a noise schedule as those that do."""
 _MOST_MISSED = 0.05
 """Of the way over the timesteps. At twice that, DDIM with an exact score draws a Gaussian 6 % too wide at 150 steps."""
 TRAINED = (
