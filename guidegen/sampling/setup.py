@@ -120,7 +120,11 @@ class Setup:
         def sampled(asked: Weights) -> tuple[str, bool, bool]:
             steps = self._steps(asked)
             needs = [needs_of(weights, _ANY, _ANY, self._cost.needs_null) for weights in steps]
-            combines = any(need.null and (need.conditional or need.gradients) for need in needs)
+            # every method makes of w = 1 the conditional prediction, which is here u and the gradient
+            combines = any(
+                need.null and (need.conditional or need.gradients) and weights[:2] != (0, 1)
+                for need, weights in zip(needs, steps, strict=True)
+            )
             method = (settings.guidance, settings.guidance_options) if combines else None
             others = asdict(replace(settings, guidance=None, guidance_options=None, interval=None, w_schedule=None))
             reads_labels = any(_ANY in (need.conditional, need.guiding) for need in needs)
