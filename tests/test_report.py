@@ -42,6 +42,7 @@ def pixels(label: int, seed: int, w: float, size: int = 8) -> Any:
 def write_run(folder: Path, mode: str, weights: tuple[float, ...] = WEIGHTS, size: int = 8, seeds: int = 2) -> Path:
     given = Settings(mode, f"model {HOSTILE}", "0" * 64, "DDIMScheduler", 5, None, "fp32", 5)
     options = {"model": HOSTILE, "w": "0:4:1", "label": ["all"], "out": "x", "steps": 5}
+    options |= {"wait": True, "scale": 2, "stepwise": "strips", "verbose": True, "report": True}
     plan = Plan(list(LABELS), range(seeds), weights, grid=True)
     with Run(folder, given, {"command": "sweep", "options": options}, plan=plan) as run:
         for label, name in LABELS.items():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import MISSING, fields
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -37,12 +38,18 @@ def command_of(name: str, *groups: Any) -> Command:
     """The command whose options these are: instances of the dataclasses that it was made of."""
     given: dict[str, Any] = {}
     for group in groups:
-        hints = get_type_hints(type(group), include_extras=True)
+        cls: type = type(group)
+        hints = _hints(cls)
         for field in fields(group):
             value = getattr(group, field.name)
             if value != field.default and value is not None:
                 given[_flag(field.name, hints[field.name])] = str(value) if isinstance(value, Path) else value
     return Command(name, given)
+
+
+def flags_of(*groups: type) -> set[str]:
+    """The long flags of groups, without dashes."""
+    return {_flag(field.name, _hints(group)[field.name]) for group in groups for field in fields(group)}
 
 
 def _flag(name: str, hint: Any) -> str:
@@ -53,8 +60,14 @@ def _flag(name: str, hint: Any) -> str:
     return str(next(long, f"--{name.replace('_', '-')}")).removeprefix("--")
 
 
+@cache
+def _hints(group: Hashable) -> dict[str, Any]:
+    """The annotations of a group; several commands have the same groups."""
+    return get_type_hints(group, include_extras=True)
+
+
 def _parameters(group: type) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
+    hints = _hints(group)
     for field in fields(group):
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])

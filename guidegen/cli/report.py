@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guidegen.cli import console, options
+from guidegen.cli.command import flags_of
 from guidegen.cli.lines import print_made
 from guidegen.errors import UsageError
 from guidegen.runs.images import refusal
@@ -111,7 +112,7 @@ def write_report(
         if stale:
             warnings.append(f"{run.folder}: {stale} rows of metrics are of other images and are left out; evaluate it again")
     corrupt = [reason for run in drawn for reason in run.corrupt]
-    page, inside, unread = build_page(pairs, out, int(max_size * 1e6), thumbnail, warnings)
+    page, inside, unread = build_page(pairs, out, int(max_size * 1e6), thumbnail, warnings, _per_run())
     corrupt += unread
     data = page.encode()
     write_atomically(out, data)
@@ -123,6 +124,15 @@ def write_report(
     if corrupt:
         images = sum(len(run.rows) for run in drawn)
         raise refusal(corrupt, images, f"{out} shows the others")
+
+
+def _per_run() -> set[str]:
+    """The options that say which images of a run are drawn, or what becomes of them: not those of one image."""
+    from guidegen.cli.afterwards import Afterwards
+    from guidegen.cli.flags import Draw, Messages, Output, SampleOptions, SweepOptions
+
+    axes = flags_of(SweepOptions) - flags_of(SampleOptions)
+    return (flags_of(Draw, Output, Messages, Afterwards) | axes) - {"mode"}
 
 
 def _note(drawn: Sequence[Drawn], warnings: Sequence[str], size: int, inside: bool, max_size: float) -> None:

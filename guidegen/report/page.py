@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SMALL = 96  # up to here pixels are shown as squares, and images stay lossless
-_NOT_OF_AN_IMAGE = (
-    *("w", "w-classifier", "w-guide", "label", "prompt", "num", "seed", "seeds", "by", "out", "shard", "columns", "rows"),
-    *("evaluate", "features", "judge", "resize", "json", "overwrite", "quiet", "verbose", "preview", "report", "debug"),
-)
-"""Options of a run that say which of its images, or what becomes of them."""
 
 
 class TooLargeError(Exception):
@@ -50,6 +45,7 @@ def build_page(
     max_bytes: int,
     thumbnail: int = 256,
     warnings: Sequence[str] = (),
+    per_run: Collection[str] = (),
 ) -> tuple[str, bool, list[str]]:
     """The page as text, whether its images are inside it (else they are linked), and what is wrong with those left out.
 
@@ -59,13 +55,14 @@ def build_page(
         max_bytes: past this many bytes of images they are linked.
         thumbnail: longest side of an image inside the page; larger ones are made smaller.
         warnings: shown at the top.
+        per_run: the options of a run's command that the command of one image of it does not have.
     """
     images = _Images(max_bytes, thumbnail)
     try:
-        data = _data(runs, images, warnings)
+        data = _data(runs, images, warnings, per_run)
     except TooLargeError:
         images = _Links(out.resolve().parent)
-        data = _data(runs, images, warnings)
+        data = _data(runs, images, warnings, per_run)
     title = f"guidegen: {', '.join(dict.fromkeys(drawn.about['settings']['model'] for drawn, _ in runs))}"
     return fill_template(title, data, linked=isinstance(images, _Links)), not isinstance(images, _Links), images.corrupt
 
@@ -162,12 +159,15 @@ class _Links(_Images):
 
 
 def _data(
-    runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], images: _Images, warnings: Sequence[str]
+    runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]],
+    images: _Images,
+    warnings: Sequence[str],
+    per_run: Collection[str],
 ) -> dict[str, Any]:
     series = make_series([run for run in runs if run[1]])
     axis = _axis([drawn for drawn, _ in runs], series)
     names = names_of([drawn for drawn, _ in runs])
-    described = [_run(drawn, name, axis, images) for (drawn, _), name in zip(runs, names, strict=True)]
+    described = [_run(drawn, name, axis, images, per_run) for (drawn, _), name in zip(runs, names, strict=True)]
     largest = max(max(row["shape"][:2]) for drawn, _ in runs for row in drawn.rows)
     measured = next((line.best(metric) for line in series for metric in shown(series)[:1]), None)
     middle = described[0]["x"][len(described[0]["x"]) // 2]
@@ -199,7 +199,7 @@ def _axis(runs: Sequence[Drawn], series: Sequence[Series]) -> str:
     return "w"
 
 
-def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
+def _run(drawn: Drawn, name: str, axis: str, images: _Images, per_run: Collection[str]) -> dict[str, Any]:
     others = [other for other in drawn.axes if other != axis and len({row.get(other) for row in drawn.rows}) > 1]
     rows = with_axes(read_rows(drawn.folder), drawn.about["settings"], drawn.axes)
     there = {row["file"] for row in drawn.rows}
@@ -236,7 +236,7 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images) -> dict[str, Any]:
             **{f"{package} version": version for package, version in versions.items()},
         },
         "command": str(command or ""),
-        "again": str(replace(command, name="sample").without(*_NOT_OF_AN_IMAGE)) if command else "",
+        "again": str(replace(command, name="sample").without(*per_run)) if command else "",
         "axes": [
             {
                 "name": axis_of(other).title,
