@@ -24,6 +24,7 @@ from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import is_flow
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, variants, weights_sha256
 from guidegen.python_file import split_python_ref
+from guidegen.spec.settings import MODE_NAMES
 
 if TYPE_CHECKING:
     from guidegen.models.networks import LoadOptions, Networks
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
 DEFAULT_STEPS = 50
-MODES = ("cfg", "classifier", "both", "none", "autoguidance")
+MODES = tuple(MODE_NAMES)
 
 
 @dataclass(frozen=True)

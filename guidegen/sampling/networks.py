@@ -50,9 +50,9 @@ def _target(classifier: ClassifierInfo, known: Labels, settings: Settings) -> Ca
     """From a cell to its labels as one classifier counts them: a zero-shot one counts texts."""
     if not classifier.zero_shot:
         return label_ids
-    place: dict[Any, int] = {text: i for i, text in enumerate(settings.classifier_texts or ())}
-    place |= classifier.columns(known)  # label ids are no texts
-    return lambda cell: tuple((place["" if part is None else part], weight) for part, weight in cell.targets)
+    index: dict[Any, int] = {text: i for i, text in enumerate(settings.classifier_texts or ())}
+    index |= classifier.columns(known)  # label ids are no texts
+    return lambda cell: tuple((index["" if part is None else part], weight) for part, weight in cell.targets)
 
 
 def _columns(classifier: ClassifierInfo, known: Labels, settings: Settings) -> dict[int, int]:

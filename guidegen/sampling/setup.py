@@ -58,7 +58,8 @@ class Setup:
 
     def calls(self, cell: Cell) -> int:
         """Network calls behind the image of a cell (NFE), of the denoiser and of the classifiers."""
-        numbered = [_numbered(parts, len(self._targets(cell)), i) for i, parts in enumerate(self._targets(cell))]
+        targets = self._targets(cell)
+        numbered = [_numbered(parts, len(targets), i) for i, parts in enumerate(targets)]
         return self._calls(
             self._asked(cell), _numbered(self._labels(cell)), tuple(part for parts in numbered for part in parts)
         )
