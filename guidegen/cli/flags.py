@@ -61,7 +61,9 @@ class Draw:
     ] = Mode.cfg
     w: Annotated[
         str | None,
-        typer.Option("--w", "-w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0]", rich_help_panel=WHAT),
+        typer.Option(
+            "--w", "-w", metavar="NUMBER", help=f"Guidance weight: {_W} [default: 3.0; 1 for mixtures]", rich_help_panel=WHAT
+        ),
     ] = None
     label: Annotated[
         list[str] | None,
