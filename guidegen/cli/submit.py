@@ -40,9 +40,7 @@ _OURS = {"array", "dependency", "error", "job-name", "ntasks", "open-mode", "out
 class SubmitFlags:
     """The flags, a field each."""
 
-    words: Annotated[
-        list[str], typer.Argument(metavar="-- sweep|sample ...", help="The command to draw with, and all of its options.")
-    ]
+    words: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="sample or sweep, with its options.")]
     shards: Annotated[
         int, typer.Option("--shards", metavar="N", min=1, help="Jobs to cut the plan into.", rich_help_panel=_JOBS)
     ] = 4
