@@ -97,11 +97,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ["slurmctld", "-D"],
         ["slurmd", "-D", "-N", host],
     ]
+    dies_too = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # where this process is killed
     daemons = []
     try:
         for command in commands:
             with (folder / f"{command[0]}.log").open("wb") as log:
-                daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+                daemons.append(subprocess.Popen([*dies_too, *command], env=environment, stdout=log, stderr=log))
             time.sleep(0.3)
         end = time.monotonic() + 20
         while "idle" not in subprocess.run(["sinfo", "-h"], env=environment, capture_output=True, text=True).stdout:
