@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from guidegen.errors import UsageError
 from guidegen.spec.shard import ARRAYS, PROCESSES, Launcher, Shard, parse_shard
@@ -96,3 +101,37 @@ def test_index_and_count(environment: dict[str, str], index: int, count: int) ->
 def test_what_does_not_say_which_part_it_is(environment: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=f"--shard auto: .*{words}"):
         parse_shard("auto", environment)
+
+
+VARIABLES = [
+    name
+    for launcher in (*ARRAYS, *PROCESSES)
+    for name in (launcher.index, launcher.count, *launcher.spread, "SLURM_NTASKS", "SLURM_STEP_ID", "GROUP_WORLD_SIZE")
+    if name
+]
+VALUES = st.integers(0, 9).map(str) | st.sampled_from(["", "undefined", "-1", "x", "9" * 40, "\u0663"])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from(VARIABLES), VALUES, max_size=8))
+def test_any_variables_are_a_shard_or_an_error(environment: dict[str, str]) -> None:
+    with suppress(UsageError):
+        shard = parse_shard("auto", environment)
+        assert 0 <= shard.index < shard.count <= sys.maxsize
+
+
+@pytest.mark.parametrize("spec", ["0-9", "1-7:2", "1-8:3", "3,7", "3,5,9", "5", "1,3,5,7", "0-3,8", "0-8:4,1"])
+def test_an_array_is_cut_into_all_of_its_parts_or_refused_as_a_whole(spec: str) -> None:
+    ids = set()
+    for part in spec.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        ids.update(range(int(first), int(last or first) + 1, int(step or 1)))
+    step = int(spec.partition(":")[2].partition(",")[0] or 1)
+    found: list[Shard | str] = []
+    for i in sorted(ids):
+        try:
+            found.append(parse_shard("auto", slurm_array(i, len(ids), min(ids), max(ids), step)))
+        except UsageError as error:
+            found.append(str(error).partition(" come before ")[0])
+    assert found == [Shard(i, len(ids)) for i in range(len(ids))] or len(set(found)) == 1
