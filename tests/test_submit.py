@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from guidegen.cli import app, jobs, submit
 from guidegen.cli.jobs import Task, Work
+from guidegen.errors import UsageError
 
 DRAW = ("--label", "0-2", "-n", "2", "--steps", "2")
 
@@ -136,6 +137,40 @@ def test_processes_of_this_machine_and_the_error_of_the_last(
     assert "$ guidegen verify nothing\nerror: nothing is not a run directory" in last
     assert len(logs) == 3
     assert all("\nguidegen 0." in log and "$ guidegen --version\n" in log for log in logs.values())
+
+
+@pytest.mark.parametrize(
+    ("visible", "at_once", "gpus", "devices"),
+    [
+        (None, None, None, [(0,), (1,), (2,), (3,)]),
+        (None, None, 2, [(0, 1), (2, 3)]),
+        (None, 2, None, [(0,), (1,)]),
+        (None, None, 0, [()]),
+        (None, 3, 0, [(), (), ()]),
+        ("5,7", None, 1, [(5,), (7,)]),
+        ("5,7", 2, 2, None),
+    ],
+)
+def test_gpus_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, at_once: int | None, gpus: int | None, devices: Any
+) -> None:
+    started: list[Any] = []
+
+    def keep(executor: Any, array: Any) -> Any:
+        started.append((array._gpus, executor.parameters["visible_gpus"]))
+        return type("Job", (), {"job_id": "1"})
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("submitit.LocalExecutor.submit", keep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible else monkeypatch.delenv("CUDA_VISIBLE_DEVICES", False)
+    work = Work(Path("jobs"), [Task([])] * 5, Task([]), 60)
+    if devices is None:
+        with pytest.raises(UsageError, match="this machine has 2"):
+            jobs.to_this_machine(work, at_once, gpus)
+        return
+    jobs.to_this_machine(work, at_once, gpus)
+    assert [tuple(some) for some in started[0][0]] == devices
+    assert started[0][1] == ((5, 7) if visible else (0, 1, 2, 3))
 
 
 def test_a_job_that_ends_without_a_result() -> None:

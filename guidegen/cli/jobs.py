@@ -236,7 +236,8 @@ def _as_our_errors(who: str, folder: Path) -> Iterator[None]:
             with suppress(OSError):  # the run is not empty
                 folder.parent.rmdir()
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UsageError(f"{who} did not take the jobs: {lines[-1]}") from None
+        instead = "\nWithout Slurm: guidegen submit --local ..." if who == "Slurm" else ""
+        raise UsageError(f"{who} did not take the jobs: {lines[-1]}{instead}") from None
 
 
 def is_gone(job: Any, on_slurm: bool) -> bool:
