@@ -108,6 +108,15 @@ class Draw:
             "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
         ),
     ] = None
+    seeds_per_label: Annotated[
+        bool,
+        typer.Option(
+            "--seeds-per-label",
+            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times the label's "
+            "id.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False
     w_classifier: Annotated[
         str | None,
         typer.Option("--w-classifier", metavar="NUMBER", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=WHAT),

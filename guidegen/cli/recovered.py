@@ -142,6 +142,7 @@ def _of_plan(plan: Plan) -> Options:
         "label": _labels(plan.labels),
         "prompt": None if plan.prompts is None else _prompts(plan.prompts),
         "seeds": format_seeds(plan.seeds),
+        "seeds_per_label": plan.seeds_per_label or None,
         "by": [*_by(plan)] or None,
         "columns": ",".join(plan.columns) or None,
         "rows": ",".join(plan.rows) or None,
