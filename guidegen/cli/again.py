@@ -14,12 +14,12 @@ from guidegen.cli import console, options
 from guidegen.cli.afterwards import Afterwards
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.draw import draw
-from guidegen.cli.drawing import with_hashes
 from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.picture_text import read_text, run_of
 from guidegen.cli.recovered import Options, changed, options_of, refuse_python
 from guidegen.cli.resolve import Job
 from guidegen.cli.webui import options_of_parameters
+from guidegen.cli.weights import with_hashes
 from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.runs.carried import Carried, check_carried
 from guidegen.zoo import BUNDLED

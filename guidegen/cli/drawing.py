@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -21,9 +20,9 @@ from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
 from guidegen.cli.stepwise import Strips
+from guidegen.cli.weights import with_hashes
 from guidegen.errors import IncompleteError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
-from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.report import grid
 from guidegen.runs.directory import Run
 from guidegen.runs.files import write_atomically
@@ -61,14 +60,11 @@ def carry_out(job: Job, command: Command) -> None:
         if failures := find_failures(there):
             raise failures
         return
-    if job.output.to_stdout and sys.stdout.isatty():
-        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
     _note_models(job)
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
-        variants = {variant: setup.settings for variant, setup in job.setups.items()}
         run_of = partial(Run, folder, job.settings, _about(job, command), flags.overwrite, job.plan, job.shard)
-        with Signals() as signals, run_of(variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
+        with Signals() as signals, run_of(job.variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
             there = _there_now(job, folder) if flags.wait else None
             rows: Sequence[Row] = there or _draw(job, run, signals)
             made = job.output.path if there else _finish(job, folder, rows)
@@ -127,31 +123,6 @@ def _note_models(job: Job) -> None:
             console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
 
 
-def with_hashes(job: Job) -> Job:
-    """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
-    from guidegen.models.pretrained import check_weights
-
-    if job.settings.model_sha256:
-        return job
-    (checkpoint, classifier, guide), access = job.models, job.flags.access
-    classifiers = [part for part, _ in classifier.parts] if classifier else []
-    checkpoint.download(access)
-    for part in classifiers:
-        part.download(access)
-    if guide:
-        guide.download(access)
-    parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
-    for folder in parts + [folder for part in classifiers for folder in part.folders]:
-        check_weights(folder, access)
-    hashes: dict[str, Any] = {
-        "model_sha256": checkpoint.sha256(access),
-        "classifier_sha256": SEPARATOR.join(part.sha256(access) for part in classifiers) or None,
-        "guide_model_sha256": guide.sha256(access) if guide else None,
-    }
-    setups = {variant: replace(setup, settings=replace(setup.settings, **hashes)) for variant, setup in job.setups.items()}
-    return replace(job, settings=replace(job.settings, **hashes), setups=setups)
-
-
 def _draw(job: Job, run: Run, signals: Signals) -> Rows:
     """Draws the cells that are not finished; rows of all."""
     flags = job.flags
@@ -174,6 +145,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
     from guidegen.sampling.device import pick_batch_size
     from guidegen.sampling.equal_images import EqualImages
     from guidegen.sampling.sampler import Samplers, Tally
+    from guidegen.sampling.timings import Stopwatch, keep_seconds
     from guidegen.sampling.worker import draw
 
     flags, name_of = job.flags, job.conditions.name_of
@@ -184,11 +156,12 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
     if not flags.quiet:
         _note_cut_prompts(samplers.is_cut, job.plan.prompts or ())
         _note_equal(job)
-    tally, equal = Tally(), EqualImages(todo, job.setups)
+    tally, equal, watch = Tally(), EqualImages(todo, job.setups), Stopwatch()
     steps = sum(len(some) * len(sampler.scheduler.timesteps) for sampler, some in parts)
     with console.progress(steps, len(todo), flags.quiet) as bar:
 
         def on_step(cells: int) -> None:
+            watch.step()
             bar.step(cells)
             signals.check(signal.SIGINT)
 
@@ -198,6 +171,8 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
                     bar.image()
                     if show_rows:
                         print_image(row, run.folder)
+    if seconds := watch.seconds(tally.made):
+        keep_seconds(job.settings, job.device, flags.compile_networks, min(size, len(todo)), seconds)
     if job.plan.grid and not (flags.quiet or flags.json_rows):
         _note_cost(job, todo, tally.made)
 

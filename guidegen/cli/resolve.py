@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,11 @@ class Job:
     pages: grid.Layout | None = None
 
     @property
+    def variants(self) -> dict[Variant, Settings]:
+        """The settings of each variant of the plan."""
+        return {variant: setup.settings for variant, setup in self.setups.items()}
+
+    @property
     def title(self) -> str:
         """The line at the top of the grid."""
         return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
@@ -116,6 +122,8 @@ def plan_job(flags: SampleOptions) -> Job:
     output = parse_output(flags.out)
     if output.to_stdout and flags.json_rows:
         raise UsageError("-o - and --json both write to standard output: name a file or a directory with -o.")
+    if output.to_stdout and sys.stdout.isatty():
+        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
     own_weights = list(dict.fromkeys(w for by in axes for w in by.weights or ()))
     needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     models = open_models(flags, needs_null)
