@@ -58,7 +58,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     """
     flags = with_seed(flags)
     job = plan_job(flags)
-    afterwards.check(job.output, job.models.checkpoint.size)
+    afterwards.check(job.output, job.models.checkpoint.size, flags.force)
     if afterwards.evaluate is not None:
         _check_images(job)
     if flags.dry_run:

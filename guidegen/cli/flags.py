@@ -283,6 +283,7 @@ class Output:
             "--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=options._OUTPUT
         ),
     ] = False
+    force: options.Force = False
     stepwise: Annotated[
         str | None,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
@@ -28,6 +29,7 @@ from guidegen.cli.source import source_of
 from guidegen.cli.stepwise import check_stepwise
 from guidegen.errors import UsageError
 from guidegen.report import grid
+from guidegen.runs.ours import refuse_foreign
 from guidegen.sampling.models import Models
 from guidegen.spec.cell import Variant, digest, fingerprint
 from guidegen.spec.composition import single_labels
@@ -78,6 +80,15 @@ class Job:
     def variants(self) -> dict[Variant, Settings]:
         """The settings of each variant of the plan."""
         return {variant: setup.settings for variant, setup in self.setups.items()}
+
+    @property
+    def grid_files(self) -> list[Path]:
+        """The pages of the grid that this process draws."""
+        if self.pages is None or self.output.folder is None:
+            return []
+        if self.output.is_file:
+            return [self.output.path] * self.output.one_image
+        return [self.output.folder / name for name in grid.page_names(len(self.pages.pages))]
 
     @property
     def title(self) -> str:
@@ -156,7 +167,11 @@ def plan_job(flags: SampleOptions) -> Job:
             "note: fp16 on a CPU is slower than bf16, about a thousand times where the CPU has no fp16 arithmetic of its "
             "own. --dtype bf16 is as fast as fp32 or faster."
         )
-    return replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    job = replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    if not output.is_file:
+        for page in job.grid_files:
+            refuse_foreign(page, flags.force)
+    return job
 
 
 def _check_guide(flags: SampleOptions, models: Models, conditions: Conditions, weights: list[float]) -> None:

@@ -80,7 +80,7 @@ def _inspect(
         "missing": checkpoint.missing,
     }
     if as_json:
-        console.result(json.dumps(fields, ensure_ascii=False))
+        console.result(json.dumps({"type": "checkpoint"} | fields, ensure_ascii=False))
         return
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
@@ -155,7 +155,7 @@ def _labels(
     for label in found:
         name = labels.names[label]
         console.result(
-            json.dumps({"label": label, "name": name}, ensure_ascii=False)
+            json.dumps({"type": "label", "label": label, "name": name}, ensure_ascii=False)
             if as_json
             else f"{label}\t{console.clean(name, keep='')}"
         )
@@ -210,8 +210,8 @@ def _grid(
     pages = grid.layout(cells, _shape_of(cells, runs[0]), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
-    if out is not None:
-        refuse_foreign(out, force)
+    for name in grid.page_names(len(pages.pages)):
+        refuse_foreign(out or runs[0] / name, force)
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
