@@ -752,7 +752,7 @@ def test_labels_lists_and_searches(guidegen: Command, with_null: Path, unconditi
     assert everything.stdout.splitlines()[0] == "0\tgoldfish, Carassius auratus"
     assert len(everything.stdout.splitlines()) == 5
     found = rows_of(guidegen("labels", "tabby", "-m", with_null, "--json").stdout)
-    assert found[0] == {"label": 1, "name": "tabby, tabby cat"}
+    assert found[0] == {"type": "label", "label": 1, "name": "tabby, tabby cat"}
     assert guidegen("labels", "golfish", "-m", with_null).stdout.startswith("0\t")
     assert guidegen("labels", "4", "-m", with_null).stdout.startswith("4\tlion")
     nothing = guidegen("labels", "zzzz", "-m", with_null)

@@ -26,7 +26,6 @@ from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError, UsageError
 from guidegen.python_file import blame
 
-_RESUMED = (["sample"], ["sweep"])
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
@@ -130,8 +129,7 @@ def main() -> None:
         _leave(130, debug)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        resumes = " What was finished is intact; the same command goes on from there." * (sys.argv[1:2] in _RESUMED)
-        console.error(f"{error.strerror or error}{where}.{resumes}")
+        console.error(f"{error.strerror or error}{where}.")
         _leave(74, debug)
     except Exception as error:
         if type(error).__name__ == "Abort":  # what the parser makes of a KeyboardInterrupt

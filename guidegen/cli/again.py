@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -79,7 +80,8 @@ def _again(asked: Again, flags: SweepOptions, afterwards: Afterwards) -> None:
         console.result("\n".join(str(command_of(each.command, each, afterwards)) for each in made))
         return
     if len(made) > 1:
-        raise UsageError(f"{asked.file} was made by {len(made)} commands. `guidegen again {asked.file} --show` prints them.")
+        show = f"guidegen again {shlex.quote(str(asked.file))} --show"
+        raise UsageError(f"{asked.file} was made by {len(made)} commands. `{show}` prints them.")
     draw(made[0], afterwards, lambda job: _check_same(job, carried, given, asked.strict))
 
 

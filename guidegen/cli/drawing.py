@@ -21,7 +21,7 @@ from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
 from guidegen.cli.stepwise import Strips
 from guidegen.cli.weights import with_hashes
-from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.errors import IncompleteError, OutputError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.report import grid
 from guidegen.runs.directory import Run
@@ -79,6 +79,11 @@ def carry_out(job: Job, command: Command) -> None:
             for row in read_rows(folder):
                 print_image(row, folder)
         raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        goes_on = not job.output.to_stdout and folder.is_dir() and any(folder.glob("manifest*.jsonl"))
+        rest = f" What was finished is on disk. To go on: {command.without('overwrite')}" if goes_on else ""
+        raise OutputError(f"{error.strerror or error}{where}.{rest}") from error
     finally:
         if job.output.to_stdout:
             shutil.rmtree(folder, ignore_errors=True)

@@ -15,12 +15,16 @@ from typing import Annotated, Any
 import typer
 
 from guidegen.cli import console, options
+from guidegen.cli.afterwards import Afterwards
+from guidegen.cli.command import flags_of
 from guidegen.cli.drawing import draw_grid, find_failures
 from guidegen.cli.lines import print_line
 from guidegen.cli.output import exported_rows, write_npz
+from guidegen.cli.recovered import label_words
 from guidegen.cli.signals import waiting
-from guidegen.errors import IncompleteError
+from guidegen.errors import IncompleteError, UsageError
 from guidegen.report import grid
+from guidegen.runs.carried import Source
 from guidegen.runs.directory import exporting, exports_of
 from guidegen.runs.files import write_atomically
 from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
@@ -30,6 +34,7 @@ from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row, encode_row, read_plans, read_run
 from guidegen.runs.status import State, check
 from guidegen.runs.wipe import clear_leftovers
+from guidegen.schema import convert
 from guidegen.spec.cell import Cell, variant_folder
 from guidegen.spec.command import Command, read_commands
 from guidegen.spec.plan import Plan, listed
@@ -129,12 +134,18 @@ def _incomplete(held: _Held, what: str, lacks: Collection[str]) -> IncompleteErr
 
 
 def _commands_for(held: _Held, lacks: set[str]) -> Iterator[Command]:
-    """The command of each plan that lacks any of these files, into the run where it is now, for all shards."""
+    """The command of each plan that lacks any of these files, into the run where it is now, for all shards.
+
+    What was read from a file or a pipe is given as words, and networks that are not found from here by their full path.
+    """
+    found = convert(held.about.get("source") or {}, Source, held.folder / "run.json", UsageError)
+    source = {"model": found.model, "classifier": found.classifier, "guide-model": found.guide_model}
     for plan, command in held.commanded:
         of_plan = lacks.intersection(cell.file for cell in plan.cells()) if lacks else ()
         if command and of_plan:
-            read = {"label": list(map(str, plan.labels)), "prompt": list(plan.prompts or ())}
-            yield command.without("shard", "overwrite", "wait", "force").into(str(held.folder), read)
+            read = {"label": label_words(plan.labels) or [], "prompt": list(plan.prompts or ())}
+            kept = command.without("shard", "overwrite", "wait", "force", "stepwise", *flags_of(Afterwards))
+            yield kept.into(str(held.folder), read, source)
             lacks.difference_update(of_plan)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -275,7 +276,8 @@ def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Ro
         for row in read_metrics(drawn)[0]
     }
     if not captions:
-        raise UsageError(f"{run} was not measured, or has other images now: run `guidegen evaluate {run}` first.")
+        command = f"guidegen evaluate {shlex.quote(str(run))}"
+        raise UsageError(f"{run} was not measured, or has other images now: run `{command}` first.")
     return [row | {"caption": captions.get(key_of(row, drawn.axes), "")} for row in rows]
 
 
