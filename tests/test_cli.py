@@ -150,8 +150,8 @@ def test_help_shows_the_options_that_most_need_first(guidegen: Command, environm
     ("args", "message"),
     [
         ("sample --wrong 3", "error: No such option: --wrong"),
-        ("sample --num x", "error: Invalid value for '--num' / '-n': not a whole number. See `guidegen sample --help`."),
-        ("sample --dtype fp8", "error: Invalid value for '--dtype': 'fp8' is not one of 'auto', 'fp16', 'bf16', 'fp32'."),
+        ("sample --num x", "error: --num: 'x' is not a whole number. See `guidegen sample --help`."),
+        ("sample --dtype fp8", "error: --dtype: 'fp8' is not one of 'auto', 'fp16', 'bf16', 'fp32'."),
         ("paint", "error: No such command 'paint'."),
         ("sample -m nofile.py:X --label :smile:", "error: No Python file at nofile.py."),
     ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -23,9 +25,19 @@ from guidegen.cli.help import hide_types_of_switches
 from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
-from guidegen.errors import GuidegenError, UsageError
+from guidegen.errors import GuidegenError, UsageError, quoted
 from guidegen.python_file import blame
 
+_OF_PARSER = {
+    r"^Invalid value for '(--[\w-]+)'( / '-\w')?": r"\1",
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "{found} is not a whole number",
+    "Unable to parse input string as an integer, exceeded maximum size": "{found} is too large",
+    "Input should be a valid number, unable to parse string as a number": "{found} is not a number",
+    "Input should be greater than or equal to (\\S+)": r"{found} is below \1, the least that it takes",
+    r"^Got unexpected extra argument(?:\(s\)|s)? \((.*)\)": r"Unexpected argument: \1",
+}
+"""What typer and pydantic say, and what it is called here; {found} is what was given."""
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
@@ -153,13 +165,21 @@ def _is_of_parser(error: Any) -> bool:
         error.show()
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "guidegen"
-        message = error.format_message().removesuffix(".").replace("Value error, ", "")
-        message = message.replace(
-            "Input should be a valid integer, unable to parse string as an integer", "not a whole number"
-        )
-        message = message.replace("Input should be a valid number, unable to parse string as a number", "not a number")
+        message = re.sub(r"\S{100,}", lambda word: f"{word[0][:80]}…", error.format_message().removesuffix("."))
+        for theirs, ours in _OF_PARSER.items():
+            message = re.sub(theirs, ours, message)
+        message = message.replace("{found}", quoted(_found(getattr(getattr(error, "param", None), "opts", ()))))
         console.error(f"{message}{'' if message[-1:] in '.?!' else '.'} See `{command} --help`.")
     return True
+
+
+def _found(flags: Sequence[str]) -> str:
+    """What the command line gives for an option, the last time."""
+    found = ""
+    for word, after in pairwise([*sys.argv[1:], ""]):
+        flag, equals, value = word.partition("=")
+        found = (value if equals else after) if flag in flags else found
+    return found
 
 
 def _leave(code: int, debug: bool) -> None:

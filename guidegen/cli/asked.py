@@ -139,7 +139,7 @@ def asked_seeds(flags: SampleOptions) -> Seeds:
     if first is None or first > LARGEST_SEED:
         raise UsageError(f"--seed must be from 0 to 2^63-1, or random, found {quoted(flags.seed or '')}.")
     if first + num - 1 > LARGEST_SEED:
-        raise UsageError(f"--num {num} with --seed {first} goes past the largest seed, 2^63-1.")
+        raise UsageError(f"--num {quoted(str(num))}: from --seed {first} on there are {LARGEST_SEED + 1 - first} seeds.")
     return Seeds([range(first, first + num)])
 
 

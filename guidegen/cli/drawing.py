@@ -20,7 +20,7 @@ from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
 from guidegen.cli.stepwise import Strips
-from guidegen.cli.weights import with_hashes
+from guidegen.cli.weights import find_nonfinite, with_hashes
 from guidegen.errors import IncompleteError, OutputError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.report import grid
@@ -57,7 +57,7 @@ def carry_out(job: Job, command: Command) -> None:
     job, flags = with_hashes(job), job.flags
     if there := _there(job):
         _print_result(job, there, job.output.path)
-        if failures := find_failures(there):
+        if failures := find_failures(there, job):
             raise failures
         return
     _note_models(job)
@@ -68,7 +68,7 @@ def carry_out(job: Job, command: Command) -> None:
             there = _there_now(job, folder) if flags.wait else None
             rows: Sequence[Row] = there or _draw(job, run, signals)
             made = job.output.path if there else _finish(job, folder, rows)
-            failures = find_failures(rows)
+            failures = find_failures(rows, job)
             _print_result(job, rows, made)
             if job.output.is_file:
                 remove(folder)
@@ -82,7 +82,7 @@ def carry_out(job: Job, command: Command) -> None:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         goes_on = not job.output.to_stdout and folder.is_dir() and any(folder.glob("manifest*.jsonl"))
-        rest = f" What was finished is on disk. To go on: {command.without('overwrite')}" if goes_on else ""
+        rest = f" What was finished is intact. To go on: {command.without('overwrite')}" if goes_on else ""
         raise OutputError(f"{error.strerror or error}{where}.{rest}") from error
     finally:
         if job.output.to_stdout:
@@ -282,8 +282,13 @@ def _describe(row: Row) -> str:
     return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
 
 
-def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
-    """The error of images that are not finite, with a list of them; None where all are."""
+def find_failures(rows: Iterable[Row], job: Job | None = None) -> IncompleteError | None:
+    """The error of images that are not finite, with a list of them; None where all are.
+
+    Args:
+        rows: of the images.
+        job: what drew them, whose weights may be the reason.
+    """
     count = failed = 0
     listed = ""
     for row in rows:
@@ -295,6 +300,5 @@ def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
     if not failed:
         return None
     more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""
-    return IncompleteError(
-        f"{failed} of {count} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:{listed}{more}"
-    )
+    why = (find_nonfinite(job) if job else None) or "try --dtype fp32 or a smaller w"
+    return IncompleteError(f"{failed} of {count} images came out non-finite and were not saved; {why}:{listed}{more}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from guidegen.cli.resolve import Job
+from guidegen.errors import quoted
 from guidegen.models.classifiers.info import SEPARATOR
 
 
@@ -32,11 +34,31 @@ def check_whole(job: Job) -> None:
     """Raises CheckpointError or UnsafeError for weights that are not there, not whole, or pickles nobody asked for."""
     from guidegen.models.pretrained import check_weights
 
+    for folder in _folders(job):
+        check_weights(folder, job.flags.access)
+
+
+def find_nonfinite(job: Job) -> str | None:
+    """The first tensor of the weights that holds NaN or infinity, and its file; None where there is none."""
+    from safetensors import safe_open
+
+    from guidegen.models.weight_files import find_weights
+
+    for path in (path for folder in _folders(job) for path in find_weights(folder, job.flags.access).files):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    tensor = file.get_tensor(key)
+                    if tensor.is_floating_point() and not tensor.isfinite().all():
+                        return f"{path} holds NaN or infinity, in {quoted(key)}: the weights are damaged"
+    return None
+
+
+def _folders(job: Job) -> list[Path]:
+    """Where the weights of all parts are."""
     checkpoint, classifier, guide = job.models
-    classifiers = [part.folders for part, _ in classifier.parts] if classifier else []
-    for folders in (checkpoint.part_folders.values(), guide.folders if guide else (), *classifiers):
-        for folder in folders:
-            check_weights(folder, job.flags.access)
+    of_classifiers = [folder for part, _ in (classifier.parts if classifier else ()) for folder in part.folders]
+    return [*checkpoint.part_folders.values(), *(guide.folders if guide else ()), *of_classifiers]
 
 
 def are_local(job: Job) -> bool:
