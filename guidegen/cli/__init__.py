@@ -21,7 +21,7 @@ from guidegen.cli.draw import register as register_draw
 from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
-from guidegen.cli.help import hide_types_of_switches
+from guidegen.cli.help import hide_types
 from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
@@ -59,13 +59,13 @@ class _Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        hide_types_of_switches(self, ctx)
+        hide_types(self, ctx)
         super().format_help(ctx, formatter)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
         if command is not None:
-            hide_types_of_switches(command, ctx)
+            hide_types(command, ctx)
         return command
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:

@@ -22,7 +22,7 @@ _SAMPLE = """Draw guided samples at one guidance weight.
 
 - guidegen sample --label all -n 50 -o samples.npz
 
-- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5 -o fox.png
+- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5
 """
 _SWEEP = """Draw the same samples at a range of guidance weights, and a grid of them.
 

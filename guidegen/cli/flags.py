@@ -82,7 +82,7 @@ class Draw:
             "--prompt",
             "-p",
             metavar="TEXT",
-            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one a line) or - for standard "
+            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one per line) or - for standard "
             "input. Repeats. 'A AND B:0.5' is a mixture.",
             rich_help_panel=WHAT,
         ),
@@ -296,7 +296,9 @@ class Output:
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print what would be drawn and what it costs, and stop.", rich_help_panel=options._OUTPUT
+            "--dry-run",
+            help="Print what would be drawn, what is there and how long it takes, and stop.",
+            rich_help_panel=options._OUTPUT,
         ),
     ] = False
 

@@ -190,7 +190,7 @@ def _grid(
         ),
     ] = None,
     scale: Annotated[
-        int | None, typer.Option("--scale", min=1, help="Enlarge images by this whole factor. Default: to about 96 pixels.")
+        int | None, typer.Option("--scale", metavar="N", min=1, help="Enlarge images N times. Default: to about 96 pixels.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PNG", help="File to write. Default: grid.png in the run.")
