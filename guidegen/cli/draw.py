@@ -23,7 +23,7 @@ _SAMPLE = """Draw guided samples at one guidance weight.
 
 - guidegen sample --label all -n 50 -o samples.npz
 
-- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5 -o fox.png
+- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5
 """
 _SWEEP = """Draw the same samples at a range of guidance weights, and a grid of them.
 
@@ -59,7 +59,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     """
     flags = with_seed(flags)
     job = plan_job(flags)
-    afterwards.check(job.output, job.models.checkpoint.size)
+    afterwards.check(job.output, job.models.checkpoint.size, flags.force)
     if afterwards.evaluate is not None:
         check_images(job)
     if flags.dry_run:
