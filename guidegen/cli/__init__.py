@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from guidegen import __version__
-from guidegen.cli import console
+from guidegen.cli import console, threads
 from guidegen.cli.again import register as register_again
 from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
@@ -24,6 +24,7 @@ from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.errors import GuidegenError, UsageError
+from guidegen.models import lazy
 from guidegen.python_file import blame
 
 _RESUMED = (["sample"], ["sweep"])
@@ -119,6 +120,8 @@ register_ls(app)
 def main() -> None:
     """Runs the command line; turns errors into one or two lines and an exit code."""
     console.guard()
+    threads.prepare()
+    lazy.install()
     debug = "--debug" in sys.argv
     try:
         code = app(prog_name="guidegen", standalone_mode=False)

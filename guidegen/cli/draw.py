@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from guidegen.cli import threads
 from guidegen.cli.afterwards import Afterwards
 from guidegen.cli.asked import with_seed
 from guidegen.cli.command import command_of, make_command
@@ -56,6 +57,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
         afterwards: the flags for that.
         check: called before any network is loaded, but not with `--dry-run`; its job is drawn.
     """
+    threads.use(flags.threads)
     flags = with_seed(flags)
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size)

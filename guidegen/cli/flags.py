@@ -214,12 +214,13 @@ class Sampling:
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N", help="Images drawn at once, or auto.", rich_help_panel=HOW)
     ] = "auto"
+    threads: options.Threads = None
     deterministic: Annotated[
         bool,
         typer.Option(
             "--deterministic",
             help="Always call the networks with --batch-size rows, so that not even the last bit depends on shards or "
-            "restarts. Give every shard the same --batch-size.",
+            "restarts. Give every shard the same --batch-size and --threads.",
             rich_help_panel=HOW,
         ),
     ] = False
