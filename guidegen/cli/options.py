@@ -103,7 +103,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        help="Threads on a CPU. Another number can move an image by one level of 255. Default: OMP_NUM_THREADS, or the cores "
+        help="Threads on a CPU. Another number can move pixels by one level of 255. Default: OMP_NUM_THREADS, or the cores "
         "that affinity and cgroup allow.",
         rich_help_panel=HOW,
     ),
