@@ -67,7 +67,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
         print_costs(job)
         return
     job = check(job)
-    carry_out(job, command_of(flags.command, flags, afterwards))
+    carry_out(job, command_of(flags.command, job.flags, afterwards))
     afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)
 
 

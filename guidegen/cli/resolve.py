@@ -127,6 +127,7 @@ def plan_job(flags: SampleOptions) -> Job:
 
     check_networks(*models)
     device = pick_device(flags.device)
+    flags = _resolve_fast(flags, device)
     variants = _variants(flags, axes, models, conditions, device)
     plan = _plan(flags, conditions, seeds, (weights, classifier_weights, guide_weights), variants)
     shard = asked_shard(flags, output)
@@ -149,6 +150,24 @@ def plan_job(flags: SampleOptions) -> Job:
             "own. --dtype bf16 is as fast as fp32 or faster."
         )
     return replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+
+
+def _resolve_fast(flags: SampleOptions, device: torch.device) -> SampleOptions:
+    """The flags with what `--fast` means on the device instead of it.
+
+    Raises:
+        UsageError: they say the precision themselves.
+    """
+    from guidegen.sampling.device import pick_dtype
+
+    if not flags.fast:
+        return flags
+    if flags.dtype != "auto":
+        raise UsageError(f"--fast chooses the precision, and --dtype {flags.dtype} does too: give one of them.")
+    dtype = pick_dtype("auto", device, fast=True)
+    if not flags.quiet:
+        console.note(f"note: --fast is --dtype {dtype} here")
+    return replace(flags, fast=False, dtype=dtype)
 
 
 def _check_guide(flags: SampleOptions, models: Models, conditions: Conditions, weights: list[float]) -> None:
