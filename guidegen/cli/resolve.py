@@ -20,7 +20,7 @@ from guidegen.cli.asked import (
 )
 from guidegen.cli.axes import By, Variants, parse_axes, parse_by, vary
 from guidegen.cli.conditions import Conditions, ask_conditions
-from guidegen.cli.flags import SampleOptions, SweepOptions
+from guidegen.cli.flags import Dtype, SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
 from guidegen.cli.source import source_of
@@ -164,7 +164,7 @@ def _resolve_fast(flags: SampleOptions, device: torch.device) -> SampleOptions:
         return flags
     if flags.dtype != "auto":
         raise UsageError(f"--fast chooses the precision, and --dtype {flags.dtype} does too: give one of them.")
-    dtype = pick_dtype("auto", device, fast=True)
+    dtype = Dtype(pick_dtype("auto", device, fast=True))
     if not flags.quiet:
         console.note(f"note: --fast is --dtype {dtype} here")
     return replace(flags, fast=False, dtype=dtype)

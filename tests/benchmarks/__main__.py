@@ -24,6 +24,7 @@ SCRIPTS = {
     "start_up": (["--repeats", "5"], ["--repeats", "2"]),
     "scaling": ([], ["--steps", "2"]),
     "writer": ([], []),
+    "compiled": ([], ["--batch", "4", "--steps", "2"]),
     "adm_sampler": (["--pairs", "5"], ["--pairs", "2", "--batch", "1", "--steps", "5"]),
 }
 """Of each script its arguments, and those of --quick."""
