@@ -23,6 +23,7 @@ from guidegen.cli.help import hide_types_of_switches
 from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
+from guidegen.cli.submit import register as register_submit
 from guidegen.errors import GuidegenError, UsageError
 from guidegen.models import lazy
 from guidegen.python_file import blame
@@ -115,6 +116,7 @@ register_convert(app)
 register_evaluate(app)
 register_report(app)
 register_ls(app)
+register_submit(app)
 
 
 def main() -> None:

@@ -273,7 +273,8 @@ class Output:
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Draw part I of N, counted from 0, or auto under torchrun, accelerate or SLURM. Then: guidegen merge.",
+            help="Draw part I of N, counted from 0, or auto in a job array or under torchrun (torchrun -m guidegen -- "
+            "sample --num 50 ...), accelerate, MPI, srun, SkyPilot or dstack. Then: guidegen merge.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None

@@ -9,18 +9,20 @@ import torch
 
 from guidegen.errors import UsageError, first_line
 
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+"""Variables of launchers: which of the processes on this machine this is."""
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun or srun gets a CUDA device of its own.
+    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun, MPI or srun gets a CUDA device of its own.
 
     Raises:
         UsageError: no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
+            rank = next(filter(None, map(os.environ.get, _LOCAL_RANKS)), "")
             return torch.device(f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdecimal() else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
