@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from guidegen import __version__
-from guidegen.cli import console
+from guidegen.cli import console, threads
 from guidegen.cli.again import register as register_again
 from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
@@ -27,6 +27,7 @@ from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.cli.submit import register as register_submit
 from guidegen.errors import GuidegenError, UsageError, quoted
+from guidegen.models import lazy
 from guidegen.python_file import blame
 
 _OF_PARSER = {
@@ -132,6 +133,8 @@ register_submit(app)
 def main() -> None:
     """Runs the command line; turns errors into one or two lines and an exit code."""
     console.guard()
+    threads.prepare()
+    lazy.install()
     debug = "--debug" in sys.argv
     try:
         code = app(prog_name="guidegen", standalone_mode=False)

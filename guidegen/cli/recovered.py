@@ -36,6 +36,7 @@ _ONLY_IN = {
 _GO_WITH = {
     "model": ("null_label", "variant", "size"),
     "classifier": ("classifier_input", "classifier_gradient"),
+    "fast": ("dtype",),
     "scheduler": ("eta", "timestep_spacing", "scheduler_opt"),
     "guidance": ("guidance_opt",),
     "seeds": ("seed", "num"),

@@ -22,7 +22,7 @@ from guidegen.cli.asked import (
 )
 from guidegen.cli.axes import By, Variants, parse_axes, parse_by, vary
 from guidegen.cli.conditions import Conditions, ask_conditions
-from guidegen.cli.flags import SampleOptions, SweepOptions
+from guidegen.cli.flags import Dtype, SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
 from guidegen.cli.source import source_of
@@ -146,6 +146,7 @@ def plan_job(flags: SampleOptions) -> Job:
 
     check_networks(*models)
     device = pick_device(flags.device)
+    flags = _resolve_fast(flags, device)
     variants = _variants(flags, axes, models, conditions, device)
     plan = _plan(flags, conditions, seeds, (weights, classifier_weights, guide_weights), variants)
     shard = asked_shard(flags, output)
@@ -172,6 +173,24 @@ def plan_job(flags: SampleOptions) -> Job:
         for page in job.grid_files:
             refuse_foreign(page, flags.force)
     return job
+
+
+def _resolve_fast(flags: SampleOptions, device: torch.device) -> SampleOptions:
+    """The flags with what `--fast` means on the device instead of it.
+
+    Raises:
+        UsageError: they say the precision themselves.
+    """
+    from guidegen.sampling.device import pick_dtype
+
+    if not flags.fast:
+        return flags
+    if flags.dtype != "auto":
+        raise UsageError(f"--fast chooses the precision, and --dtype {flags.dtype} does too: give one of them.")
+    dtype = Dtype(pick_dtype("auto", device, fast=True))
+    if not flags.quiet:
+        console.note(f"note: --fast is --dtype {dtype} here")
+    return replace(flags, fast=False, dtype=dtype)
 
 
 def _check_guide(flags: SampleOptions, models: Models, conditions: Conditions, weights: list[float]) -> None:

@@ -89,8 +89,8 @@ def build(class_name: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     cls = getattr(diffusers, class_name)
-    known = inspect.signature(cls.__init__).parameters
-    return cls.from_config({key: value for key, value in config.items() if key in known})
+    known = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
+    return cls(**{key: value for key, value in config.items() if key in known})  # from_config would load scipy
 
 
 def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -279,7 +279,8 @@ def without_clip(scheduler: Any) -> tuple[Any, float | None]:
     """
     if not getattr(scheduler.config, "clip_sample", False):
         return scheduler, None
-    return type(scheduler).from_config(scheduler.config, clip_sample=False), float(scheduler.config.clip_sample_range)
+    unclipped = build(type(scheduler).__name__, {**scheduler.config, "clip_sample": False})
+    return unclipped, float(scheduler.config.clip_sample_range)
 
 
 def takes_eta(scheduler: Any) -> bool:
