@@ -278,7 +278,7 @@ class Checkpoint(ABC):
         """
         if mode == "autoguidance":
             lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
-            return None if self.guiding_folder else lack + (", or pag or skip" if self.has_layers else "")
+            return None if self.guiding_folder else lack + (", or pag, skip or tsg" if self.has_layers else "")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
         if (needs_null or mode == "classifier") and mode != "none" and self.conditional and not self.has_null:
