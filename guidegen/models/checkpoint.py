@@ -230,6 +230,11 @@ class Checkpoint(ABC):
         predicted: PredictionType = self.scheduler_config.get("prediction_type", "epsilon")
         return predicted
 
+    @property
+    def recommended(self) -> str | None:
+        """Weights and steps that were published for its kind, with the source; None where there are none."""
+        return None
+
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
 
