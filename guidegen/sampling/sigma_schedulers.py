@@ -19,7 +19,7 @@ from torch import Tensor
 Generators = Sequence[torch.Generator] | torch.Generator | None
 
 
-def _noise_like(x: Tensor, generator: Generators) -> Tensor:
+def noise_like(x: Tensor, generator: Generators) -> Tensor:
     return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
@@ -88,7 +88,7 @@ class EDMHeunScheduler(diffusers.SchedulerMixin, ConfigMixin):
         if second or not self._churn[0]:
             return sample
         added = math.sqrt(max(self._raised[i] ** 2 - self._steps[i] ** 2, 0.0))
-        return sample + added * self._churn[3] * _noise_like(sample, generator)
+        return sample + added * self._churn[3] * noise_like(sample, generator)
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = False
@@ -197,7 +197,7 @@ class ScoreSdeVeScheduler(diffusers.SchedulerMixin, ConfigMixin):
         """From a denoised estimate at x to the x of the next evaluation; the last step adds no noise."""
         i, part = divmod(self._evaluation, self.config.correct_steps + 1)
         score = (model_output - sample) / float(self.sigmas[i]) ** 2
-        noise = _noise_like(sample, generator)
+        noise = noise_like(sample, generator)
         self._evaluation += 1
         if part < self.config.correct_steps:
             lengths = [torch.linalg.vector_norm(each, dim=(1, 2, 3), keepdim=True) for each in (noise, score)]
