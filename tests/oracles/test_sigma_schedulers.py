@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(config: dict[str, Any], name: str | None, 
 
 
 @pytest.mark.parametrize("key", ["sigma_min", "sigma_max", "sigma_data", "rho"])
-@pytest.mark.parametrize("value", [0, -1.0, "80", None, float("inf"), float("nan"), True, [1]])
+@pytest.mark.parametrize("value", [0, -1.0, "80", None, float("inf"), float("nan"), True, [1], 1e200, 10**400])
 def test_sigmas_that_are_none_are_refused(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=key):
         make_scheduler(EDM | {key: value}, "edm")
