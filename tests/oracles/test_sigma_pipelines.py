@@ -19,7 +19,7 @@ from conftest import call, save_pipeline, settings_of, tiny_classifier, tiny_une
 from diffusers.pipelines.deprecated import KarrasVePipeline, ScoreSdeVePipeline
 from setups import open_sampler
 
-from guidegen.errors import CheckpointError
+from guidegen.errors import CheckpointError, UsageError
 from guidegen.models.checkpoint import Checkpoint, open_checkpoint
 from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.setup import plan_scheduler
@@ -94,6 +94,19 @@ def test_consistency_pipeline(home: Path, steps: int) -> None:
     ours = drawn(open_checkpoint(home / "cm"), steps, [Cell(label, seed, 1.0) for seed, label in enumerate((3, 0))])
     draws = [generator(seed) for seed in range(2)]
     close(ours, pipeline(2, [3, 0], steps, generator=draws, output_type="np").images)
+
+
+def test_timesteps_of_a_consistency_model(home: Path) -> None:
+    pipeline = diffusers.ConsistencyModelPipeline.from_pretrained(home / "cm")
+    pipeline.set_progress_bar_config(disable=True)
+    checkpoint = open_checkpoint(home / "cm")
+    walker = plan_scheduler(checkpoint, None, 2, None, options=["timesteps=22,0"])
+    sampler = open_sampler(checkpoint, None, walker, settings_of("cfg", 2), torch.device("cpu"))
+    theirs = pipeline(1, [3], None, [22, 0], generator=[generator(0)], output_type="np").images
+    close(to_uint8(sampler.draw([Cell(3, 0, 1.0)])[0]).numpy().astype(int), theirs)
+    for text, steps in (("22,0", 3), ("0,22", 2), ("40,0", 2), ("x", 1), ("3,-1", 2)):
+        with pytest.raises(UsageError):
+            plan_scheduler(checkpoint, None, steps, None, options=[f"timesteps={text}"])
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
