@@ -191,6 +191,11 @@ class Checkpoint(ABC):
         return self.reads_prompts or self.class_conditional
 
     @property
+    def cannot_draw(self) -> str | None:
+        """Why it draws no images in any mode, and can only guide another; None where it draws."""
+        return None
+
+    @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
         return self.reads_prompts or self.null_label is not None
@@ -264,6 +269,8 @@ class Checkpoint(ABC):
             classifier: whether there is one.
             needs_null: mode both: whether some weight of the label's own score is not 1.
         """
+        if self.cannot_draw:
+            return self.cannot_draw
         if mode == "autoguidance":
             lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
             return None if self.guiding_folder else lack + (", or pag or skip" if self.has_layers else "")

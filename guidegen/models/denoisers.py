@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +178,28 @@ def latent_decoder(vae: Any) -> Callable[[Tensor], Tensor]:
             z = z * z.new_tensor(std)[:, None, None] + z.new_tensor(mean)[:, None, None]
         with autocast(z, None):  # SDXL's decoder overflows in half precision
             return torch.cat([vae.decode(one, return_dict=False)[0] for one in z.split(1)])
+
+    return decode
+
+
+def standardized_decoder(
+    vae: Any, mean: Sequence[float], std: Sequence[float], image_range: tuple[float, float]
+) -> Callable[[Tensor], Tensor]:
+    """`latent_decoder` of standardised latents: from (B, C, h, w) to images in about [-1, 1], fp32.
+
+    Args:
+        vae: an `AutoencoderKL`.
+        mean: of each channel of what it decodes.
+        std: of each channel, that is, of one unit of the latents.
+        image_range: of what it gives.
+    """
+    low, high = image_range
+
+    def decode(latents: Tensor) -> Tensor:
+        z = latents.float() * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
+        with autocast(z, None):
+            images = torch.cat([vae.decode(one, return_dict=False)[0] for one in z.split(1)])
+        return (images - low) * (2 / (high - low)) - 1
 
     return decode
 

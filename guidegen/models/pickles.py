@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickletools
 import re
 import warnings
@@ -28,15 +29,16 @@ def read_pickle(path: Path) -> Any:
     """
     import torch
 
+    # training scripts keep their arguments beside the weights; a namespace is a record of them
+    arguments = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), arguments:
             warnings.simplefilter("ignore")  # of what is refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the unpickler raise
-        found = _REFUSED.search(str(error))
-        if wants := next((name for name in found.groups() if name), None) if found else _imported(path):
+        if wants := refused_name(str(error)) or _imported(path):
             raise UnsafeError(
                 f"{path} holds more than tensors ({wants[:80]}), and opening that can run code. "
                 "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)."
@@ -45,6 +47,12 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path} ({size} bytes) is damaged, cut short, or not of torch.save. Download it again."
         ) from error
+
+
+def refused_name(message: str) -> str | None:
+    """What torch refuses to import, by its message; None where it says something else."""
+    found = _REFUSED.search(message)
+    return next((name for name in found.groups() if name), None) if found else None
 
 
 def _imported(path: Path) -> str | None:

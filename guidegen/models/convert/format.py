@@ -37,6 +37,8 @@ class Format(ABC):
     """A frozen dataclass of its flags: the annotation of each field is an option of Typer. Formats may share a flag."""
     written: ClassVar[frozenset[str]]
     """Names at the top of a folder that `Converted.save` writes."""
+    asked_last: ClassVar[bool] = False
+    """Whether a file is only of this format if it is of no other."""
 
     @classmethod
     @abstractmethod
@@ -61,8 +63,9 @@ class Format(ABC):
 
 @cache
 def formats() -> list[type[Format]]:
-    """Every format, in the order of the modules' names."""
-    return subclasses_in("guidegen.models.convert", Format)  # type: ignore[type-abstract]
+    """Every format, in the order in which a file is held against them."""
+    found = subclasses_in("guidegen.models.convert", Format)  # type: ignore[type-abstract]
+    return sorted(found, key=lambda format: format.asked_last)
 
 
 def find_format(path: Path) -> type[Format]:

@@ -115,6 +115,7 @@ A classifier in the folder of its UNet is found there:
 - guidegen sample -m adm-256 --mode classifier --label 207 --w 10"""
     options = Options
     written = frozenset({"unet", "scheduler", "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"})
+    asked_last = True
 
     @classmethod
     def matches(cls, path: Path) -> bool:
