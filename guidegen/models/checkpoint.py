@@ -21,7 +21,7 @@ from guidegen.models.configs import read_config, read_index
 from guidegen.models.discovery import subclasses_in
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
-from guidegen.models.noise_schedule import is_flow
+from guidegen.models.noise_schedule import in_sigma, is_flow
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, variants, weights_sha256
 from guidegen.python_file import split_python_ref
 from guidegen.spec.settings import MODE_NAMES
@@ -59,6 +59,12 @@ class Source:
 class Checkpoint(ABC):
     """A diffusion checkpoint on disk; each kind of checkpoint is a class of its own.
 
+    A kind answers: is this mine (`matches`), what does it draw (`open`), do its configs make networks that draw
+    (`check_networks`), and where are they (`load`). Its noise convention follows from `scheduler_config`, as
+    `guidegen.models.noise_schedule` has it. Where alpha is 1 (variance exploding, EDM) the config says sigma_min and
+    sigma_max, and the denoiser that is loaded takes x = x_0 + sigma eps (B, C, H, W) as it is and sigma () as its
+    timestep, does all preconditioning of its network itself, and predicts x_0: its prediction type is "sample".
+
     Attributes:
         ref: as the person named it.
         folder: its folder.
@@ -76,6 +82,7 @@ class Checkpoint(ABC):
         channels_last: whether its network runs fastest in that memory layout.
         has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
         asked_last: whether a source is only of this kind if it is of no other.
+        default_scheduler: the scheduler to draw with by default; None for that of its config.
     """
 
     ref: str
@@ -95,6 +102,7 @@ class Checkpoint(ABC):
     channels_last: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
     asked_last: ClassVar[bool] = False
+    default_scheduler: ClassVar[str | None] = None
 
     @property
     @abstractmethod
@@ -217,7 +225,9 @@ class Checkpoint(ABC):
 
     @property
     def prediction_type(self) -> PredictionType:
-        """What the network predicts."""
+        """What the denoiser predicts."""
+        if in_sigma(self.scheduler_config):
+            return "sample"
         if is_flow(self.scheduler_config):
             return "flow"
         predicted: PredictionType = self.scheduler_config.get("prediction_type", "epsilon")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from guidegen.arguments import finite, several, whole
 from guidegen.errors import UsageError, first_line
-from guidegen.sampling.schedulers import check_levels, noise_levels
+from guidegen.sampling.level_checks import check_levels
+from guidegen.sampling.schedulers import noise_levels
 from guidegen.scores.noise import Level
 
 
@@ -67,10 +68,12 @@ def sample(
     extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
     if eta is not None:
         extra["eta"] = eta
-    scale_input = getattr(scheduler, "scale_model_input", None)
+    scale_input, raise_noise = (getattr(scheduler, name, None) for name in ("scale_model_input", "raise_noise"))
     # schedulers look their t up on the CPU; the networks' are copied at once, since each copy waits for the device
     there = scheduler.timesteps.to(device)
     for index, (t, level) in enumerate(zip(scheduler.timesteps, levels, strict=True)):
+        if raise_noise:
+            x = raise_noise(x, generators)
         x_t = scale_input(x, t) if scale_input else x
         prediction = guide(x_t, there[index], level, index)
         x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
@@ -86,8 +89,8 @@ def try_out(scheduler: Any, steps: int, eta: float | None = None) -> None:
         UsageError: it does not take so many steps, steps at levels that are not its timesteps', or
             gives numbers that are not finite.
     """
-    name, most = type(scheduler).__name__, scheduler.config.num_train_timesteps
-    if steps > most:
+    name, most = type(scheduler).__name__, scheduler.config.get("num_train_timesteps")
+    if most is not None and steps > most and not scheduler.config.get("sigma_max"):
         raise UsageError(f"--steps {steps}: more than the {most} timesteps that the network was trained with.")
 
     def nothing(x_t: Tensor, *_: Any) -> Tensor:

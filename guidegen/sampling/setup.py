@@ -148,7 +148,7 @@ def plan_scheduler(
         UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps, eta,
             spacing of the timesteps or options.
     """
-    config = checkpoint.scheduler_config
+    config, name = checkpoint.scheduler_config, name or checkpoint.default_scheduler
     scheduler = make_scheduler(config, name)
     texts = split_options(options or ()) | ({} if spacing is None else {SPACING: spacing})
     if texts:
