@@ -77,6 +77,7 @@ def _inspect(
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
+        "published": {name: preset.line() for name, preset in checkpoint.published.items()},
         "missing": checkpoint.missing,
     }
     if as_json:

@@ -22,8 +22,10 @@ from guidegen.models.discovery import subclasses_in
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import in_sigma, is_flow
+from guidegen.models.presets import Preset
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, variants, weights_sha256
 from guidegen.python_file import split_python_ref
+from guidegen.schema import convert
 from guidegen.spec.settings import MODE_NAMES
 
 if TYPE_CHECKING:
@@ -197,6 +199,12 @@ class Checkpoint(ABC):
     def conditional(self) -> bool:
         """Whether the network takes a label or a prompt."""
         return self.reads_prompts or self.class_conditional
+
+    @property
+    def published(self) -> dict[str, Preset]:
+        """Published settings of it, by their names."""
+        where = f"{self.folder}: published"
+        return convert(self.index.get("published", {}), dict[str, Preset], where, CheckpointError)
 
     @property
     def cannot_draw(self) -> str | None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from guidegen.errors import CheckpointError, UnsafeError
+from guidegen.models.presets import Preset
 from guidegen.models.python_ref import MOST_LABELS, Channels, Edge, Steps
 from guidegen.schema import convert, read_bytes
 
@@ -78,18 +79,6 @@ class Latents(Struct):
     image_range: tuple[float, float] = (-1.0, 1.0)
 
 
-class Published(Struct):
-    """Published settings, as `guidegen.models.presets` has them."""
-
-    file: _Name
-    w: float
-    steps: Steps
-    source: _Name
-    guide: _Name | None = None
-    scheduler_opt: _Name | None = None
-    figure: _Name | None = None
-
-
 class ModelIndex(Struct, rename={"class_name": "_class_name"}):
     """model_index.json, and what guidegen adds to it; each part is a pair of library and class."""
 
@@ -99,7 +88,7 @@ class ModelIndex(Struct, rename={"class_name": "_class_name"}):
     null_label: int | None = None
     default_steps: Steps | None = None
     latents: Latents | None = None
-    published: Annotated[dict[_Name, Published], Meta(max_length=64)] | None = None
+    published: dict[str, Preset] = {}
 
 
 class Scheduler(Struct, rename={"class_name": "_class_name"}):

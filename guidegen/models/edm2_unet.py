@@ -21,7 +21,8 @@ from guidegen.models.preconditioning import Preconditioned, check_labels
 def normalize(x: Tensor, dims: Sequence[int]) -> Tensor:
     """x with a root mean square of 1 over some dimensions (equation 30)."""
     length = torch.linalg.vector_norm(x, dim=list(dims), keepdim=True, dtype=torch.float32)
-    return x / (1e-4 + length * math.sqrt(length.numel() / x.numel())).to(x.dtype)
+    normal: Tensor = x / (1e-4 + length * math.sqrt(length.numel() / x.numel())).to(x.dtype)
+    return normal
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -47,6 +48,9 @@ def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
 
 class _Fourier(nn.Module):
     """Random Fourier features (B, channels) of noise levels (B,), of magnitude 1 (equation 75)."""
+
+    freqs: Tensor
+    phases: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -111,7 +115,8 @@ class _Block(nn.Module):
         """Cosine attention (B, C, H, W) of queries, keys and values (B, 3C, H, W), which alternate in the channels."""
         batch, channels, height, width = qkv.shape
         parts = normalize(qkv.reshape(batch, self.heads, -1, 3, height * width), [2])
-        found = F.scaled_dot_product_attention(*parts.permute(3, 0, 1, 4, 2).unbind(0))
+        q, k, v = parts.permute(3, 0, 1, 4, 2).unbind(0)
+        found = F.scaled_dot_product_attention(q, k, v)
         return found.transpose(2, 3).reshape(batch, channels // 3, height, width)
 
 
@@ -139,7 +144,7 @@ class Edm2UNet(Preconditioned):
         precondition: edm.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         sample_size: int = 64,
@@ -194,4 +199,5 @@ class Edm2UNet(Preconditioned):
             skips.append(x)
         for name, block in self.dec.items():
             x = block(mp_cat(x, skips.pop(), self.concat_balance) if "block" in name else x, embedding)
-        return self.out_conv(x)
+        predicted: Tensor = self.out_conv(x)
+        return predicted

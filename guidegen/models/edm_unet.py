@@ -127,8 +127,8 @@ class _Block(nn.Module):
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """Self-attention (B, C, H, W) from queries, keys and values (B, 3C, H, W), which alternate in the channels of a head."""
     batch, channels, height, width = qkv.shape
-    parts = qkv.reshape(batch, heads, -1, 3, height * width).permute(3, 0, 1, 4, 2)
-    found = F.scaled_dot_product_attention(*parts.unbind(0))
+    q, k, v = qkv.reshape(batch, heads, -1, 3, height * width).permute(3, 0, 1, 4, 2).unbind(0)
+    found = F.scaled_dot_product_attention(q, k, v)
     return found.transpose(2, 3).reshape(batch, channels // 3, height, width)
 
 
@@ -211,7 +211,7 @@ class SongUNet(Preconditioned):
         c_2: of iDDPM.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         sample_size: int = 32,
@@ -269,7 +269,7 @@ class SongUNet(Preconditioned):
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels * math.sqrt(labels.shape[1]))
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
-        skips, aux = [], x
+        aux, skips = x, list[Tensor]()
         for name, block in self.enc.items():
             if "aux" in name:
                 x = skips[-1] = aux = (x + block(aux)) / math.sqrt(2)
@@ -308,7 +308,7 @@ class DhariwalUNet(Preconditioned):
         c_2: as in `SongUNet`.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         sample_size: int = 64,
@@ -360,7 +360,8 @@ class DhariwalUNet(Preconditioned):
             skips.append(x)
         for name, block in self.dec.items():
             x = block(torch.cat([x, skips.pop()], dim=1) if "block" in name else x, embedding)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        predicted: Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        return predicted
 
 
 class _Positional(nn.Module):
@@ -368,17 +369,19 @@ class _Positional(nn.Module):
 
     def __init__(self, channels: int, endpoint: bool = True):
         super().__init__()
-        self.half, self.endpoint = channels // 2, endpoint
+        self.count, self.endpoint = channels // 2, endpoint
 
     def forward(self, noise: Tensor) -> Tensor:
-        index = torch.arange(self.half, dtype=torch.float32, device=noise.device)
-        angles = noise.outer((1 / 10000) ** (index / (self.half - int(self.endpoint))))
+        index = torch.arange(self.count, dtype=torch.float32, device=noise.device)
+        angles = noise.outer((1 / 10000) ** (index / (self.count - int(self.endpoint))))
         parts = (angles.sin(), angles.cos()) if self.endpoint else (angles.cos(), angles.sin())
         return torch.cat(parts, dim=1)
 
 
 class _Fourier(nn.Module):
     """Random Fourier features (B, channels) of noise levels (B,)."""
+
+    freqs: Tensor
 
     def __init__(self, channels: int):
         super().__init__()

@@ -109,7 +109,9 @@ def read_persistent(path: Path) -> dict[str, Any]:
 class _Reader(pickle._Unpickler):
     """The unpickler of Python's library that is written in Python: its memory grows with what it reads alone."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"

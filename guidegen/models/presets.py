@@ -18,29 +18,29 @@ class Preset:
     Attributes:
         name: of the settings.
         file: of the checkpoint.
-        guide: file of the guiding network; None without one.
         w: guidance weight; 1 without guidance.
         steps: steps of the sampler.
+        source: where these are published.
+        guide: file of the guiding network; None without one.
         scheduler_opt: options of the sampler.
         figure: metric and number, smaller is better; None where none is published.
-        source: where these are published.
     """
 
     name: str
     file: str
-    guide: str | None
     w: float
     steps: int
-    scheduler_opt: str | None
-    figure: str | None
     source: str
+    guide: str | None = None
+    scheduler_opt: str | None = None
+    figure: str | None = None
 
     def line(self) -> str:
-        """All of it, for people."""
+        """All of it but the name, for people."""
         guided = f" guided by {self.guide}" if self.guide else ""
         options = f", {self.scheduler_opt}" if self.scheduler_opt else ""
         figure = f": {self.figure}" if self.figure else ""
-        return f"{self.name}: {self.file}{guided}, w {self.w:g}, {self.steps} steps{options}{figure} ({self.source})"
+        return f"{self.file}{guided}, w {self.w:g}, {self.steps} steps{options}{figure} ({self.source})"
 
 
 def presets_of(file: str) -> list[Preset]:
@@ -57,14 +57,14 @@ def published(presets: Iterable[Preset]) -> dict[str, Any]:
 def _edm2(row: str) -> Preset:
     name, file, guide, w, metric, number = row.split()
     guiding = None if guide == "-" else f"edm2-{guide}.pkl"
-    return Preset(f"edm2-{name}", f"edm2-{file}.pkl", guiding, float(w), 32, None, f"{metric} {number}", _EDM2_SOURCE)
+    return Preset(f"edm2-{name}", f"edm2-{file}.pkl", float(w), 32, _EDM2_SOURCE, guiding, None, f"{metric} {number}")
 
 
 def _edm(row: str) -> Preset:
     name, steps, fid = row.split()
     churn = _CHURN.replace("40", "80" if name.startswith("base") else "40") if "imagenet" in name else None
     figure = None if fid == "-" else f"FID {fid}"
-    return Preset(name, f"{name}.pkl", None, 1.0, int(steps), churn, figure, _EDM_SOURCE)
+    return Preset(name, f"{name}.pkl", 1.0, int(steps), _EDM_SOURCE, None, churn, figure)
 
 
 _EDM_ROWS = """
@@ -121,24 +121,20 @@ img64-s-autog-dino        img64-s-1073741-0.105         img64-xs-0134217-0.175  
 """
 _SIT = (
     Preset(
-        "SiT-XL/2",
-        "SiT-XL-2-256x256.pt",
-        None,
-        1.5,
-        250,
-        None,
-        "FID 2.06",
-        "willisma/SiT README.md, by its SDE sampler; w of arXiv 2401.08740",
+        name="SiT-XL/2",
+        file="SiT-XL-2-256x256.pt",
+        w=1.5,
+        steps=250,
+        source="willisma/SiT README.md, by its SDE sampler; w of arXiv 2401.08740",
+        figure="FID 2.06",
     ),
     Preset(
-        "REPA SiT-XL/2",
-        "last.pt",
-        None,
-        1.8,
-        250,
-        None,
-        "FID 1.42",
-        "sihyun-yu/REPA README.md, by its SDE sampler, guided where sigma is below 0.7",
+        name="REPA SiT-XL/2",
+        file="last.pt",
+        w=1.8,
+        steps=250,
+        source="sihyun-yu/REPA README.md, by its SDE sampler, guided where sigma is at most 0.7",
+        figure="FID 1.42",
     ),
 )
 PRESETS: tuple[Preset, ...] = (

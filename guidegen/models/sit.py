@@ -20,7 +20,8 @@ class _Patches(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        return tokens
 
 
 class _Times(nn.Module):
@@ -95,7 +96,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition).chunk(6, dim=1)
         x = x + gate_a[:, None] * self.attn(_modulated(self.norm1(x), shift_a, scale_a))
-        return x + gate_m[:, None] * self.mlp(_modulated(self.norm2(x), shift_m, scale_m))
+        mixed: Tensor = x + gate_m[:, None] * self.mlp(_modulated(self.norm2(x), shift_m, scale_m))
+        return mixed
 
 
 class _Last(nn.Module):
@@ -130,7 +132,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         train_steps: timesteps of the scheduler.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         sample_size: int = 32,

@@ -85,7 +85,7 @@ class Conversion:
         ]
         if self.vae is None:
             words.append("no --vae: it can only guide another (--guide-model)")
-        return "\n".join(["; ".join(words), *(preset.line() for preset in self.presets)])
+        return "\n".join(["; ".join(words), *(f"{preset.name}: {preset.line()}" for preset in self.presets)])
 
     def save(self, folder: Path) -> None:
         """Writes a pipeline folder."""
