@@ -199,7 +199,7 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
 
 def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
     """What of a guiding model is not as in the model and has to be; a sentence each."""
-    unconditional = not guiding.conditional and model.class_conditional  # guides away from no label
+    unconditional = model.guided_by_unconditional and not guiding.conditional
     pairs: list[tuple[str, Any, Any]] = [
         ("condition", _takes(model) if unconditional else _takes(guiding), _takes(model)),
         ("shape", "x".join(map(str, guiding.shape)), "x".join(map(str, model.shape))),

@@ -82,6 +82,8 @@ class Checkpoint(ABC):
         network: the part that is called at each step.
         reads_prompts: whether prompts condition it, not labels.
         channels_last: whether its network runs fastest in that memory layout.
+        guided_by_unconditional: whether an unconditional network may guide one with labels, as classifier-free guidance
+            with a second network.
         has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
         asked_last: whether a source is only of this kind if it is of no other.
         default_scheduler: the scheduler to draw with by default; None for that of its config.
@@ -102,6 +104,7 @@ class Checkpoint(ABC):
     network: ClassVar[str]
     reads_prompts: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
+    guided_by_unconditional: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
     asked_last: ClassVar[bool] = False
     default_scheduler: ClassVar[str | None] = None

@@ -25,6 +25,7 @@ class Edm(LabelCheckpoint):
     network = "unet"
     network_classes = ("SongUNet", "DhariwalUNet", "Edm2UNet")
     channels_last = True
+    guided_by_unconditional = True
 
     @property
     def kind(self) -> str:
