@@ -221,7 +221,8 @@ def _variants(
     from guidegen.sampling.setup import plan_setup
 
     checkpoint = models.checkpoint
-    plain = {"scheduler": checkpoint.scheduler_config.get("_class_name", "DDPMScheduler"), "steps": checkpoint.steps}
+    usual = checkpoint.default_scheduler or checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
+    plain = {"scheduler": usual, "steps": checkpoint.steps}
     config_sha256 = digest(
         *checkpoint.identity,
         models.classifier and models.classifier.config,

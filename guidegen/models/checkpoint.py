@@ -86,7 +86,7 @@ class Checkpoint(ABC):
             with a second network.
         has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
         asked_last: whether a source is only of this kind if it is of no other.
-        default_scheduler: the scheduler to draw with by default; None for that of its config.
+        default_scheduler: class of the scheduler to draw with by default; None for that of its config.
     """
 
     ref: str
@@ -185,7 +185,7 @@ class Checkpoint(ABC):
     @property
     def part_folders(self) -> dict[str, Path]:
         """Where the config and the weights of each part are."""
-        return {part: self.folder / part if self.index else self.folder for part in self.configs}
+        return {part: part_folder(self.folder, part) if self.index else self.folder for part in self.configs}
 
     @property
     def classes(self) -> int | None:
@@ -307,6 +307,12 @@ class Checkpoint(ABC):
         if mode in ("classifier", "both") and not classifier:
             return "there is no classifier. Name one: --classifier ID|DIR"
         return None
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part of a pipeline is: in a folder of its name, or beside model_index.json as in the oldest pipelines."""
+    alone = (folder / "config.json").is_file() and not (folder / part).is_dir()
+    return folder if alone else folder / part
 
 
 def open_checkpoint(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guidegen.models.edm_unet import BlockSpec, resample, unet_blocks
-from guidegen.models.preconditioning import Preconditioned, check_labels
+from guidegen.models.edm_preconditioning import Preconditioned, check_labels
 
 
 def normalize(x: Tensor, dims: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidegen.models.preconditioning import Preconditioned, check_labels
+from guidegen.models.edm_preconditioning import Preconditioned, check_labels
 
 
 def resample(x: Tensor, how: str, weights: Sequence[float], padding: int | None = None) -> Tensor:
@@ -202,7 +202,7 @@ class SongUNet(Preconditioned):
         embedding: positional (DDPM++) or fourier (NCSN++).
         encoder: standard (DDPM++) or residual (NCSN++).
         resample_filter: 1, 1 (DDPM++) or 1, 3, 3, 1 (NCSN++).
-        precondition: as in `guidegen.models.preconditioning`, and so are the rest.
+        precondition: as in `guidegen.models.edm_preconditioning`, and so are the rest.
         sigma_data: standard deviation of the images.
         beta_d: of the variance preserving SDE.
         beta_min: of the variance preserving SDE.

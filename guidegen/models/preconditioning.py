@@ -1,120 +1,84 @@
-"""Networks of Karras et al. as denoisers: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
-
-Source: Karras et al. 2022 (arXiv 2206.00364), equation 7 and table 1, for networks of Song et al. 2021 (2011.13456, VP and
-VE), of Nichol & Dhariwal 2021 (2102.09672, iDDPM) and of EDM and EDM2 themselves.
-"""
+"""Networks of x = x_0 + sigma eps behind their preconditioning: denoisers D(x; sigma) that predict x_0."""
 
 from __future__ import annotations
 
-import math
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
-PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
+from guidegen.models.noise_schedule import EDM_CLASSES, in_sigma, own_scheduler
+from guidegen.scores.interfaces import Denoiser
+from guidegen.scores.noise import PredictionType
 
 
-class Coefficients(NamedTuple):
-    """The four of one preconditioning, of the shape of sigma."""
+class Scales(NamedTuple):
+    """D(x; sigma) = c_skip x + c_out F(c_in x + shift, c_noise): Karras et al. 2022 (arXiv 2206.00364), eq. 7."""
 
     skip: Tensor | float
     out: Tensor
-    input: Tensor | float
+    scale: Tensor | float
     noise: Tensor
+    shift: float = 0.0
 
 
-class Preconditioned(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A network F with its preconditioning; subclasses are F.
+class SigmaDenoiser:
+    """A network F behind its preconditioning.
 
-    Their configs have `in_channels`, `num_class_embeds` (labels, with the null one last; None without), `null_label`,
-    `precondition` (one of `PRECONDITIONINGS`) and the numbers that `coefficients` reads.
+    Args:
+        network: as a denoiser, of whatever F predicts.
+        scales: from sigma (), fp32, to the scales of eq. 7.
     """
 
-    def predict(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """F of x (B, C, H, W), c_noise (B,) and one-hot labels (B, K), zeros for the null label."""
-        raise NotImplementedError
+    prediction_type: PredictionType = "sample"
 
-    def forward(
-        self, sample: Tensor, sigma: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> tuple[Tensor]:
-        """The denoised estimate (B, C, H, W) fp32, as the only one of a tuple.
+    def __init__(self, network: Denoiser, scales: Callable[[Tensor], Scales]):
+        self.network, self.scales = network, scales
 
-        Args:
-            sample: x = x_0 + sigma eps (B, C, H, W).
-            sigma: () or (B,).
-            class_labels: ids (B,); None for an unconditional network.
-            return_dict: for diffusers' sake.
+    def check_labels(self, labels: Iterable[int]) -> None:
+        """As the network's own."""
+        if check := getattr(self.network, "check_labels", None):
+            check(labels)
 
-        Raises:
-            ValueError: a conditional network without labels.
-        """
-        config: Any = self.config
-        one_hot = None
-        if config.num_class_embeds is not None:
-            if class_labels is None:
-                raise ValueError("class_labels should be given to a class-conditional network")
-            columns = config.num_class_embeds - (config.null_label is not None)
-            one_hot = (class_labels[:, None] == torch.arange(columns, device=class_labels.device)).float()
-        sigma = sigma.float().expand(len(sample))
-        c = coefficients(sigma.reshape(-1, 1, 1, 1), config)
-        predicted = self.predict(c.input * sample, c.noise.flatten(), one_hot)[:, : config.in_channels]
-        return (c.skip * sample + c.out * predicted.float(),)
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """E[x_0 | x] (B, C, H, W) fp32 from x (B, C, H, W), sigma () and labels (B,)."""
+        skip, out, scale, noise, shift = self.scales(t.float())
+        return skip * x_t + out * self.network(scale * x_t + shift, noise, labels)
 
 
-def check_labels(num_class_embeds: int | None, null_label: int | None, precondition: str = "edm") -> int:
-    """The columns of one-hot labels of a `Preconditioned` network, 0 without labels.
-
-    Raises:
-        ValueError: a null label that is not the last, or an unknown preconditioning.
-    """
-    if precondition not in PRECONDITIONINGS:
-        raise ValueError(f"precondition should be one of {', '.join(PRECONDITIONINGS)}, found {precondition!r}")
-    if null_label is None:
-        return num_class_embeds or 0
-    if num_class_embeds is None or null_label != num_class_embeds - 1:
-        raise ValueError(f"null_label should be the last of {num_class_embeds} classes, found {null_label}")
-    return null_label
+def preconditioned(network: Denoiser, scheduler_config: Mapping[str, Any]) -> Denoiser:
+    """A network behind the preconditioning that goes with its scheduler; itself where alpha is not 1."""
+    if not in_sigma(scheduler_config):
+        return network
+    config = own_scheduler(scheduler_config).config
+    name = scheduler_config["_class_name"]
+    if name in EDM_CLASSES:
+        return SigmaDenoiser(network, lambda sigma: edm(sigma, config.sigma_data, config.prediction_type))
+    if name == "CMStochasticIterativeScheduler":
+        return SigmaDenoiser(network, lambda sigma: consistency(sigma, config.sigma_data, config.sigma_min))
+    return SigmaDenoiser(network, karras_ve if name == "KarrasVeScheduler" else score)
 
 
-def coefficients(sigma: Tensor, config: Any) -> Coefficients:
-    """The coefficients at sigma of the preconditioning in a config."""
-    kind = config.precondition
-    if kind == "edm":
-        data = config.sigma_data
-        total = sigma**2 + data**2
-        return Coefficients(data**2 / total, sigma * data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4)
-    if kind == "ve":
-        return Coefficients(1, sigma, 1, (sigma / 2).log())
-    scaled = 1 / (sigma**2 + 1).sqrt()
-    if kind == "vp":
-        time = vp_time(sigma, config.beta_d, config.beta_min)
-        return Coefficients(1, -sigma, scaled, (config.train_steps - 1) * time)
-    levels = torch.tensor(iddpm_sigmas(config.train_steps, config.c_1, config.c_2), device=sigma.device)
-    index = (sigma.flatten()[:, None] - levels).abs().argmin(1)
-    return Coefficients(1, -sigma, scaled, (config.train_steps - 1 - index).float())
+def edm(sigma: Tensor, data: float = 0.5, prediction_type: str = "epsilon") -> Scales:
+    """EDM's (table 1), with the signs of diffusers' EDM schedulers; `data` is the standard deviation of the data."""
+    total = sigma**2 + data**2
+    out = sigma * data / total.sqrt()
+    return Scales(data**2 / total, out if prediction_type == "epsilon" else -out, 1 / total.sqrt(), 0.25 * sigma.log())
 
 
-def vp_time(sigma: Tensor, beta_d: float, beta_min: float) -> Tensor:
-    """t in [0, 1] of a sigma of the variance preserving SDE."""
-    return ((beta_min**2 + 2 * beta_d * (1 + sigma**2).log()).sqrt() - beta_min) / beta_d
+def consistency(sigma: Tensor, data: float = 0.5, least: float = 0.002) -> Scales:
+    """Those of consistency models: D(x; least) = x (Song et al. 2023, arXiv 2303.01469, appendix C)."""
+    total = sigma**2 + data**2
+    skip, out = data**2 / ((sigma - least) ** 2 + data**2), (sigma - least) * data / total.sqrt()
+    return Scales(skip, out, 1 / total.sqrt(), 250 * torch.log(sigma + 1e-44))
 
 
-def vp_sigma(time: float, beta_d: float, beta_min: float) -> float:
-    """The inverse of `vp_time`."""
-    return math.sqrt(math.expm1(beta_d * time**2 / 2 + beta_min * time))
+def score(sigma: Tensor) -> Scales:
+    """Of a network of the score of x at sigma, as those of variance exploding SDEs are."""
+    return Scales(1.0, sigma**2, 1.0, sigma)
 
 
-@cache
-def iddpm_sigmas(steps: int, c_1: float, c_2: float) -> tuple[float, ...]:
-    """The sigmas that an iDDPM knows, the largest first, and 0 (2206.00364, table 1)."""
-
-    def kept(j: int) -> float:
-        return math.sin(math.pi * j / steps / (c_2 + 1) / 2) ** 2
-
-    sigmas = [0.0]
-    for j in range(steps, 0, -1):
-        sigmas.append(math.sqrt((sigmas[-1] ** 2 + 1) / max(kept(j - 1) / kept(j), c_1) - 1))
-    return tuple(reversed(sigmas))
+def karras_ve(sigma: Tensor) -> Scales:
+    """Of a network of the score of images in [0, 1], of images in [-1, 1] (2206.00364, eq. 213)."""
+    return Scales(1.0, sigma**2 / 2, 0.5, sigma / 2, 0.5)

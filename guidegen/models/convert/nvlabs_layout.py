@@ -182,7 +182,7 @@ def _or(value: list[int] | None, usual: list[int]) -> list[int]:
 
 def _sigmas(precondition: str, made: _Edm) -> tuple[float, float]:
     """The part of 0.002 to 80 that the network knows, as EDM's sampler takes it."""
-    from guidegen.models.preconditioning import iddpm_sigmas, vp_sigma
+    from guidegen.models.edm_preconditioning import iddpm_sigmas, vp_sigma
 
     least, most = {"ve": (0.02, 100.0)}.get(precondition, (0.0, math.inf))
     if precondition == "vp":

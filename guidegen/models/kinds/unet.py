@@ -30,7 +30,7 @@ class UNet(LabelCheckpoint):
 
     @classmethod
     def matches(cls, source: Source) -> bool:
-        return split_python_ref(source.ref) is None
+        return super().matches(source) if cls.pipeline else split_python_ref(source.ref) is None
 
     def check_config(self) -> None:
         super().check_config()

@@ -1,0 +1,15 @@
+"""Consistency models (Song et al. 2023, arXiv 2303.01469): diffusers' `ConsistencyModelPipeline`."""
+
+from __future__ import annotations
+
+from guidegen.models.kinds.unet import UNet
+
+
+class ConsistencyModel(UNet):
+    """A UNet that predicts where the flow of x_t ends, with or without classes; it draws in one step or a few."""
+
+    kind = "consistency model"
+    pipeline = "ConsistencyModelPipeline"
+    scheduler_class = "CMStochasticIterativeScheduler"
+    default_steps = 1
+    asked_last = False
