@@ -14,8 +14,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidegen.models.edm_unet import BlockSpec, resample, unet_blocks
 from guidegen.models.edm_preconditioning import Preconditioned, check_labels
+from guidegen.models.edm_unet import BlockSpec, resample, unet_blocks
 
 
 def normalize(x: Tensor, dims: Sequence[int]) -> Tensor:

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
+from guidegen.models.preconditioning import Scales, edm
+
 PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
-
-
-class Coefficients(NamedTuple):
-    """The four of one preconditioning, of the shape of sigma."""
-
-    skip: Tensor | float
-    out: Tensor
-    input: Tensor | float
-    noise: Tensor
 
 
 class Preconditioned(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -60,7 +53,7 @@ class Preconditioned(ModelMixin, ConfigMixin):  # type: ignore[misc]
             one_hot = (class_labels[:, None] == torch.arange(columns, device=class_labels.device)).float()
         sigma = sigma.float().expand(len(sample))
         c = coefficients(sigma.reshape(-1, 1, 1, 1), config)
-        predicted = self.predict(c.input * sample, c.noise.flatten(), one_hot)[:, : config.in_channels]
+        predicted = self.predict(c.scale * sample, c.noise.flatten(), one_hot)[:, : config.in_channels]
         return (c.skip * sample + c.out * predicted.float(),)
 
 
@@ -79,22 +72,20 @@ def check_labels(num_class_embeds: int | None, null_label: int | None, precondit
     return null_label
 
 
-def coefficients(sigma: Tensor, config: Any) -> Coefficients:
+def coefficients(sigma: Tensor, config: Any) -> Scales:
     """The coefficients at sigma of the preconditioning in a config."""
     kind = config.precondition
     if kind == "edm":
-        data = config.sigma_data
-        total = sigma**2 + data**2
-        return Coefficients(data**2 / total, sigma * data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4)
+        return edm(sigma, config.sigma_data)
     if kind == "ve":
-        return Coefficients(1, sigma, 1, (sigma / 2).log())
+        return Scales(1, sigma, 1, (sigma / 2).log())
     scaled = 1 / (sigma**2 + 1).sqrt()
     if kind == "vp":
         time = vp_time(sigma, config.beta_d, config.beta_min)
-        return Coefficients(1, -sigma, scaled, (config.train_steps - 1) * time)
+        return Scales(1, -sigma, scaled, (config.train_steps - 1) * time)
     levels = torch.tensor(iddpm_sigmas(config.train_steps, config.c_1, config.c_2), device=sigma.device)
     index = (sigma.flatten()[:, None] - levels).abs().argmin(1)
-    return Coefficients(1, -sigma, scaled, (config.train_steps - 1 - index).float())
+    return Scales(1, -sigma, scaled, (config.train_steps - 1 - index).float())
 
 
 def vp_time(sigma: Tensor, beta_d: float, beta_min: float) -> Tensor:

@@ -26,6 +26,9 @@ class Edm(LabelCheckpoint):
     network_classes = ("SongUNet", "DhariwalUNet", "Edm2UNet")
     channels_last = True
     guided_by_unconditional = True
+    has_layers = False
+    default_scheduler = "EDMHeunScheduler"
+    default_steps = 32
 
     @property
     def kind(self) -> str:
@@ -73,6 +76,9 @@ class Edm(LabelCheckpoint):
         check_prediction(self)
         if self.decoder is not None and self.index:
             check_decoding(self, self.decoder)
+
+    def preconditioned(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser  # the network's own, whatever its scheduler
 
     def load_decoder(self, options: LoadOptions) -> Callable[[Tensor], Tensor] | None:
         from guidegen.models.denoisers import standardized_decoder

@@ -14,6 +14,8 @@ class SiT(DiT):
     kind = "SiT"
     pipeline = "SiTPipeline"
     network_classes = ("SiTTransformer2DModel",)
+    has_layers = False
+    default_steps = 250
 
     @classmethod
     def matches(cls, source: Source) -> bool:
