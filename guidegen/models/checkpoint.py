@@ -79,6 +79,7 @@ class Checkpoint(ABC):
         size: (height, width) of the images.
         steps: the number of steps to take by default.
         missing: what the folder lacks and what stands in for it.
+        uncond: what stands in for a null label, `icg`; None for nothing.
         network: the part that is called at each step.
         reads_prompts: whether prompts condition it, not labels.
         channels_last: whether its network runs fastest in that memory layout.
@@ -100,6 +101,7 @@ class Checkpoint(ABC):
     size: tuple[int, int]
     steps: int
     missing: list[str] = field(default_factory=list)
+    uncond: str | None = None
 
     network: ClassVar[str]
     reads_prompts: ClassVar[bool] = False
@@ -217,7 +219,7 @@ class Checkpoint(ABC):
     @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
-        return self.reads_prompts or self.null_label is not None
+        return self.reads_prompts or self.null_label is not None or self.uncond is not None
 
     @property
     def learned_variance(self) -> bool:
@@ -288,7 +290,7 @@ class Checkpoint(ABC):
         Args:
             mode: one of `MODES`.
             classifier: whether there is one.
-            needs_null: mode both: whether some weight of the label's own score is not 1.
+            needs_null: modes cfg and both: whether some weight of the label's own score is not 1.
         """
         if self.cannot_draw:
             return self.cannot_draw
@@ -297,12 +299,12 @@ class Checkpoint(ABC):
             return None if self.guiding_folder else lack + (", or pag or skip" if self.has_layers else "")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
-        needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
-        if needs_null and self.conditional and not self.has_null:
-            alone = ". --mode both --w 1 adds a classifier to its conditional score" if mode != "cfg" else ""
+        if (needs_null or mode == "classifier") and mode != "none" and self.conditional and not self.has_null:
+            alone = "is its conditional score" if mode == "cfg" else "adds a classifier to its conditional score"
             return (
-                "the model has no null label, so it has no unconditional score to guide from. "
-                f"If it was trained with one, name it: --null-label ID{alone}"
+                "the model has no null label, so it has no unconditional score to guide from. If it was trained with one, "
+                "name it: --null-label ID; --uncond icg takes random labels instead; "
+                f"--mode {'cfg' if mode == 'cfg' else 'both'} --w 1 {alone}"
             )
         if mode in ("classifier", "both") and not classifier:
             return "there is no classifier. Name one: --classifier ID|DIR"

@@ -43,7 +43,9 @@ class SigmaDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """E[x_0 | x] (B, C, H, W) fp32 from x (B, C, H, W), sigma () and labels (B,)."""
-        skip, out, scale, noise, shift = self.scales(t.float())
+        # a sigma for each row where its time is disturbed
+        skip, out, scale, noise, shift = self.scales(t.float()[:, None, None, None] if t.ndim else t.float())
+        noise = noise.flatten() if t.ndim else noise
         return skip * x_t + out * self.network(scale * x_t + shift, noise, labels)
 
 

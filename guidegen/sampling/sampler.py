@@ -19,6 +19,7 @@ from guidegen.sampling.schedulers import without_clip
 from guidegen.sampling.setup import Setup
 from guidegen.scores.fixed_rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.guided import Guide
+from guidegen.scores.independent import independent_labels
 from guidegen.scores.interfaces import Classifier, Mixture
 from guidegen.scores.noise import Level, to_x0
 from guidegen.spec.cell import Cell, mode_weights
@@ -111,7 +112,15 @@ class Sampler:
             clip=self.clip,
             method=self.setup.method,
             schedule=self.setup.schedule.weights,
+            **self._stand_ins([cell.seed for cell in cells]),
         )
+
+    def _stand_ins(self, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What stands in for a null label, of samples with those seeds."""
+        (checkpoint, _, _), steps = self.setup.models, len(self.scheduler.timesteps)
+        if checkpoint.uncond is None or not seeds:
+            return {}
+        return {"stand_ins": independent_labels(seeds, list(checkpoint.labels), steps)}
 
     @torch.no_grad()
     def _decoded(self, drawn: torch.Tensor) -> torch.Tensor:

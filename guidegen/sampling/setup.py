@@ -199,6 +199,11 @@ def make_setup(models: Models, settings: Settings, scheduler: Any) -> Setup:
             f"--guidance {method.name}: renoises with the unguided prediction, which is exact only for "
             f"--scheduler ddim with --eta 0 and --scheduler euler; this is {found}."
         )
+    if method.gain is not None and models.checkpoint.conditional and not models.checkpoint.has_null:
+        raise UsageError(
+            f"--guidance {method.name}: reads the unconditional prediction at every weight, and the model has no null "
+            "label. --uncond icg takes random labels instead."
+        )
     schedule = make_schedule(noise_levels(scheduler), settings.interval, settings.w_schedule, method, after)
     bound = replace(method, combine=partial(method.combine, **options)) if options else method
     return Setup(models, replace(settings, **chosen), scheduler, bound, schedule)
