@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_guided_images_are_those_of_the_ode(converted: Path, vae: Path, tmp_path
     x = torch.cat([torch.randn(1, 4, EDGE, EDGE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     times = torch.linspace(0, 1, steps).tolist()
     labels, null = torch.tensor([2, 2]), torch.tensor([LABELS, LABELS])
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in pairwise(times):
         u, c = velocity(state, x, now, null), velocity(state, x, now, labels)
         x = x + (after - now) * (u + w * (c - u))
     with torch.no_grad():
@@ -158,8 +159,11 @@ def test_files_are_recognised_by_content(tmp_path: Path, vae: Path) -> None:
     aligned = state_of(learned=False, more={"projectors.0.0.weight": torch.ones(2, WIDTH)})
     torch.save(aligned, tmp_path / "last.pt")
     call("convert", tmp_path / "last.pt", tmp_path / "c", "--heads", HEADS)
-    facts = json.loads(call("inspect", tmp_path / "c", "--json").stdout)
-    assert "FID 1.42" in facts["published"]["REPA SiT-XL/2"]
+    assert json.loads(call("inspect", tmp_path / "c", "--json").stdout)["published"] == {}  # of REPA's XL alone
+    torch.save(state_of(), tmp_path / "SiT-XL-2-256x256.pt")
+    call("convert", tmp_path / "SiT-XL-2-256x256.pt", tmp_path / "d", "--heads", HEADS)
+    published = json.loads(call("inspect", tmp_path / "d", "--json").stdout)["published"]
+    assert "w 1.5, 250 steps: FID 2.06" in published["SiT-XL/2"]
     assert json.loads((tmp_path / "c/transformer/config.json").read_text())["data_time"] == 0
 
 

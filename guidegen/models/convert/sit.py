@@ -143,7 +143,9 @@ learned sigma is dropped. A file that neither its name nor its tensors tell from
         if names is not None and set(names) != set(range(count)):
             raise UsageError(f"--labels names {len(names)} labels; the model has {count}, from 0 to {count - 1}.")
         vae = find_vae(o.vae, config["in_channels"]) if o.vae else None
-        return Conversion(config, network, vae, names, presets_of(path.name))
+        # the name of REPA's file is anybody's
+        known = path.name.startswith("SiT") or (config["data_time"] == 0 and config["num_layers"] == 28)
+        return Conversion(config, network, vae, names, presets_of(path.name) if known else [])
 
 
 def _head(path: Path) -> bytes:
