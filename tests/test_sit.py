@@ -159,6 +159,7 @@ def test_files_are_recognised_by_content(tmp_path: Path, vae: Path) -> None:
     aligned = state_of(learned=False, more={"projectors.0.0.weight": torch.ones(2, WIDTH)})
     torch.save(aligned, tmp_path / "last.pt")
     call("convert", tmp_path / "last.pt", tmp_path / "c", "--heads", HEADS)
+    assert "flow" in str(call("inspect", tmp_path / "c" / "transformer", code=4).exception)
     assert json.loads(call("inspect", tmp_path / "c", "--json").stdout)["published"] == {}  # of REPA's XL alone
     torch.save(state_of(), tmp_path / "SiT-XL-2-256x256.pt")
     call("convert", tmp_path / "SiT-XL-2-256x256.pt", tmp_path / "d", "--heads", HEADS)

@@ -197,7 +197,10 @@ def _set_state(target: Any, state: Any) -> None:
         target.state = state
     elif isinstance(target, _Array):
         target.fill(state)
-    elif not isinstance(target, _Dict | _Dtype):  # an order of bytes, an empty __dict__
+    elif isinstance(target, _Dtype):
+        if state[1] == ">":
+            raise pickle.UnpicklingError("numbers in big-endian order")
+    elif not isinstance(target, _Dict):  # of which it is an empty __dict__
         raise pickle.UnpicklingError(f"sets the state of a {type(target).__name__}")
 
 

@@ -9,6 +9,7 @@ from guidegen.errors import CheckpointError
 from guidegen.models.checkpoint import Source
 from guidegen.models.configs import Latents
 from guidegen.models.kinds.folder import LabelCheckpoint
+from guidegen.models.noise_schedule import convention_of
 from guidegen.schema import convert
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Edm(LabelCheckpoint):
 
     def check_config(self) -> None:
         super().check_config()
+        if convention_of(self.scheduler_config) != "sigma":
+            found = self.scheduler_config.get("_class_name")
+            raise CheckpointError(f"{self.folder}: {self.kind} draws from x_0 + sigma eps, and its scheduler is a {found}.")
         if self.decoder is None or not self.index:
             return
         channels, latents = self.config["in_channels"], self.latents

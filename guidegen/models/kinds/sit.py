@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from guidegen.errors import CheckpointError
 from guidegen.models.checkpoint import Source
 from guidegen.models.kinds.dit import DiT
+from guidegen.models.noise_schedule import is_flow
 
 
 class SiT(DiT):
@@ -34,6 +36,12 @@ class SiT(DiT):
         if self.decoder is None:
             return "it draws latents, and nothing here decodes them. Convert it again with --vae ID|DIR"
         return None
+
+    def check_config(self) -> None:
+        super().check_config()
+        if not is_flow(self.scheduler_config):
+            found = self.scheduler_config.get("_class_name")
+            raise CheckpointError(f"{self.folder}: a SiT is a flow-matching model, and its scheduler is a {found}.")
 
     def check_networks(self) -> None:
         from guidegen.models.loading import check_decoding
