@@ -1,4 +1,4 @@
-"""`--uncond icg`: random labels in place of a null label."""
+"""`--uncond icg`, random labels in place of a null label, and `--guide-model tsg`, timesteps with noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import call
 from PIL import Image
 
 from guidegen.scores.guided import Guide
-from guidegen.scores.independent import independent_labels
+from guidegen.scores.independent import disturbed_times, independent_labels
 from guidegen.scores.interfaces import NULL
 from guidegen.scores.noise import Level, to_score
 
@@ -135,3 +135,40 @@ def test_a_noisy_classifier_guides_it_too(without_null: Path, with_null: Path, t
 def test_where_random_labels_mean_nothing(folder: str, args: list[str], words: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(folder)
     assert words in str(call("sample", "-m", model, "--label", "0", *args, "--uncond", "icg", code=2).exception)
+
+
+class Told(Labelled):
+    """The same, which believes the timestep that it is told: sigma, for each row."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        sigma = t.double().expand(len(x))[:, None, None, None]
+        means = MEANS[labels][:, None, None, None]
+        return means + SPREAD**2 / (SPREAD**2 + sigma**2) * (x.double() - means)
+
+
+def test_time_step_guidance_is_away_from_disturbed_timesteps() -> None:
+    """D(x, t') + w (D(x, t) - D(x, t')), each sample at the t' of its seed."""
+    level, x, w = Level(1.0, 0.5), torch.linspace(-1, 1, 4).double()[:, None, None, None], [0.0, 1.0, 2.0, 3.5]
+    times = disturbed_times([4, 5, 6, 7], 0.3, 2)
+    told = Told(level)
+    guide = Guide(told, [0, 1, 2, 0], [1.0] * 4, guiding=told, w_guide=w, disturbance=times)
+    t, labels = torch.tensor(0.5), torch.tensor([0, 1, 2, 0])
+    for index in range(2):
+        strong, weak = told(x, t, labels), told(x, 0.5 * times[index], labels)
+        expected = weak + torch.tensor(w).double()[:, None, None, None] * (strong - weak)
+        torch.testing.assert_close(guide(x, t, level, index), expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(disturbed_times([6], 0.3, 2)[:, 0], times[:, 2])
+
+
+def test_time_step_guidance_of_an_unconditional_model(unconditional: Path, tmp_path: Path) -> None:
+    args = ("sample", "-m", unconditional, "--mode", "autoguidance", "--guide-model", "tsg:0.3", "--steps", 3)
+    together = rows(*args, "--w", 2, "--num", 3, "-o", tmp_path / "all")
+    alone = rows(*args, "--w", 2, "--seed", 1, "-o", tmp_path / "one", "--deterministic", "--batch-size", 1)
+    assert [row["nfe"] for row in (*together, *alone)] == [6] * 4
+    assert np.abs(picture(tmp_path / "all", together[1]) - picture(tmp_path / "one", alone[0])).max() <= 1
+    plain = rows(*args[:3], "--mode", "none", "--steps", 3, "-o", tmp_path / "plain")
+    same = rows(*args, "--w", 1, "-o", tmp_path / "same")
+    assert np.array_equal(picture(tmp_path / "plain", plain[0]), picture(tmp_path / "same", same[0]))
+    assert not np.array_equal(picture(tmp_path / "plain", plain[0]), picture(tmp_path / "all", together[0]))
+    for bad in ("tsg:0", "tsg:2", "tsg:", "tsg:x", "tsg:nan"):
+        assert "--guide-model tsg" in str(call(*args[:6], bad, "--w", 2, code=2).exception)

@@ -182,7 +182,8 @@ class Sampling:
         typer.Option(
             "--scheduler",
             metavar="NAME",
-            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, or a diffusers class. Default: the checkpoint's.",
+            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, edm (where alpha is 1), or a diffusers class. Default: "
+            "the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None

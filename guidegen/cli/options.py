@@ -56,8 +56,8 @@ GuideRef = Annotated[
         "--guide-model",
         metavar="ID|DIR|WORD",
         help="Guiding model of autoguidance: a smaller or less trained checkpoint or network; bundled (the one in the "
-        "checkpoint's folder); or the model itself with identity self-attention (pag) or without some layers (skip, "
-        "skip:mid_block). Default in mode autoguidance: bundled.",
+        "checkpoint's folder); or the model itself with identity self-attention (pag), without some layers (skip, "
+        "skip:mid_block), or at timesteps with noise (tsg, tsg:0.2). Default in mode autoguidance: bundled.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -18,6 +18,7 @@ from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.models.labels import Labels
+from guidegen.models.noise_schedule import parametrisation, sigma_range
 from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
 from guidegen.runs.images import invalid_rows, refusal
@@ -27,6 +28,8 @@ from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
 from guidegen.spec.plan import Plan
+
+_WITHOUT_NULL = "random labels with --uncond icg; weight 1 needs none"
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +61,7 @@ def _inspect(
     # a hub checkpoint is looked at, not downloaded
     folders = checkpoint.part_folders if checkpoint.revision is None else {}
     parameters = {part: sum(map(_parameters, find_weights(folder, access).files)) for part, folder in folders.items()}
+    noise = sigma_range(checkpoint.scheduler_config)
     refusals = {mode: checkpoint.refusal(mode, opened is not None) for mode in MODES}
     fields: dict[str, Any] = {
         "checkpoint": checkpoint.ref,
@@ -70,9 +74,14 @@ def _inspect(
         "condition": "prompt" if checkpoint.reads_prompts else "label" if checkpoint.class_conditional else "none",
         "labels": None if checkpoint.reads_prompts else len(checkpoint.labels),
         "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
+        "without a null label": None if checkpoint.has_null or not checkpoint.class_conditional else _WITHOUT_NULL,
         "prediction type": checkpoint.prediction_type,
+        "parametrisation": parametrisation(checkpoint.scheduler_config),
+        "noise range": noise and "sigma {:g} to {:g}".format(*noise),
         "scheduler": checkpoint.scheduler_config.get("_class_name"),
+        "default scheduler": checkpoint.default_scheduler,
         "default steps": checkpoint.steps,
+        "recommended": checkpoint.recommended,
         "learned variance": checkpoint.learned_variance,
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],

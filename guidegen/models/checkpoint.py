@@ -246,6 +246,11 @@ class Checkpoint(ABC):
         predicted: PredictionType = self.scheduler_config.get("prediction_type", "epsilon")
         return predicted
 
+    @property
+    def recommended(self) -> str | None:
+        """Weights and steps that were published for its kind, with the source; None where there are none."""
+        return None
+
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
 
@@ -296,7 +301,7 @@ class Checkpoint(ABC):
             return self.cannot_draw
         if mode == "autoguidance":
             lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
-            return None if self.guiding_folder else lack + (", or pag or skip" if self.has_layers else "")
+            return None if self.guiding_folder else lack + (", or pag, skip or tsg" if self.has_layers else "")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
         if (needs_null or mode == "classifier") and mode != "none" and self.conditional and not self.has_null:

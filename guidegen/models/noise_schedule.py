@@ -50,6 +50,23 @@ def in_sigma(scheduler_config: Mapping[str, Any]) -> bool:
     return convention_of(scheduler_config) in ("sigma", "consistency")
 
 
+def parametrisation(scheduler_config: Mapping[str, Any]) -> str:
+    """How x_t is made and what the network is told, for people.
+
+    Raises:
+        CheckpointError: as `own_scheduler`.
+    """
+    convention, name = convention_of(scheduler_config), scheduler_config.get("_class_name")
+    if convention == "vp":
+        return "variance preserving: alpha^2 + sigma^2 = 1"
+    if convention == "flow":
+        return "flow matching: alpha = 1 - sigma"
+    text = "alpha = 1, " + ("a score network" if convention == "sigma" else "a consistency function")
+    if name in EDM_CLASSES:
+        text = f"alpha = 1, EDM preconditioning with sigma_data {own_scheduler(scheduler_config).config.sigma_data:g}"
+    return text
+
+
 def sigma_range(scheduler_config: Mapping[str, Any]) -> tuple[float, float] | None:
     """The least and the largest sigma of a network's training where alpha is 1; None elsewhere.
 

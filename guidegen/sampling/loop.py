@@ -15,6 +15,9 @@ from guidegen.sampling.level_checks import check_levels
 from guidegen.sampling.schedulers import noise_levels
 from guidegen.scores.noise import Level
 
+_MOST_SIGMAS = 10_000
+"""Steps where the network is told sigma itself; those that were published have 2000 at most."""
+
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
     """Unit Gaussian noise (B, *shape) fp32 on the CPU and the generators that drew it, one a seed.
@@ -90,8 +93,11 @@ def try_out(scheduler: Any, steps: int, eta: float | None = None) -> None:
             gives numbers that are not finite.
     """
     name, most = type(scheduler).__name__, scheduler.config.get("num_train_timesteps")
-    if most is not None and steps > most and not scheduler.config.get("sigma_max"):
-        raise UsageError(f"--steps {steps}: more than the {most} timesteps that the network was trained with.")
+    if scheduler.config.get("sigma_max"):  # of which there are as many as one likes
+        most = _MOST_SIGMAS
+    if steps > most:
+        trained = "timesteps that the network was trained with" if most != _MOST_SIGMAS else "that guidegen takes"
+        raise UsageError(f"--steps {steps}: more than the {most} {trained}.")
 
     def nothing(x_t: Tensor, *_: Any) -> Tensor:
         return torch.zeros_like(x_t)

@@ -15,10 +15,11 @@ import numpy as np
 import pipelines
 import pytest
 import torch
-from conftest import save_pipeline, settings_of, tiny_unet
+from conftest import call, save_pipeline, settings_of, tiny_classifier, tiny_unet
 from diffusers.pipelines.deprecated import KarrasVePipeline, ScoreSdeVePipeline
 from setups import open_sampler
 
+from guidegen.errors import CheckpointError
 from guidegen.models.checkpoint import Checkpoint, open_checkpoint
 from guidegen.sampling.loop import to_uint8
 from guidegen.sampling.setup import plan_scheduler
@@ -135,3 +136,75 @@ def test_a_pipeline_may_have_its_network_beside_its_index(home: Path, tmp_path: 
     (tmp_path / "model_index.json").write_bytes((home / "ve" / "model_index.json").read_bytes())
     cells = [Cell(None, 0, 0.0)]
     assert np.array_equal(*(drawn(open_checkpoint(folder), 3, cells) for folder in (tmp_path, home / "ve")))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ve", ["a score network", "sigma 0.01 to 50", "2000", '"cfg": "the model is unconditional', "arXiv 2011.13456"]),
+        ("karras", ["a score network", "sigma 0.02 to 100", "50 steps"]),
+        ("cm", ["a consistency function", "sigma 0.002 to 80", "random labels with --uncond icg", "1 or 2 steps"]),
+        ("edm", ["EDM preconditioning with sigma_data 0.5", "sigma 0.002 to 80", '"null label": 5', "table 5"]),
+        ("sdxl", ["EDM preconditioning", "--w 3, 50 steps"]),
+    ],
+)
+def test_inspect(home: Path, name: str, words: list[str]) -> None:
+    told = call("inspect", home / name, "--json").stdout
+    assert [word for word in words if word not in told] == []
+    text = call("inspect", home / name).stdout
+    assert json.loads(told)["parametrisation"] in text
+
+
+def test_classifiers_guide_variance_exploding_models(home: Path, tmp_path: Path) -> None:
+    """One of noisy images, which reads x and sigma, and the same of denoised ones, which reads them in [-1, 1]."""
+    tiny_classifier().save_pretrained(tmp_path / "classifier")
+    common = ("sample", "-m", home / "ve", "--mode", "classifier", "-c", tmp_path / "classifier", "--label", "1")
+    for scheduler, evaluations in (("ScoreSdeVeScheduler", 6), ("edm", 5)):
+        for kind, each in (("noisy", 2), ("denoised", 3)):
+            out = tmp_path / f"{scheduler}-{kind}"
+            options = ("--scheduler", scheduler, "--steps", 3, "--classifier-input", kind, "--w", 2, "-o", out, "--json")
+            row = json.loads(call(*common, *options).stdout)
+            assert (row["status"], row["nfe"]) == ("ok", evaluations * each)
+
+
+def test_commands_of_all_of_these(home: Path, tmp_path: Path) -> None:
+    churn = ("--scheduler", "edm", "--scheduler-opt", "S_churn=20", "--scheduler-opt", "S_tmax=50", "--steps", 4)
+    call("sample", "-m", home / "edm", "--label", 1, *churn, "-o", tmp_path / "edm")
+    settings = json.loads((tmp_path / "edm" / "run.json").read_text())["settings"]
+    assert settings["scheduler"] == "EDMHeunScheduler"
+    image = next((tmp_path / "edm").rglob("*.png"))
+    again = call("again", image, "-o", tmp_path / "again.png")
+    assert again.exit_code == 0
+    call(
+        "sweep",
+        "-m",
+        home / "edm",
+        "--label",
+        1,
+        "--w",
+        "0,1,2",
+        "--by",
+        "scheduler=edm,euler",
+        "--steps",
+        3,
+        "-o",
+        tmp_path / "s",
+    )
+    refused = call("sample", "-m", home / "cm", "--label", 1, "--w", 2, code=2)
+    assert "--uncond icg" in str(refused.exception)
+    call("sample", "-m", home / "cm", "--label", 1, "--w", 1, "-o", tmp_path / "one.png")
+    call("sample", "-m", home / "cm", "--label", 1, "--w", 2, "--uncond", "icg", "--steps", 2, "-o", tmp_path / "icg.png")
+    for model, options in (("edm", ["--scheduler", "ddim"]), ("cm", ["--scheduler", "edm"]), ("ve", ["--steps", 1])):
+        label = [] if model == "ve" else ["--label", 1]
+        mode = "none" if model == "ve" else "cfg"
+        call("sample", "-m", home / model, *label, "--mode", mode, "--w", 1, *options, "-o", tmp_path / "no.png", code=2)
+
+
+def test_a_scheduler_of_another_pipeline_is_refused(home: Path, tmp_path: Path) -> None:
+    for scheduler, index, words in (
+        (diffusers.ScoreSdeVeScheduler(), {}, "a ScoreSdeVePipeline has one"),
+        (diffusers.DDPMScheduler(), {"_class_name": "ScoreSdeVePipeline"}, "it should have a ScoreSdeVeScheduler"),
+    ):
+        folder = save_pipeline(tmp_path / type(scheduler).__name__, tiny_unet(), scheduler, **index)
+        with pytest.raises(CheckpointError, match=words):
+            open_checkpoint(folder)

@@ -11,5 +11,6 @@ class ConsistencyModel(UNet):
     kind = "consistency model"
     pipeline = "ConsistencyModelPipeline"
     scheduler_class = "CMStochasticIterativeScheduler"
+    recommended = "1 or 2 steps, without guidance: weight 1 (Song et al. 2023, arXiv 2303.01469)"
     default_steps = 1
     asked_last = False

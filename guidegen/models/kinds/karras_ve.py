@@ -11,4 +11,5 @@ class KarrasVe(UNet):
     kind = "Karras VE"
     pipeline = "KarrasVePipeline"
     scheduler_class = "KarrasVeScheduler"
+    recommended = "50 steps (diffusers' KarrasVePipeline)"
     asked_last = False

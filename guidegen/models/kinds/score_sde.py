@@ -19,6 +19,10 @@ class ScoreSdeVe(UNet):
     kind = "score SDE (variance exploding)"
     pipeline = "ScoreSdeVePipeline"
     scheduler_class = "ScoreSdeVeScheduler"
+    recommended = (
+        "2000 steps of predictor and corrector (diffusers' ScoreSdeVePipeline); 1000 for CIFAR-10 (Song et al. 2021, arXiv "
+        "2011.13456). --scheduler edm takes fewer"
+    )
     default_steps = 2000
     asked_last = False
 

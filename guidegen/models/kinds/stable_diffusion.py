@@ -95,6 +95,14 @@ class StableDiffusionXL(StableDiffusion):
     scheduler_changes: ClassVar[Mapping[str, Any]] = {}
 
     @property
+    def recommended(self) -> str | None:
+        """What Playground v2.5 was published with, the one of this kind with an EDM scheduler."""
+        weight = {"EDMDPMSolverMultistepScheduler": 3, "EDMEulerScheduler": 5}.get(
+            self.scheduler_config.get("_class_name", "")
+        )
+        return weight and f"--w {weight}, 50 steps (the model card of Playground v2.5)"  # type: ignore[return-value]
+
+    @property
     def identity(self) -> tuple[Any, ...]:
         return (self.configs, self.scheduler_config, self.index.get(_ZEROS))
 
