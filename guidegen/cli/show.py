@@ -91,7 +91,11 @@ def _inspect(
     }
     if as_json:
         console.result(json.dumps(fields, ensure_ascii=False))
-        return
+    else:
+        _print_fields(fields)
+
+
+def _print_fields(fields: Mapping[str, Any]) -> None:
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
         console.result("\n".join(f"{key}: {text}" for key, text in shown.items()))
