@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from guidegen.errors import CheckpointError, UnsafeError, first_line
-from guidegen.models.pickles import refused_name
+from guidegen.models.pickles import imported_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,18 @@ _MARK = b"_reconstruct_persistent_obj"
 _HEAD = 1 << 20
 """Bytes in which a pickle of NVlabs names its first object."""
 _DTYPES = {"f2": "float16", "f4": "float32", "f8": "float64", "i4": "int32", "i8": "int64", "u1": "uint8", "b1": "bool"}
-_TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
+_STORAGES = {
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_MAGIC = 0x1950A86A20F9469CFC6C
+"""What the first pickle of a storage holds."""
 _DEEPEST, _LONGEST = 32, 256
 """Modules inside of modules, and letters of a name."""
 
@@ -117,7 +128,7 @@ class _Reader(pickle._Unpickler):
         full = f"{module}.{name}"
         if full in _KNOWN:
             return _KNOWN[full]
-        if module == "torch" and name in _TORCH_DTYPES:
+        if module == "torch" and name in _STORAGES.values():
             return _Dtype(name)
         if module.startswith("torch.nn.modules.") and name.isidentifier():
             return _Kind(name)
@@ -216,21 +227,39 @@ def _persistent(meta: Any) -> Record:
 # --- tensors
 
 
+class _StorageReader(_Reader):
+    """Of the pickles in what `torch.save` made of a storage in its first format."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _Dtype(_STORAGES[name])
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
 def _storage(data: bytes) -> Tensor:
     """The numbers (N,) of a storage that `torch.save` wrote."""
     import torch
 
-    try:
-        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if name := refused_name(str(error)):
-            raise UnsafeError(f"has more than numbers in a tensor ({name[:80]}), and opening it can run code.") from error
-        raise
-    return torch.tensor([], dtype=storage.dtype).set_(storage._untyped_storage)
+    file = io.BytesIO(data)
+    if not data.startswith(pickle.PROTO) or _StorageReader(file).load() != _MAGIC:
+        if name := imported_name(file):
+            raise UnsafeError(f"has more than numbers in a tensor ({name[:80]}), and opening it can run code.")
+        raise pickle.UnpicklingError("no storage of torch")
+    _version, _system, (_, code, _, _, count, *_), _keys = (_StorageReader(file).load() for _ in range(4))
+    if not isinstance(code, _Dtype) or int.from_bytes(file.read(8), "little") != count:
+        raise pickle.UnpicklingError("a storage of other numbers than it says")
+    dtype = getattr(torch, code)
+    numbers = bytearray(file.read(count * dtype.itemsize))
+    if len(numbers) != count * dtype.itemsize:
+        raise pickle.UnpicklingError("a storage that is cut short")
+    return torch.frombuffer(numbers, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if not all(isinstance(edge, int) for edge in size) or math.prod(size) > storage.numel():
+    if not all(isinstance(each, int) for each in (*size, *stride, offset)) or math.prod(size) > storage.numel():
         raise pickle.UnpicklingError("a tensor with more numbers than its storage")
     return storage.as_strided(size, stride, offset)
 
@@ -253,14 +282,22 @@ class _Array:
         self.values = _numbers(dtype, data)
 
 
-def _numbers(dtype: _Dtype, data: bytes) -> list[float]:
+def _dtype(code: Any, *_: Any) -> _Dtype:
+    if not isinstance(code, str):  # str() of lists of lists can take for ever
+        raise pickle.UnpicklingError("a dtype that is no text")
+    return _Dtype(code)
+
+
+def _numbers(dtype: Any, data: bytes) -> list[float]:
     import numpy as np
 
+    if not isinstance(dtype, _Dtype):
+        raise pickle.UnpicklingError("an array without a dtype")
     numbers: list[float] = np.frombuffer(data, _DTYPES[dtype]).tolist()
     return numbers
 
 
-def _scalar(dtype: _Dtype, data: bytes) -> float:
+def _scalar(dtype: Any, data: bytes) -> float:
     (number,) = _numbers(dtype, data)
     return number
 
@@ -275,8 +312,8 @@ def _known() -> dict[str, Any]:
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_parameter": _parameter,
         "torch.storage._load_from_bytes": _storage,
-        "torch.device": lambda name, *_: str(name),
-        "numpy.dtype": lambda code, *_: _Dtype(code),
+        "torch.device": _dtype,
+        "numpy.dtype": _dtype,
         "numpy.ndarray": _Array,
     }
     for core in ("core", "_core"):

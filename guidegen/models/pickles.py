@@ -10,7 +10,7 @@ import zipfile
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from guidegen.errors import CheckpointError, UnsafeError
 
@@ -38,7 +38,8 @@ def read_pickle(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the unpickler raise
-        if wants := refused_name(str(error)) or _imported(path):
+        found = _REFUSED.search(str(error))
+        if wants := next((name for name in found.groups() if name), None) if found else _imported(path):
             raise UnsafeError(
                 f"{path} holds more than tensors ({wants[:80]}), and opening that can run code. "
                 "Save it again as a plain state dict: torch.save(model.state_dict(), FILE)."
@@ -49,23 +50,23 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def refused_name(message: str) -> str | None:
-    """What torch refuses to import, by its message; None where it says something else."""
-    found = _REFUSED.search(message)
-    return next((name for name in found.groups() if name), None) if found else None
-
-
 def _imported(path: Path) -> str | None:
     """A name that its pickle would import and no plain tensors need; torch refuses new protocols before it says so."""
+    with path.open("rb") as file:
+        return imported_name(file)
+
+
+def imported_name(file: IO[bytes]) -> str | None:
+    """`_imported` of an open file."""
     data = b""
-    if zipfile.is_zipfile(path):
-        with suppress(Exception), zipfile.ZipFile(path) as archive:
+    if zipfile.is_zipfile(file):
+        with suppress(Exception), zipfile.ZipFile(file) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(inner) as file:
-                data = file.read(_LARGEST)
+            with archive.open(inner) as pickled:
+                data = pickled.read(_LARGEST)
     else:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST)
+        file.seek(0)
+        data = file.read(_LARGEST)
     texts: list[str] = []
     with suppress(Exception):  # where it is damaged, that is where it ends
         for operation, argument, _ in pickletools.genops(BytesIO(data)):

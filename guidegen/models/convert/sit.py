@@ -188,20 +188,22 @@ def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
 def _data_time(path: Path, state: Mapping[str, Any], arguments: Mapping[str, Any], network: Network | str | None) -> int:
     """The time of data in the network: 1 in SiT, 0 in REPA."""
     for key, served in {"path_type": ("linear",), "prediction": ("velocity", "v")}.items():
-        if str(arguments.get(key, served[0])).lower() not in served:
-            raise CheckpointError(f"it was trained with {key} {str(arguments[key])[:40]!r}; guidegen opens {served[0]}.")
+        found = arguments.get(key, served[0])
+        if not isinstance(found, str) or found.lower() not in served:
+            said = found[:40] if isinstance(found, str) else type(found).__name__
+            raise CheckpointError(f"it was trained with {key} {said!r}; guidegen opens {served[0]}.")
     aligned = any(name.startswith("projectors.") for name in state)
-    known = {"linear": "repa", "Linear": "sit"}.get(str(arguments.get("path_type")))
+    known = {"linear": "repa", "Linear": "sit"}.get(arguments.get("path_type", ""))
     name = path.name.casefold()
-    found = network or ("repa" if aligned else known) or next((each for each in ("repa", "sit") if each in name), None)
-    if aligned and found == "sit":
+    asked = network or ("repa" if aligned else known) or next((each for each in ("repa", "sit") if each in name), None)
+    if aligned and asked == "sit":
         raise UsageError("--network sit: it has REPA's projectors.")
-    if found is None:
+    if asked is None:
         raise UsageError(
             "its tensors may be those of SiT, REPA or DiT. Say which of the first two: --network sit or repa; "
             "DiT is in diffusers, as facebook/DiT-XL-2-256."
         )
-    return int(found == "sit")
+    return int(asked == "sit")
 
 
 def _config(state: Mapping[str, Any], heads: int | None, data_time: int) -> dict[str, Any]:
