@@ -5,12 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
+
+import typer
 
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.models.discovery import subclasses_in
 from guidegen.models.python_ref import label_names
 from guidegen.schema import decode, read_bytes
+
+HIDDEN = "What its weights do not show"
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help='Label names, which such files lack, as JSON: {"0": "tench", ...} or ["tench", ...].',
+        rich_help_panel=HIDDEN,
+    ),
+]
+Heads = Annotated[
+    int | None,
+    typer.Option("--heads", min=1, metavar="N", help="Attention heads of every layer (num_heads).", rich_help_panel=HIDDEN),
+]
 
 
 class Converted(Protocol):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from guidegen.errors import CheckpointError, UsageError, first_line
 from guidegen.models.configs import read_config
 from guidegen.models.hub import download_weights, locate
+from guidegen.models.presets import Preset, published
 from guidegen.models.weight_files import Access, find_weights
 
 if TYPE_CHECKING:
@@ -53,16 +55,60 @@ def find_vae(ref: str, channels: int) -> Path:
     return folder
 
 
-def save_vae(folder: Path, destination: Path) -> None:
-    """Copies the config and the weights of a VAE."""
-    destination.mkdir()
-    for path in (folder / "config.json", *find_weights(folder).files):
-        shutil.copyfile(path, destination / path.name)
+class Extras(NamedTuple):
+    """What goes into a folder beside a network of ours.
+
+    Attributes:
+        vae: the folder of the VAE; None without.
+        names: label id -> name; None where there are none.
+        presets: published settings for it.
+    """
+
+    vae: Path | None
+    names: Mapping[int, str] | None
+    presets: list[Preset]
+
+    def lines(self) -> list[str]:
+        """The presets, a line each, for people."""
+        return [f"{preset.name}: {preset.line()}" for preset in self.presets]
 
 
-def part(name: str) -> list[Any]:
-    """The entry of a network of ours in model_index.json."""
-    return ["guidegen", name]
+def save_pipeline(
+    folder: Path, pipeline: str, part: str, network: Any, scheduler: Any, extras: Extras, more: Mapping[str, Any]
+) -> None:
+    """Writes a pipeline folder.
+
+    Args:
+        folder: empty.
+        pipeline: `_class_name` of model_index.json.
+        part: the name of the network there.
+        network: of ours.
+        scheduler: of diffusers.
+        extras: what else.
+        more: further keys of model_index.json, of which `default_steps` counts where no steps are published.
+    """
+    import diffusers
+
+    network.save_pretrained(folder / part)
+    scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, Any] = {
+        "_class_name": pipeline,
+        "_diffusers_version": diffusers.__version__,
+        part: ["guidegen", type(network).__name__],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        **more,
+    }
+    if extras.vae is not None:
+        index["vae"] = ["diffusers", "AutoencoderKL"]
+        (folder / "vae").mkdir()
+        for path in (extras.vae / "config.json", *find_weights(extras.vae).files):
+            shutil.copyfile(path, folder / "vae" / path.name)
+    if extras.names is not None:
+        index["id2label"] = {str(label): name for label, name in extras.names.items()}
+    if extras.presets:
+        index |= {"published": published(extras.presets), "default_steps": extras.presets[0].steps}
+    text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    (folder / "model_index.json").write_text(text, encoding="utf-8")
 
 
 def fill(cls: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:

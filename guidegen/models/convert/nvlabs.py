@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from guidegen.errors import CheckpointError, UsageError
-from guidegen.models.convert.format import Format, read_label_names
-from guidegen.models.convert.latents import Vae, fill, find_vae, part, save_vae
+from guidegen.models.convert.format import Format, Labels, read_label_names
+from guidegen.models.convert.latents import Extras, Vae, fill, find_vae, save_pipeline
 from guidegen.models.convert.nvlabs_layout import Design, design, weights_of
 from guidegen.models.persistent import Record, is_persistent, read_persistent
-from guidegen.models.presets import Preset, presets_of, published
+from guidegen.models.presets import presets_of
 from guidegen.models.weight_files import refuse_pointer
 
 _PANEL = "EDM and EDM2"
@@ -36,10 +35,7 @@ class Options:
             rich_help_panel=_PANEL,
         ),
     ] = False
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="Label names, as JSON.", rich_help_panel=_PANEL),
-    ] = None
+    labels: Labels = None
 
 
 @dataclass(frozen=True)
@@ -50,17 +46,13 @@ class Conversion:
         made: its class and config.
         network: with its weights.
         latents: mean and standard deviation of each channel of the latents that it draws; None where it draws images.
-        vae: the folder of the VAE; None without.
-        names: label id -> name; None where there are none.
-        presets: published settings for it.
+        extras: VAE, names of labels, and published settings.
     """
 
     made: Design
     network: Any
     latents: Mapping[str, Any] | None
-    vae: Path | None
-    names: Mapping[int, str] | None
-    presets: list[Preset]
+    extras: Extras
 
     def describe(self) -> str:
         """Kind, sizes and what is published of it, a line each."""
@@ -74,9 +66,9 @@ class Conversion:
             f"levels of {', '.join(map(str, config['block_out_channels']))}",
             f"sigma from {self.made.sigmas[0]:g} to {self.made.sigmas[1]:g}",
         ]
-        if self.latents is not None and self.vae is None:
+        if self.latents is not None and self.extras.vae is None:
             words.append("no --vae: it can only guide another (--guide-model)")
-        return "\n".join(["; ".join(words), *(f"{preset.name}: {preset.line()}" for preset in self.presets)])
+        return "\n".join(["; ".join(words), *self.extras.lines()])
 
     def save(self, folder: Path) -> None:
         """Writes a pipeline folder."""
@@ -86,26 +78,9 @@ class Conversion:
         scheduler = diffusers.EDMEulerScheduler(
             sigma_min=least, sigma_max=most, sigma_data=self.made.config["sigma_data"], rho=7.0
         )
-        self.network.save_pretrained(folder / "unet")
-        scheduler.save_pretrained(folder / "scheduler")
-        index: dict[str, Any] = {
-            "_class_name": "EDMPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "unet": part(self.made.network),
-            "scheduler": ["diffusers", "EDMEulerScheduler"],
-            "default_steps": self.presets[0].steps if self.presets else _STEPS,
-        }
-        if self.vae is not None:
-            index["vae"] = ["diffusers", "AutoencoderKL"]
-            save_vae(self.vae, folder / "vae")
-        if self.latents is not None:
-            index["latents"] = self.latents
-        if self.names is not None:
-            index["id2label"] = {str(label): name for label, name in self.names.items()}
-        if self.presets:
-            index["published"] = published(self.presets)
-        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-        (folder / "model_index.json").write_text(text, encoding="utf-8")
+        latents = {} if self.latents is None else {"latents": self.latents}
+        more = {"default_steps": _STEPS, **latents}
+        save_pipeline(folder, "EDMPipeline", "unet", self.network, scheduler, self.extras, more)
 
 
 class Nvlabs(Format):
@@ -149,7 +124,7 @@ Published file names bring the published settings, which inspect prints and `gui
         if o.vae is not None and latents is None:
             raise UsageError("--vae: the network draws images, it has no latents to decode.")
         vae = find_vae(o.vae, made.config["in_channels"]) if o.vae else None
-        return Conversion(made, network, latents, vae, names, presets_of(path.name))
+        return Conversion(made, network, latents, Extras(vae, names, presets_of(path.name)))
 
 
 def _class_of(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from guidegen.errors import CheckpointError, UsageError, first_line
-from guidegen.models.convert.format import Format, read_label_names
-from guidegen.models.convert.latents import Vae, fill, find_vae, part, save_vae
+from guidegen.models.convert.format import Format, Heads, Labels, read_label_names
+from guidegen.models.convert.latents import Extras, Vae, fill, find_vae, save_pipeline, shape_of
 from guidegen.models.pickles import read_pickle
-from guidegen.models.presets import Preset, presets_of, published
+from guidegen.models.presets import presets_of
 from guidegen.models.weight_files import refuse_pointer
 
 _PANEL = "SiT and its kin"
@@ -47,13 +46,9 @@ class Options:
             rich_help_panel=_PANEL,
         ),
     ] = None
-    heads: Annotated[
-        int | None, typer.Option("--heads", min=1, metavar="N", help="Attention heads.", rich_help_panel=_PANEL)
-    ] = None
+    heads: Heads = None
     vae: Vae = None
-    labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE", help="Label names, as JSON.", rich_help_panel=_PANEL)
-    ] = None
+    labels: Labels = None
 
 
 @dataclass(frozen=True)
@@ -63,16 +58,12 @@ class Conversion:
     Attributes:
         config: what it is made with.
         network: with its weights.
-        vae: the folder of the VAE; None without.
-        names: label id -> name; None where there are none.
-        presets: published settings for it.
+        extras: VAE, names of labels, and published settings.
     """
 
     config: Mapping[str, Any]
     network: Any
-    vae: Path | None
-    names: Mapping[int, str] | None
-    presets: list[Preset]
+    extras: Extras
 
     def describe(self) -> str:
         """Kind, sizes and what is published of it, a line each."""
@@ -83,33 +74,17 @@ class Conversion:
             f"{c['num_layers']} blocks of {c['num_attention_heads']} heads of {c['attention_head_dim']} channels",
             f"patches of {c['patch_size']}x{c['patch_size']}",
         ]
-        if self.vae is None:
+        if self.extras.vae is None:
             words.append("no --vae: it can only guide another (--guide-model)")
-        return "\n".join(["; ".join(words), *(f"{preset.name}: {preset.line()}" for preset in self.presets)])
+        return "\n".join(["; ".join(words), *self.extras.lines()])
 
     def save(self, folder: Path) -> None:
         """Writes a pipeline folder."""
         import diffusers
 
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.config["train_steps"], shift=1.0)
-        self.network.save_pretrained(folder / "transformer")
-        scheduler.save_pretrained(folder / "scheduler")
-        index: dict[str, Any] = {
-            "_class_name": "SiTPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "transformer": part("SiTTransformer2DModel"),
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "default_steps": self.presets[0].steps if self.presets else _STEPS,
-        }
-        if self.vae is not None:
-            index["vae"] = ["diffusers", "AutoencoderKL"]
-            save_vae(self.vae, folder / "vae")
-        if self.names is not None:
-            index["id2label"] = {str(label): name for label, name in self.names.items()}
-        if self.presets:
-            index["published"] = published(self.presets)
-        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-        (folder / "model_index.json").write_text(text, encoding="utf-8")
+        more = {"default_steps": _STEPS}
+        save_pipeline(folder, "SiTPipeline", "transformer", self.network, scheduler, self.extras, more)
 
 
 class SiT(Format):
@@ -145,7 +120,7 @@ learned sigma is dropped. A file that neither its name nor its tensors tell from
         vae = find_vae(o.vae, config["in_channels"]) if o.vae else None
         # the name of REPA's file is anybody's
         known = path.name.startswith("SiT") or (config["data_time"] == 0 and config["num_layers"] == 28)
-        return Conversion(config, network, vae, names, presets_of(path.name) if known else [])
+        return Conversion(config, network, Extras(vae, names, presets_of(path.name) if known else []))
 
 
 def _head(path: Path) -> bytes:
@@ -208,8 +183,6 @@ def _data_time(path: Path, state: Mapping[str, Any], arguments: Mapping[str, Any
 
 def _config(state: Mapping[str, Any], heads: int | None, data_time: int) -> dict[str, Any]:
     """What the network is made with, by its shapes."""
-    from guidegen.models.convert.latents import shape_of
-
     width, channels, patch, _ = shape_of(state, "x_embedder.proj.weight", 4)
     _, tokens, _ = shape_of(state, "pos_embed", 3)
     rows, _ = shape_of(state, "y_embedder.embedding_table.weight", 2)
