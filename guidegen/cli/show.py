@@ -62,7 +62,6 @@ def _inspect(
     # a hub checkpoint is looked at, not downloaded
     folders = checkpoint.part_folders if checkpoint.revision is None else {}
     parameters = {part: sum(map(_parameters, find_weights(folder, access).files)) for part, folder in folders.items()}
-    noise = sigma_range(checkpoint.scheduler_config)
     refusals = {mode: checkpoint.refusal(mode, opened is not None) for mode in MODES}
     fields: dict[str, Any] = {
         "checkpoint": checkpoint.ref,
@@ -76,13 +75,7 @@ def _inspect(
         "labels": None if checkpoint.reads_prompts else len(checkpoint.labels),
         "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
         "without a null label": None if checkpoint.has_null or not checkpoint.class_conditional else _WITHOUT_NULL,
-        "prediction type": checkpoint.prediction_type,
-        "parametrisation": parametrisation(checkpoint.scheduler_config),
-        "noise range": noise and "sigma {:g} to {:g}".format(*noise),
-        "scheduler": checkpoint.scheduler_config.get("_class_name"),
-        "default scheduler": checkpoint.default_scheduler,
-        "default steps": checkpoint.steps,
-        "recommended": checkpoint.recommended,
+        **_noise(checkpoint),
         "learned variance": checkpoint.learned_variance,
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
@@ -110,6 +103,20 @@ def _print_fields(fields: Mapping[str, Any]) -> None:
     for row in shown.items():
         table.add_row(*map(console.clean, row))
     Console(highlight=False, markup=False).print(table)
+
+
+def _noise(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the network predicts at which noise, and how it is walked."""
+    noise = sigma_range(checkpoint.scheduler_config)
+    return {
+        "prediction type": checkpoint.prediction_type,
+        "parametrisation": parametrisation(checkpoint.scheduler_config),
+        "noise range": noise and "sigma {:g} to {:g}".format(*noise),
+        "scheduler": checkpoint.scheduler_config.get("_class_name"),
+        "default scheduler": checkpoint.default_scheduler,
+        "default steps": checkpoint.steps,
+        "recommended": checkpoint.recommended,
+    }
 
 
 def _kind(checkpoint: Checkpoint) -> str:

@@ -13,7 +13,6 @@ A denoiser of the last two takes x_t and sigma, and predicts x_0: all preconditi
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -151,8 +150,9 @@ def _check_sigmas(config: Mapping[str, Any]) -> None:
     least, most = config.get("sigma_min", 1e-9), config.get("sigma_max", 1e9)
     numbers = {"sigma_min": least, "sigma_max": most, "sigma_data": config.get("sigma_data", 1), "rho": config.get("rho", 1)}
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise CheckpointError(f"The checkpoint's scheduler config: {key} should be a number above 0, found {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-9 <= value <= 1e9:
+            found = repr(value)[:40]
+            raise CheckpointError(f"The checkpoint's scheduler config: {key} should be from 1e-9 to 1e9, found {found}.")
     if least >= most:
         raise CheckpointError(f"The checkpoint's scheduler config: sigma_min {least:g} is not below sigma_max {most:g}.")
 

@@ -85,6 +85,10 @@ def _unit_alpha(scheduler: Any) -> list[Level]:
     return [Level(1.0, sigma) for sigma in scheduler.timesteps.double().tolist()]
 
 
+def _alpha_bars(scheduler: Any) -> list[Level]:
+    return [_of_alpha_bar(alpha_bar) for alpha_bar in scheduler.alpha_bars]
+
+
 def _after_unit_alpha(scheduler: Any) -> list[Level]:
     return [Level(1.0, sigma) for sigma in scheduler.sigmas.double().tolist()[1:]]
 
@@ -152,6 +156,7 @@ _WALKS = {
     "EDMHeunScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
     "EDMEulerScheduler": _Walk(_unit_alpha, conventions=("sigma",), after=_after_unit_alpha),
     "EDMDPMSolverMultistepScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
+    "ScoreSdeVpScheduler": _Walk(_alpha_bars, ("epsilon",)),
     "ScoreSdeVeScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
     "KarrasVeScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
     "CMStochasticIterativeScheduler": _Walk(_unit_alpha, conventions=("consistency",)),
@@ -264,9 +269,9 @@ def make_scheduler(
 def _class_of(name: str) -> Any:
     import diffusers
 
-    from guidegen.sampling import sigma_schedulers
+    from guidegen.sampling import score_sde_vp, sigma_schedulers
 
-    return getattr(sigma_schedulers, name, None) or getattr(diffusers, name)
+    return next(getattr(place, name) for place in (sigma_schedulers, score_sde_vp, diffusers) if hasattr(place, name))
 
 
 def _walk_of(asked: str, convention: Convention, what: str) -> _Walk:

@@ -19,7 +19,7 @@ from torch import Tensor
 Generators = Sequence[torch.Generator] | torch.Generator | None
 
 
-def _noise_like(x: Tensor, generator: Generators) -> Tensor:
+def noise_like(x: Tensor, generator: Generators) -> Tensor:
     return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
@@ -88,7 +88,7 @@ class EDMHeunScheduler(diffusers.SchedulerMixin, ConfigMixin):
         if second or not self._churn[0]:
             return sample
         added = math.sqrt(max(self._raised[i] ** 2 - self._steps[i] ** 2, 0.0))
-        return sample + added * self._churn[3] * _noise_like(sample, generator)
+        return sample + added * self._churn[3] * noise_like(sample, generator)
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = False
@@ -197,7 +197,7 @@ class ScoreSdeVeScheduler(diffusers.SchedulerMixin, ConfigMixin):
         """From a denoised estimate at x to the x of the next evaluation; the last step adds no noise."""
         i, part = divmod(self._evaluation, self.config.correct_steps + 1)
         score = (model_output - sample) / float(self.sigmas[i]) ** 2
-        noise = _noise_like(sample, generator)
+        noise = noise_like(sample, generator)
         self._evaluation += 1
         if part < self.config.correct_steps:
             lengths = [torch.linalg.vector_norm(each, dim=(1, 2, 3), keepdim=True) for each in (noise, score)]
@@ -234,7 +234,36 @@ class EDMDPMSolverMultistepScheduler(_Unscaled, diffusers.EDMDPMSolverMultistepS
 
 
 class CMStochasticIterativeScheduler(_Unscaled, diffusers.CMStochasticIterativeScheduler):
-    """That of diffusers, which takes the consistency function's estimates of the end of the flow."""
+    """That of diffusers, which takes the consistency function's estimates of the end of the flow.
+
+    Args:
+        timesteps: those of the training that are visited, from noise to image, such as "22,0", which was published for two
+            steps of ImageNet at 64; None for evenly spaced ones. The others are as in diffusers.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 40,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        s_noise: float = 1.0,
+        rho: float = 7.0,
+        clip_denoised: bool = True,
+        timesteps: str | None = None,
+    ):
+        super().__init__(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho, clip_denoised)
+
+    def set_timesteps(self, num_inference_steps: int) -> None:
+        if self.config.timesteps is None:
+            super().set_timesteps(num_inference_steps)
+            return
+        visited = [int(float(word)) for word in str(self.config.timesteps).split(",")]
+        if len(visited) != num_inference_steps or visited[-1] < 0:
+            raise ValueError(f"timesteps={self.config.timesteps} names {len(visited)} steps, from noise to image")
+        diffusers.CMStochasticIterativeScheduler.set_timesteps(self, timesteps=visited)
+        self.timesteps, self.is_scale_input_called = self.sigmas[:-1], True
 
     def get_scalings_for_boundary_condition(self, sigma: Any) -> tuple[float, float]:
         return 0.0, 1.0

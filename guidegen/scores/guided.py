@@ -136,7 +136,7 @@ class Guide:
                 if check := getattr(network, "check_labels", None):
                     labels = [label for label, _ in asked]
                     if self.stand_ins is not None and network is not self.classifier:
-                        labels = [label for label in labels if label != NULL] + self.stand_ins.flatten().tolist()
+                        labels = [label for label in labels if label != NULL] + list(set(self.stand_ins.flatten().tolist()))
                     check(labels)
 
     def _calls_of(self, index: int) -> StepCalls:

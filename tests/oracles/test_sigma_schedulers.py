@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(config: dict[str, Any], name: str | None, 
 
 
 @pytest.mark.parametrize("key", ["sigma_min", "sigma_max", "sigma_data", "rho"])
-@pytest.mark.parametrize("value", [0, -1.0, "80", None, float("inf"), float("nan"), True, [1]])
+@pytest.mark.parametrize("value", [0, -1.0, "80", None, float("inf"), float("nan"), True, [1], 1e200, 10**400])
 def test_sigmas_that_are_none_are_refused(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=key):
         make_scheduler(EDM | {key: value}, "edm")
@@ -231,3 +231,51 @@ def test_names_and_ranges() -> None:
         scheduler = make_scheduler({"_class_name": "KarrasVeScheduler"}, name)
         assert (scheduler.config.sigma_min, scheduler.config.sigma_max) == (0.02, 100.0)
         try_out(scheduler, 30)
+
+
+VP = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "clip_sample": False}
+
+
+def test_the_variance_preserving_sde() -> None:
+    """It walks networks with linear betas that predict noise; each input has the noise of its timestep's level."""
+
+    def exact(x: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
+        variance = level.alpha**2 * SPREAD**2 + level.sigma**2
+        assert float((x.double() - level.alpha * MEAN).std()) == pytest.approx(variance**0.5, rel=0.03)
+        x0 = MEAN + level.alpha * SPREAD**2 / variance * (x.double() - level.alpha * MEAN)
+        return ((x - level.alpha * x0) / level.sigma).float()
+
+    scheduler = make_scheduler(VP, "ScoreSdeVpScheduler")
+    try_out(scheduler, 200)
+    drawn = sample(exact, scheduler, SEEDS, SHAPE, 200).double()
+    assert float(drawn.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(drawn.std()) / SPREAD == pytest.approx(1, abs=0.02)
+
+
+def test_the_variance_preserving_sde_steps_as_the_deprecated_class_of_diffusers() -> None:
+    from diffusers.schedulers.deprecated import ScoreSdeVpScheduler
+
+    theirs, ours = ScoreSdeVpScheduler(), make_scheduler(VP, "ScoreSdeVpScheduler")
+    theirs.set_timesteps(10)
+    x, generators = initial_noise([0], SHAPE)
+    for t in theirs.timesteps:
+        x, mean = theirs.step_pred(torch.sin(x), x, t, generator=generators)
+    drawn = sample(lambda x, t, level, index: torch.sin(x), ours, [0], SHAPE, 10)
+    torch.testing.assert_close(drawn, mean, rtol=0, atol=1e-3)  # numbers of 10 in ten steps of fp32
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"prediction_type": "v_prediction"}, "it reads epsilon here"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "it walks linear betas"),
+        ({"trained_betas": torch.linspace(0.0002, 0.015, 1000).tolist()}, "does not take over"),
+        ({"rescale_betas_zero_snr": True}, "does not take over"),
+        (EDM, "is for variance preserving models"),
+    ],
+)
+def test_networks_that_the_variance_preserving_sde_does_not_walk(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_scheduler(VP | config, "ScoreSdeVpScheduler")
+    with pytest.raises(CheckpointError, match="not one of diffusers"):
+        make_scheduler({"_class_name": "ScoreSdeVpScheduler"})
