@@ -32,7 +32,7 @@ def _presets(
         raise UsageError(f"No preset or published file like {quoted(query)}. `guidegen presets` lists all {len(PRESETS)}.")
     if as_json:
         for preset in found:
-            console.result(json.dumps(asdict(preset)))
+            console.result(json.dumps({"type": "preset"} | asdict(preset), ensure_ascii=False))
     elif not sys.stdout.isatty():
         console.result("\n".join("\t".join(_cells(preset)) for preset in found))
     else:
