@@ -80,11 +80,16 @@ def _inspect(
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
+        "published": {name: preset.line() for name, preset in checkpoint.published.items()},
         "missing": checkpoint.missing,
     }
     if as_json:
         console.result(json.dumps({"type": "checkpoint"} | fields, ensure_ascii=False))
-        return
+    else:
+        _print_fields(fields)
+
+
+def _print_fields(fields: Mapping[str, Any]) -> None:
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
         console.result("\n".join(f"{key}: {text}" for key, text in shown.items()))
