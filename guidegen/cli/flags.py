@@ -93,6 +93,15 @@ class Draw:
             "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
         ),
     ] = None
+    labels_random: Annotated[
+        int | None,
+        typer.Option(
+            "--labels-random",
+            metavar="N",
+            help="N samples instead of --num, each of a label drawn by its seed, uniformly from --label (default: all).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None
     seed: Annotated[
         str | None,
         typer.Option(

@@ -141,7 +141,11 @@ def _of_plan(plan: Plan) -> Options:
         "w_guide": _numbers(plan.guide_weights),
         "label": _labels(plan.labels),
         "prompt": None if plan.prompts is None else _prompts(plan.prompts),
-        "seeds": format_seeds(plan.seeds),
+        **(
+            {"seed": str(plan.seeds[0]), "labels_random": len(plan.seeds)}
+            if plan.labels_random
+            else {"seeds": format_seeds(plan.seeds)}
+        ),
         "by": [*_by(plan)] or None,
         "columns": ",".join(plan.columns) or None,
         "rows": ",".join(plan.rows) or None,

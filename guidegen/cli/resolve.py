@@ -187,6 +187,7 @@ def _plan(
         variants.own_weights,
         parse_axes(sweep.columns) if sweep else (),
         parse_axes(sweep.rows) if sweep else (),
+        flags.labels_random is not None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,6 +75,15 @@ class Drawn:
     def rounding(self) -> str | None:
         """How its pixels were rounded to 8 bits; None where that is not known."""
         return "to the nearest"
+
+    def label_sampling(self, rows: Sequence[Row]) -> str | None:
+        """How the labels of some of its images were chosen, which moves a Fréchet distance; None without labels."""
+        counts = Counter(row["label"] for row in rows if row["label"] is not None)
+        if not counts:
+            return None
+        if any(isinstance(plan, dict) and plan.get("labels_random") for plan in self.about.get("plans", ())):
+            return f"random, of {len(counts)} labels"
+        return f"balanced, {max(counts.values())} of each" if len(set(counts.values())) == 1 else "of unequal numbers"
 
     @property
     def features(self) -> Path:

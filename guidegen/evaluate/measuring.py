@@ -179,6 +179,7 @@ def _row(
         "mode": drawn.mode,
         **dict(zip(drawn.axes, key, strict=True)),
         "images": len(rows),
+        "labels": drawn.label_sampling(rows),
         "distinct": len(set(hashes)),
         "metrics": figures,
         "spread": "standard error over images, the reference held fixed" if splits else None,

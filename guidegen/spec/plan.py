@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -42,6 +43,7 @@ class Plan:
         own_weights: (axis of `by`, the weight of each of its values) where each has its own instead of `weights`.
         columns: axes across the grid; none means as `guidegen.report.grid.layout` has it.
         rows: axes down the grid, before those that are not named.
+        labels_random: whether each seed has one of the labels, by `random_index`, instead of all of them.
 
     Raises:
         UsageError: more cells than a sequence can hold.
@@ -58,6 +60,7 @@ class Plan:
     own_weights: tuple[str, Sequence[float]] | None = None
     columns: Sequence[str] = ()
     rows: Sequence[str] = ()
+    labels_random: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", Seeds.of(self.seeds))
@@ -68,7 +71,8 @@ class Plan:
     def samples(self) -> int:
         """How many (prompt, label, seed) of one variant there are, each with all its weights."""
         texts = 1 if self.prompts is None else len(self.prompts)
-        return math.prod(len(values) for _, values in self.by) * texts * len(self.labels) * len(self.seeds)
+        labels = 1 if self.labels_random else len(self.labels)
+        return math.prod(len(values) for _, values in self.by) * texts * labels * len(self.seeds)
 
     @property
     def each(self) -> int:
@@ -100,7 +104,10 @@ class Plan:
     def sample(self, number: int) -> tuple[Cell, Sequence[float]]:
         """One of the `samples`, counted prompt by prompt through the variants: its first cell, and its `weights`."""
         rest, seed = divmod(number, len(self.seeds))
-        rest, name = divmod(rest, len(self.labels))
+        if self.labels_random:
+            name = random_index(self.seeds[seed], len(self.labels))
+        else:
+            rest, name = divmod(rest, len(self.labels))
         which, index = (rest, None) if self.prompts is None else divmod(rest, len(self.prompts))
         prompt = None if self.prompts is None or index is None else self.prompts[index]
         variant, weights = self._variants[which]
@@ -200,6 +207,9 @@ class Cells(Sequence[Cell]):
 
     def groups(self) -> Iterator[tuple[Cell, int]]:
         """The first of the cells that differ in nothing but the seed, and how many these are; none may be left out."""
+        if self._plan.labels_random:
+            yield from ((cell, 1) for cell in self)
+            return
         seeds, each = len(self._plan.seeds), self._plan.each
         first, stop = -(-self._span.start // each), self._span.stop // each
         while first < stop:
@@ -228,7 +238,9 @@ class Cells(Sequence[Cell]):
     def _folders(self) -> dict[str, tuple[int, int]]:
         """Folder -> what its cells have but the seed: the number of the first sample in seeds, and which cell of it."""
         return {
-            self._plan.cell(block * len(self._plan.seeds), which).folder: (block, which) for block, which in self._blocks()
+            cell.folder: (block, which)
+            for block, which in self._blocks()
+            for cell in self._of_labels(self._plan.cell(block * len(self._plan.seeds), which))
         }
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -239,7 +251,13 @@ class Cells(Sequence[Cell]):
     def of_one_seed(self) -> Iterator[Cell]:
         """The cells of the plan that differ in more than the seed, each with the seed 0."""
         for block, which in self._blocks():
-            yield replace(self._plan.cell(block * len(self._plan.seeds), which), seed=0)
+            yield from self._of_labels(replace(self._plan.cell(block * len(self._plan.seeds), which), seed=0))
+
+    def _of_labels(self, cell: Cell) -> list[Cell]:
+        """The cell; with random labels one of each, as the label goes with the seed."""
+        if not self._plan.labels_random:
+            return [cell]
+        return [replace(cell, label=label, mixture=mixture) for label, mixture in self._plan._names]
 
     def windows(self, size: int) -> Iterator[Sequence[Cell]]:
         """Consecutive parts of at most this size."""
@@ -248,6 +266,11 @@ class Cells(Sequence[Cell]):
     def without(self, indices: Iterable[int]) -> Cells:
         """All but those at these positions, which are of cells of which none is left out yet."""
         return Cells(self._plan, self._samples, self._span, array("q", sorted(self._span[index] for index in indices)))
+
+
+def random_index(seed: int, count: int) -> int:
+    """A number below `count`, uniform over seeds and a function of the seed alone: the label of `--labels-random`."""
+    return int.from_bytes(hashlib.sha256(f"label {seed}".encode()).digest()) % count
 
 
 def finder(cells: Iterable[Cell]) -> Callable[[str], Cell | None]:
@@ -303,6 +326,7 @@ class _Stored:
     own_weights: tuple[_Axis, tuple[_Weight, ...]] | None = None
     columns: tuple[_Axis, ...] = ()
     rows: tuple[_Axis, ...] = ()
+    labels_random: bool = False
 
 
 def read_plan(data: Any, where: object = "The plan") -> Plan:
