@@ -185,16 +185,22 @@ def read_rows_with(
     todo = list({row["sha256"]: row for row in rows if row["sha256"] not in cache}.values())
     on_image(len(rows) - len(todo))
     made: dict[str, tuple[str, NDArray[np.float32]]] = {}
+    kept: NDArray[np.float32] | None = None
     try:
         for part in batches(todo, batch):
             pixels = list(read(part))
             values = reader(np.stack(pixels))
             if not np.isfinite(values).all():
                 raise UsageError(f"What {reader.name} makes of {part[0]['file']} or those after it is not finite.")
+            most = max(1, _PART_BYTES // values[0].nbytes)
+            if kept is None:  # one array for all batches: what each allocates for itself scatters the heap
+                kept = np.empty((min(most, len(todo)) + batch, values.shape[1]), np.float32)
+            mine = kept[len(made) : len(made) + len(part)]
+            mine[:] = values
             files = (row["sha256"] for row in part)
-            made.update(zip(files, zip(map(_pixel_hash, pixels), values, strict=True), strict=True))
+            made.update(zip(files, zip(map(_pixel_hash, pixels), mine, strict=True), strict=True))
             on_image(len(part))
-            if len(made) * values[0].nbytes > _PART_BYTES:
+            if len(made) >= most:
                 cache.write(made)
                 made = {}
     finally:
