@@ -12,7 +12,8 @@ from conftest import call
 from guidegen.errors import UsageError
 from guidegen.evaluate.measure import open_drawn
 from guidegen.runs.manifest import read_rows
-from guidegen.spec.plan import Plan, random_index, read_plan
+from guidegen.spec.cell import random_index
+from guidegen.spec.plan import Plan, read_plan
 from guidegen.spec.shard import Shard
 
 

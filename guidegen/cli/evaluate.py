@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guidegen.cli import console
+from guidegen.cli import console, threads
 from guidegen.cli.command import make_command
 from guidegen.cli.evaluate_flags import EvaluateFlags
 from guidegen.cli.evaluate_protocol import (
@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(given: _Runs, flags: EvaluateFlags) -> None:
+    threads.use(flags.threads)
     evaluate(given.runs or [], flags)
 
 
