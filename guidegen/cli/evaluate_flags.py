@@ -162,7 +162,7 @@ class EvaluateFlags:
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
     ] = "auto"
-    threads: options.Threads = None
+    threads: Annotated[int | None, options.threads_option(_HOW)] = None
     curves: Annotated[
         bool, typer.Option("--curves/--no-curves", help="Draw curves.svg and curves.png.", rich_help_panel=options._OUTPUT)
     ] = True
