@@ -37,6 +37,8 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
+    if name == "diffusers":
+        return import_module("guidegen.diffusers")
     raise AttributeError(f"module 'guidegen' has no attribute {name!r}")
 
 

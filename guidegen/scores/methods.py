@@ -1,7 +1,8 @@
 """The methods of `--guidance`: an unconditional u and a conditional c become a guided prediction. One function each.
 
 Every function has the form `(unconditional, conditional, w, step, *, option=default) -> guided`:
-tensors (B, C, H, W) fp32 of one prediction type, w (B, 1, 1, 1), each sample apart from the others.
+tensors (B, *) fp32 of one prediction type, such as (B, C, H, W) or packed tokens (B, L, C), w (B, 1, ...), each sample
+apart from the others. A formula that needs the layout of an image refuses any other.
 w = 0 means u and w = 1 means c; `Method` sees to it where a formula alone does not. Where nothing else
 is stated a formula holds in the prediction type of the network, as in diffusers.
 """
@@ -27,7 +28,6 @@ from guidegen.scores.method import method
 from guidegen.scores.noise import Level
 
 Space = Literal["x0", "native"]
-_ALL = (1, 2, 3)
 _TINY = 1e-12
 """Below any norm that means something; keeps quotients of zero difference finite."""
 
@@ -71,15 +71,20 @@ method(
 )(classifier_free)
 
 
+def _dims(x: Tensor) -> tuple[int, ...]:
+    """All dimensions but that of the batch."""
+    return tuple(range(1, x.ndim))
+
+
 def norm(x: Tensor) -> Tensor:
-    """Euclidean length of each sample (B, 1, 1, 1)."""
-    length: Tensor = torch.linalg.vector_norm(x, dim=_ALL, keepdim=True)
+    """Euclidean length of each sample (B, 1, ...)."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=_dims(x), keepdim=True)
     return length
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product of each sample (B, 1, 1, 1)."""
-    return (x * y).sum(_ALL, keepdim=True)
+    """Inner product of each sample (B, 1, ...)."""
+    return (x * y).sum(_dims(x), keepdim=True)
 
 
 @method(
@@ -97,8 +102,9 @@ def rescale(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *
         phi: how much of it, 0 to 1. Neutral: 0.
     """
     guided = classifier_free(unconditional, conditional, w)
-    spread = guided.std(_ALL, correction=0, keepdim=True)
-    ratio = torch.where(spread > 0, conditional.std(_ALL, correction=0, keepdim=True) / spread.clamp(min=_TINY), 1)
+    spread = guided.std(_dims(guided), correction=0, keepdim=True)
+    of_conditional = conditional.std(_dims(guided), correction=0, keepdim=True)
+    ratio = torch.where(spread > 0, of_conditional / spread.clamp(min=_TINY), 1)
     return phi * (guided * ratio) + (1 - phi) * guided
 
 
@@ -153,7 +159,8 @@ def threshold(
         return guided
     x0 = step.to_x0(guided)
     # image by image: torch.quantile refuses more than 16 million numbers at once
-    s = torch.stack([torch.quantile(image, percentile) for image in x0.abs().flatten(1)])[:, None, None, None]
+    s = torch.stack([torch.quantile(image, percentile) for image in x0.abs().flatten(1)])
+    s = s.view(-1, *[1] * (x0.ndim - 1))
     s = (s.clamp(max=maximum) if maximum else s).clamp(min=limit)
     inside = torch.maximum(torch.minimum(x0, s), -s)
     # by the change of x0, so that what is in range stays as it is to the last bit
@@ -303,6 +310,8 @@ def frequency(
         halvings: how often the size is halved down to what counts as low.
     """
     d = conditional - unconditional
+    if d.ndim != 4:
+        raise ValueError(f"frequency takes images (B, C, H, W), found {tuple(d.shape)}: packed tokens have no frequencies.")
     coarse, sizes = d, []
     for _ in range(halvings):
         sizes.append(coarse.shape[-2:])
