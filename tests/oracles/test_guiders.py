@@ -289,6 +289,23 @@ def test_each_sample_apart_from_the_others(name: str) -> None:
     assert torch.equal(together[1], conditional[1])
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_tokens_and_video_are_as_images(name: str) -> None:
+    """Formulas of lengths and means do not read the layout; one of frequencies refuses all but images."""
+    images = (2, 4, 8, 8)
+    unconditional, conditional = tensors(images, 1)
+    step, w = a_step(images, index=7), weights(4.0, 2)
+    expected = METHODS[name](unconditional, conditional, w, step)
+    for shape in ((2, 16, 16), (2, 4, 1, 8, 8)):
+        u, c, x_t = (each.reshape(shape) for each in (unconditional, conditional, step.x_t))
+        w = torch.full((2, *[1] * (len(shape) - 1)), 4.0)
+        if name == "frequency":
+            with pytest.raises(ValueError, match="takes images"):
+                METHODS[name](u, c, w, replace(step, x_t=x_t))
+        else:
+            close(METHODS[name](u, c, w, replace(step, x_t=x_t, memory={})).reshape(images), expected)
+
+
 NEUTRAL: dict[str, dict[str, str]] = {
     "cfg++": {},
     "rescale": {"phi": "0"},

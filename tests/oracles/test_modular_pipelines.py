@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler
+from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, guiders
 from pipelines import stable_diffusion_xl, tiny_vae
+from test_guiders import PAIRS
 from torch import Tensor
 
 from guidegen.diffusers import Guidance
@@ -318,6 +319,47 @@ def test_three_weights_in_one_batch_are_three_runs(families: Any, name: str, met
     assert (three[0] - three[2]).abs().max() > 0.01
     for i, w in enumerate(WEIGHTS):
         close(three[i : i + 1], drawn(made, Guidance(w=w, method=method)))
+
+
+_APG = {"eta": 0.2, "adaptive_projected_guidance_rescale": 5.0, "use_original_formulation": True}
+_OURS_APG = {"eta": 0.2, "norm_threshold": 5.0, "space": "native"}
+OTHER_PAIRS = {
+    "apg with momentum": (
+        "apg",
+        _OURS_APG,
+        "AdaptiveProjectedGuidance",
+        lambda w: {**_APG, "guidance_scale": w - 1, "adaptive_projected_guidance_momentum": -0.5},
+    ),
+    "apg-mix": (
+        "apg-mix",
+        {**_OURS_APG, "start": 1},
+        "AdaptiveProjectedMixGuidance",
+        lambda w: {
+            **_APG,
+            "guidance_scale": 0.28 * (w - 1),
+            "adaptive_projected_guidance_scale": w - 1,
+            "adaptive_projected_guidance_start_step": 1,
+        },
+    ),
+    "tangential": ("tangential", {}, "TangentialClassifierFreeGuidance", lambda w: {"guidance_scale": w}),
+    "frequency": (
+        "frequency",
+        {"low": 0.4},
+        "FrequencyDecoupledGuidance",
+        lambda w: {"guidance_scales": [w, 0.4 * w + 0.6]},
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", {**PAIRS, **OTHER_PAIRS})
+def test_the_guiders_of_diffusers_in_the_same_pipeline(families: Any, pair: str) -> None:
+    """Those that have a method here; the others change the network (layers, attention) or are of one model (LTX-2)."""
+    method, options, theirs, settings = {**PAIRS, **OTHER_PAIRS}[pair]
+    if method == "frequency":
+        pytest.importorskip("kornia")
+    made = families("FLUX.2-klein" if method == "magnitude" else "SD3")  # theirs refuses (B, C, H, W)
+    expected = drawn(made, getattr(guiders, theirs)(**({"start": 0.0, "stop": 1.0} | settings(4.0))))
+    close(drawn(made, Guidance(w=4.0, method=method, options=options)), expected)
 
 
 @pytest.mark.parametrize("name", ["SDXL", "SD3"])
