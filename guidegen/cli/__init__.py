@@ -23,10 +23,11 @@ from guidegen.cli.help import hide_types_of_switches
 from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
+from guidegen.cli.tune import register as register_tune
 from guidegen.errors import GuidegenError, UsageError
 from guidegen.python_file import blame
 
-_RESUMED = (["sample"], ["sweep"])
+_RESUMED = (["sample"], ["sweep"], ["tune"])
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
@@ -106,6 +107,7 @@ def _root(
 
 
 register_draw(app)
+register_tune(app)
 register_again(app)
 register_finish(app)
 register_show(app)

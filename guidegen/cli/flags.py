@@ -47,8 +47,8 @@ class Dtype(StrEnum):
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What to draw."""
+class What:
+    """What to draw, but for how many."""
 
     mode: Annotated[
         Mode,
@@ -87,12 +87,6 @@ class Draw:
             rich_help_panel=WHAT,
         ),
     ] = None
-    num: Annotated[
-        int | None,
-        typer.Option(
-            "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
-        ),
-    ] = None
     seed: Annotated[
         str | None,
         typer.Option(
@@ -100,12 +94,6 @@ class Draw:
             metavar="N",
             help="Seed of the first sample, or random; the next ones count up from it. [default: 0]",
             rich_help_panel=WHAT,
-        ),
-    ] = None
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
         ),
     ] = None
     w_classifier: Annotated[
@@ -116,6 +104,24 @@ class Draw:
         str | None,
         typer.Option(
             "--w-guide", metavar="NUMBER", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Draw(What):
+    """What to draw."""
+
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
+        ),
+    ] = None
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
         ),
     ] = None
 
@@ -320,6 +326,7 @@ class SweepOptions(SampleOptions):
     """The options of `sweep`: its weights are lists, and axes can be added."""
 
     command: ClassVar[str] = "sweep"
+    with_grid: ClassVar[bool] = True
     w: Annotated[
         str | None,
         typer.Option(
