@@ -18,7 +18,7 @@ from guidegen.cli.signals import Signals
 from guidegen.errors import LockedError, UsageError
 from guidegen.runs.directory import Run
 from guidegen.runs.schema import Row
-from guidegen.spec.cell import digest, fingerprint
+from guidegen.spec.cell import fingerprint
 from guidegen.spec.command import Command
 from guidegen.spec.settings import WEIGHT_HASHES
 from guidegen.spec.shard import Shard
@@ -109,10 +109,10 @@ class SettingJobs:
         return {cell.prompt if cell.label is None else cell.label for cell in cells} - {None} or None
 
     @property
-    def identity(self) -> str:
-        """Of all that the images depend on beside the setting."""
-        settings = [asdict(setup.settings) for setup in self.base.setups.values()]
-        return digest(settings, self.conditions, self._flags.seed, self.weight, self._flags.w)[:16]
+    def identity(self) -> dict[str, Any]:
+        """What the images depend on beside the setting and the settings of the run."""
+        conditions = {flag: ",".join(words) for flag, words in self.conditions.items()}
+        return {**conditions, "seed": self._flags.seed, "w": self.weight or self._flags.w}
 
     def begin(self) -> None:
         """Writes run.json, if it is not there.

@@ -43,6 +43,7 @@ _HELP = """Search for the best guidance weight, method or other setting, and say
 - guidegen tune --label all --by w=1:6 --by guidance=cfg,apg --metric frechet_distance --metric accuracy --reference DIR
 """
 _SEARCH = "What to search"
+_WAITS_BEFORE_NOTE = 60
 _PARENT = "GUIDEGEN_TUNE_PARENT"
 """In the environment of a worker: the process that started it, without which it ends."""
 
@@ -177,7 +178,7 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
     measurer, measured_by = _open_measurer(asked, flags, jobs, metrics)
     jobs.begin()
     first = space.first_settings()
-    about = {**_about(asked, space, metrics), **measured_by, "drawn": jobs.identity}
+    about = {**_about(asked, space, metrics), **measured_by, **jobs.identity}
     study = Study(jobs.folder, asked.storage, space, metrics, about | {"first seeds": goal.first})
     goal = replace(goal, first=study.first_seeds)
     search = Search(space, goal, first, lambda measured, count: propose(space, measured, metrics, count))
@@ -299,15 +300,20 @@ class _Work:
         Raises:
             StoppedError: a signal came, or the process that started this worker is gone.
         """
-        parent = os.environ.get(_PARENT)
+        parent, waited = os.environ.get(_PARENT), 0
         while True:
             progress = self.search.progress(self.study.evaluations())
             if progress.reason:
                 return
             if parent and os.getppid() != int(parent):
                 raise StoppedError("The process that started this one is gone", 15)
-            if not any(self._evaluate(setting, progress.rounds[-1].seeds, signals) for setting in progress.todo):
-                signals.wait()
+            if any(self._evaluate(setting, progress.rounds[-1].seeds, signals) for setting in progress.todo):
+                waited = 0
+                continue
+            signals.wait()
+            waited += 1
+            if waited == _WAITS_BEFORE_NOTE and not self._quiet:
+                console.note(f"waiting for other processes that draw into {self.jobs.folder}")
 
     def _evaluate(self, setting: Setting, seeds: int, signals: Signals) -> bool:
         """Draws and measures a setting; False where another process does."""

@@ -29,7 +29,7 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
     """The best of each metric, its interval, and what cannot be told from it."""
     yield (
         f"{result['spent']:,} images of {result['budget']:,} ({result['ended']}); the last round compares settings at "
-        f"{result['images']:,} images each"
+        f"{result['images']:,} images each; errors are over images, the reference held fixed"
     )
     for one in result["metrics"]:
         better = "less" if one["better"] < 0 else "more"

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidegen.errors import OutputError, UsageError, first_line
+from guidegen.errors import OutputError, UsageError, first_line, quoted
 from guidegen.runs.locks import run_json_lock
 from guidegen.spec.cell import fingerprint
 from guidegen.tune.rounds import Evaluation
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import optuna
 
 FILE = "tune.db"
-_ABOUT = "guidegen"
+_ABOUT, _FIRST_SEEDS = "guidegen", "first seeds"
 _SECONDS = 60
 """How long SQLite waits for another process that writes."""
 
@@ -54,7 +54,8 @@ class Study:
         try:
             with run_json_lock(folder):  # of several that begin at once, one makes the tables
                 storage = optuna.storages.RDBStorage(address, engine_kwargs=wait)
-                name = f"guidegen-{fingerprint(str(folder.absolute()))}"
+                others = {key: value for key, value in about.items() if key != _FIRST_SEEDS}
+                name = f"guidegen-{folder.name}-{fingerprint(others)}" if url else "guidegen"  # others may share a database
                 self._study = optuna.create_study(
                     storage=storage, study_name=name, directions=_directions(metrics), load_if_exists=True
                 )
@@ -65,7 +66,7 @@ class Study:
             raise OutputError(f"--storage {address}: {first_line(error)}") from error
         if there is not None:
             _check_same(folder, there, about)
-        self.first_seeds = int((there or about)["first seeds"])
+        self.first_seeds = int((there or about)[_FIRST_SEEDS])
         """Seeds of the first round, which follow from the budget of the command that began."""
 
     def evaluations(self) -> list[Evaluation]:
@@ -153,10 +154,7 @@ def _as_given(each: Dimension, value: Any) -> Any:
 
 
 def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differ = [
-        f"{name} {there.get(name)} there, {now[name]} now"
-        for name in now
-        if name != "first seeds" and there.get(name) != now[name]
-    ]
+    names = [name for name in now if name != _FIRST_SEEDS and there.get(name) != now[name]]
+    differ = [f"{name} {quoted(str(there.get(name)))} there, {quoted(str(now[name]))} now" for name in names]
     if differ:
         raise UsageError(f"{folder} holds a search of other settings: {'; '.join(differ)}.\nName another -o.")
