@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from guidegen.cli import app
 from guidegen.errors import GuidegenError, UsageError
 from guidegen.tune.measuring import _groups
-from guidegen.tune.model import Points, error_covariance, posterior
+from guidegen.tune.model import Points, error_covariance, jackknife_error, posterior
 from guidegen.tune.rounds import Evaluation, Goal, Progress, Search, first_seeds
 from guidegen.tune.space import Dimension, Space, parse_range
 
@@ -48,7 +48,8 @@ def evaluation(w: float, values: Any) -> Evaluation:
     group = np.arange(len(values)) % GROUPS
     sums, counts = np.bincount(group, values, GROUPS), np.bincount(group, minlength=GROUPS)
     without = (values.sum() - sums) / (len(values) - counts)
-    return Evaluation((w,), len(values), len(values), {"m": float(values.mean())}, {"m": 0.0}, {"m": without.tolist()})
+    error = jackknife_error(without)
+    return Evaluation((w,), len(values), len(values), {"m": float(values.mean())}, {"m": error}, {"m": without.tolist()})
 
 
 def searched(draw: Callable[[float, int], Any], budget: int, target: float | None = None) -> Progress:
@@ -127,11 +128,13 @@ def test_common_errors_cancel() -> None:
     shared = random.standard_normal(GROUPS) / 5
     points = Points(np.linspace(0, 1, 5)[:, None], np.zeros(5, np.int64))
     replicates = np.array([shared + random.standard_normal(GROUPS) / 500 for _ in range(5)])
-    covariance = error_covariance(points, replicates)
+    covariance = error_covariance(points, np.full(5, 1.0), replicates)
     difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     assert difference < 0.01 * covariance[0, 0]
-    alone = error_covariance(points, random.standard_normal((5, GROUPS)) / 5)
+    alone = error_covariance(points, np.full(5, 1.0), random.standard_normal((5, GROUPS)) / 5)
     assert abs(alone[0, 1]) < 0.5 * alone[0, 0]
+    silent = error_covariance(points, np.full(5, 1.0), np.zeros((5, GROUPS)))
+    np.testing.assert_allclose(silent, np.eye(5), err_msg="such as an accuracy of 0 of few images at all settings")
 
 
 def test_the_curve_goes_through_values_without_errors() -> None:

@@ -125,13 +125,23 @@ class SettingJobs:
             pass
 
     @contextmanager
-    def drawing(self, setting: Setting, seeds: int, signals: Signals) -> Iterator[Callable[[], Sequence[Row]] | None]:
-        """Holds a setting; gives what draws its images and returns their rows, None where another process holds it."""
+    def drawing(
+        self, setting: Setting, before: int, seeds: int, signals: Signals
+    ) -> Iterator[Callable[[], Sequence[Row]] | None]:
+        """Holds a setting; gives what draws its images and returns their rows, None where another process holds it.
+
+        Args:
+            setting: which.
+            before: seeds that an earlier plan of the run has.
+            seeds: of each label.
+            signals: that end the drawing.
+        """
         job = self._job(setting, seeds)
+        plan = replace(job.plan, seeds=job.plan.seeds[before:])
         variants = {variant: setup.settings for variant, setup in job.setups.items()}
         about = about_run(job, self.command)
         try:
-            run = Run(self.folder, job.settings, about, False, job.plan, job.shard, variants)
+            run = Run(self.folder, job.settings, about, False, plan, job.shard, variants)
         except LockedError:
             yield None
             return

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +14,7 @@ from guidegen.cli.axes import parse_by
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.flags import Messages, Sampling, Source, What
 from guidegen.cli.lines import print_line
+from guidegen.cli.searching import Work, is_worker, workers
 from guidegen.cli.settings_drawn import SettingJobs
 from guidegen.cli.signals import Signals
 from guidegen.errors import StoppedError, UsageError, quoted
@@ -26,15 +23,15 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.runs.files import write_atomically
 from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import dumps
-from guidegen.spec.axes import axis_of, describe
+from guidegen.spec.axes import axis_of
 from guidegen.spec.command import Command
 from guidegen.spec.options import PlainOptions
 from guidegen.spec.parse import whole
 
 if TYPE_CHECKING:
     from guidegen.tune.measuring import Measurer
-    from guidegen.tune.rounds import Evaluation, Goal
-    from guidegen.tune.space import Setting, Space
+    from guidegen.tune.rounds import Goal
+    from guidegen.tune.space import Space
 
 _HELP = """Search for the best guidance weight, method or other setting, and say how sure that is.
 
@@ -43,9 +40,6 @@ _HELP = """Search for the best guidance weight, method or other setting, and say
 - guidegen tune --label all --by w=1:6 --by guidance=cfg,apg --metric frechet_distance --metric accuracy --reference DIR
 """
 _SEARCH = "What to search"
-_WAITS_BEFORE_NOTE = 60
-_PARENT = "GUIDEGEN_TUNE_PARENT"
-"""In the environment of a worker: the process that started it, without which it ends."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +176,14 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
     study = Study(jobs.folder, asked.storage, space, metrics, about | {"first seeds": goal.first})
     goal = replace(goal, first=study.first_seeds)
     search = Search(space, goal, first, lambda measured, count: propose(space, measured, metrics, count))
-    work = _Work(jobs, study, search, measurer, flags.quiet)
-    with _workers(asked.workers, jobs.command, flags.device), Signals() as signals:
+    work = Work(jobs, study, search, measurer, flags.quiet)
+    with workers(asked.workers, jobs.command, flags.device), Signals() as signals:
         try:
             work.until_the_end(signals)
         except StoppedError as stopped:
             again = f"{stopped}; the finished images are on disk. To go on: {jobs.command}"
             raise StoppedError(again, stopped.code - 128) from None
-    if not os.environ.get(_PARENT):
+    if not is_worker():
         _print_result(work, goal, flags, measured_by)
 
 
@@ -284,86 +278,11 @@ def _open_measurer(
     guided = (jobs.base.settings.classifier_sha256 or "").split(SEPARATOR)
     for note in opened.notes(guided) if not flags.quiet else ():
         console.note(note)
-    return opened.measurer(jobs.folder, list(metrics)), opened.identity
+    on_note = (lambda _: None) if flags.quiet else console.note
+    return opened.measurer(jobs.folder, list(metrics), on_note), opened.identity
 
 
-class _Work:
-    """One process's part of a search."""
-
-    def __init__(self, jobs: SettingJobs, study: Any, search: Any, measurer: Measurer, quiet: bool):
-        self.jobs, self.study, self.search, self._measurer, self._quiet = jobs, study, search, measurer, quiet
-        self.axes = [each.name for each in jobs.space.dimensions]
-
-    def until_the_end(self, signals: Signals) -> None:
-        """Draws and measures what the search asks for, until it has ended.
-
-        Raises:
-            StoppedError: a signal came, or the process that started this worker is gone.
-        """
-        parent, waited = os.environ.get(_PARENT), 0
-        while True:
-            progress = self.search.progress(self.study.evaluations())
-            if progress.reason:
-                return
-            if parent and os.getppid() != int(parent):
-                raise StoppedError("The process that started this one is gone", 15)
-            if any(self._evaluate(setting, progress.rounds[-1].seeds, signals) for setting in progress.todo):
-                waited = 0
-                continue
-            signals.wait()
-            waited += 1
-            if waited == _WAITS_BEFORE_NOTE and not self._quiet:
-                console.note(f"waiting for other processes that draw into {self.jobs.folder}")
-
-    def _evaluate(self, setting: Setting, seeds: int, signals: Signals) -> bool:
-        """Draws and measures a setting; False where another process does."""
-        with self.jobs.drawing(setting, seeds, signals) as rows:
-            if rows is None:
-                return False
-            one = self.study.find(setting, seeds)
-            if one is None:
-                one = self._measurer(setting, self.axes, seeds, rows())
-                self.study.add(one)
-                self._note(one)
-        return True
-
-    def _note(self, one: Evaluation) -> None:
-        if not self._quiet:
-            values = ", ".join(f"{name} {value:.4g}±{one.errors[name]:.2g}" for name, value in one.values.items())
-            console.note(f"{describe(self.axes, one.setting)}: {values}, {one.images:,} images")
-
-
-@contextmanager
-def _workers(count: int, command: Command, device: str) -> Iterator[None]:
-    """The other processes of `--workers`; they end with the search, or with this process."""
-    started = []
-    words = command.without("workers", "json", "quiet", "verbose", "device").words()[1:]
-    for i in range(1, count):
-        environment = os.environ | {_PARENT: str(os.getpid())}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        line = [sys.executable, "-m", "guidegen", *words, "--quiet", "--device", _device_of(i, device)]
-        started.append(subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL))
-    try:
-        yield
-        for process in started:
-            if process.wait():
-                console.note(f"note: a worker ended with exit code {process.returncode}; the others did its part")
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-
-
-def _device_of(worker: int, device: str) -> str:
-    """The CUDA devices in turn, where none is named."""
-    import torch
-
-    count = torch.cuda.device_count() if device == "auto" else 0
-    return f"cuda:{worker % count}" if count > 1 else device
-
-
-def _print_result(work: _Work, goal: Goal, flags: TuneOptions, measured_by: Mapping[str, Any]) -> None:
+def _print_result(work: Work, goal: Goal, flags: TuneOptions, measured_by: Mapping[str, Any]) -> None:
     """Writes tune.json and the plot; prints the command of the best setting, and the table."""
     from guidegen.report.tuning import draw_tuning, lines_of
     from guidegen.tune.result import FILE, result_of

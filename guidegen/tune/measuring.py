@@ -69,7 +69,7 @@ class Measurer:
         reader: makes the features; None where no metric reads them.
         reference: what to measure against; None likewise.
         classifier: of accuracy and confidence; None where neither is asked for.
-        batch: images read at once.
+        on_note: called with what is to be known of a setting.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Measurer:
         reader: Reader | None,
         reference: Reference | None,
         classifier: EvaluationClassifier | None,
-        batch: int,
+        on_note: Callable[[str], None],
     ):
-        self._folder, self._reader, self._classifier, self._batch = folder, reader, classifier, batch
+        self._folder, self._reader, self._classifier, self._on_note = folder, reader, classifier, on_note
         self._metrics: dict[str, Callable[[_Images], float]] = {name: _PLAIN[name] for name in metrics if name in _PLAIN}
         if reference is not None:
             against = _against(reference.features, metrics)
@@ -92,7 +92,7 @@ class Measurer:
         """The metrics of a setting's images, in the order of their seeds.
 
         Raises:
-            UsageError: images that are not finite, or equal for several labels, so that there are fewer than elsewhere.
+            UsageError: images that are not finite, or a metric that cannot be measured.
             CorruptImageError: one is not the image that was drawn.
         """
         bad = sum(row["status"] != "ok" for row in rows)
@@ -108,22 +108,24 @@ class Measurer:
         if lacks := [name for name, value in values.items() if not np.isfinite([value, *replicates[name]]).all()]:
             raise UsageError(f"{lacks[0]} cannot be measured at {describe(axes, setting)}, of {len(rows)} images.")
         errors = {name: jackknife_error(np.array(some)) for name, some in replicates.items()}
+        if "accuracy" in errors:
+            errors["accuracy"] = max(errors["accuracy"], _least_error(values["accuracy"], len(rows)))
         return Evaluation(setting, seeds, len(rows), values, errors, replicates)
 
     def _read(self, setting: Setting, axes: Sequence[str], rows: Sequence[Row]) -> _Images:
         labels, nan = [subject_of(row) for row in rows], torch.full((len(rows),), torch.nan)
         features, probability, correct = torch.zeros(len(rows), 0), nan, nan
         if self._reader is not None:
-            found = read_rows_with(self._reader, self._folder, rows, self._batch, lambda _: None)
+            found = read_rows_with(self._reader, self._folder, rows, _BATCH, lambda _: None)
             features = torch.from_numpy(np.stack([found[row["sha256"]][0] for row in rows]))
             distinct = len({found[row["sha256"]][1] for row in rows})
             if distinct < len(rows):
-                raise UsageError(
-                    f"At {describe(axes, setting)} only {distinct} of {len(rows)} images differ, as labels are not read "
-                    "there, and settings are compared at equal numbers of images: leave that setting out."
+                self._on_note(
+                    f"warning: at {describe(axes, setting)} only {distinct} of {len(rows)} images differ: distances, recall "
+                    "and coverage come out worse there than of as many different images"
                 )
         if self._classifier is not None:
-            logits = read_rows_with(self._classifier.reader, self._folder, rows, self._batch, lambda _: None)
+            logits = read_rows_with(self._classifier.reader, self._folder, rows, _BATCH, lambda _: None)
             stacked = torch.from_numpy(np.stack([logits[row["sha256"]][0] for row in rows]))
             probability, correct = self._classifier.read(stacked, labels)
         return _Images(features, labels, torch.tensor([float(row["nfe"]) for row in rows]), probability, correct)
@@ -166,6 +168,12 @@ def _against(reference: Tensor, metrics: Collection[str]) -> dict[str, Callable[
         neighbourhoods = Neighbourhoods(reference)
         found |= {name: partial(lambda name, images: neighbourhoods(images.features)[name], name) for name in names}
     return found
+
+
+def _least_error(share: float, images: int) -> float:
+    """Of a share that may be 0 or 1, which says little of few images: half of Agresti & Coull's (1998)."""
+    centre = (share * images + 2) / (images + 4)
+    return 0.5 * float(np.sqrt(centre * (1 - centre) / (images + 4)))
 
 
 def _mean_known(values: Tensor) -> float:
@@ -232,9 +240,9 @@ class Opened:
             "reference": self.reference and f"{self.reference.source} {self.reference.identity[:16]}",
         }
 
-    def measurer(self, folder: Path, metrics: Collection[str]) -> Measurer:
-        """What measures the runs images."""
-        return Measurer(folder, metrics, self.reader, self.reference, self.classifier, _BATCH)
+    def measurer(self, folder: Path, metrics: Collection[str], on_note: Callable[[str], None]) -> Measurer:
+        """What measures the run's images; `on_note` as `Measurer` has it."""
+        return Measurer(folder, metrics, self.reader, self.reference, self.classifier, on_note)
 
     def notes(self, guided: Collection[str]) -> list[str]:
         """What makes the numbers wrong: a reference that is small, networks (their sha256 are given) that guided."""

@@ -22,6 +22,7 @@ _LENGTHS = {1: np.geomspace(0.25, 4, 7), 2: np.geomspace(0.25, 3, 5), 3: np.geom
 """Lengths over which it changes, by the number of axes; those have a width of 1."""
 _LEAST_WEIGHT = 0.01
 """Of a variance and lengths, against the likeliest: those below it are left out."""
+_LEAST_UNIT = 1e-3
 _ACROSS = 0.5
 """Correlation of the curves of two combinations of categories."""
 _LEVEL = 100.0
@@ -100,20 +101,21 @@ def jackknife_error(replicates: Array) -> float:
     return float(np.sqrt(replicates.var() * (len(replicates) - 1)))
 
 
-def error_covariance(points: Points, replicates: Array) -> Array:
-    """Covariance (m, m) of the errors of m values, from their delete-a-group values (m, G) of the same groups.
+def error_covariance(points: Points, errors: Array, replicates: Array) -> Array:
+    """Covariance (m, m) of the errors of m values.
 
-    Variances are the jackknife's, each drawn half-way to their median; correlations fall off with the distance of
-    settings, as fast as is most likely: the matrix of the jackknife itself has too few degrees of freedom to invert.
+    Variances are drawn half-way to their median; correlations fall off with the distance of settings, as fast as is most
+    likely: the matrix of the jackknife itself has too few degrees of freedom to invert.
+
+    Args:
+        points: of the values.
+        errors: (m,) standard errors.
+        replicates: (m, G) delete-a-group values, of the same groups of seeds at each setting.
     """
-    groups = replicates.shape[1]
-    deviations = replicates - replicates.mean(1, keepdims=True)
-    squares = np.square(deviations).sum(1)
-    if not squares.max() > 0:
+    if not errors.max() > 0:
         return np.zeros((len(points), len(points)))
-    logs = np.log(np.maximum(squares * (groups - 1) / groups, 1e-3 * squares.max()))
-    scale = np.exp((logs + np.median(logs)) / 4)
-    unit = deviations / np.sqrt(np.maximum(squares, 1e-30))[:, None]
+    logs = np.log(np.maximum(errors, 0.03 * errors.max()))
+    scale = np.exp((logs + np.median(logs)) / 2)
     distance = np.square(points.x[:, None] - points.x).sum(2)
     same = points.arm[:, None] == points.arm
     across = (0.0, 0.4, 0.7, 0.9) if not same.all() else (1.0,)
@@ -121,11 +123,22 @@ def error_covariance(points: Points, replicates: Array) -> Array:
     loose, length, between = (column[:, None, None] for column in grid.T)
     found = (1 - loose) * np.exp(-distance / 2 / length**2) * np.where(same, 1.0, between)
     found += loose * np.eye(len(points))
-    root = np.linalg.cholesky(found + 1e-9 * np.eye(len(points)))
-    whitened = np.linalg.solve(root, np.broadcast_to(unit, (len(grid), *unit.shape)))
-    likelihood = -np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1) * 2 - np.square(whitened).sum((1, 2))
+    likelihood = _likelihood(found, replicates)
     covariance: Array = found[likelihood.argmax()] * scale[:, None] * scale
     return covariance
+
+
+def _likelihood(correlations: Array, replicates: Array) -> Array:
+    """Log likelihood of each matrix of correlations (h, m, m); where nothing varies, of independence alone."""
+    deviations = replicates - replicates.mean(1, keepdims=True)
+    squares = np.square(deviations).sum(1)
+    varies = squares > 1e-20 * max(1e-300, float(squares.max()))
+    if varies.sum() < 2:
+        return np.asarray(-np.abs(correlations).sum((1, 2)))
+    unit = deviations[varies] / np.sqrt(squares[varies])[:, None]
+    root = np.linalg.cholesky(correlations[:, varies][:, :, varies] + 1e-9 * np.eye(varies.sum()))
+    whitened = np.linalg.solve(root, np.broadcast_to(unit, (len(root), *unit.shape)))
+    return np.asarray(-2 * np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1) - np.square(whitened).sum((1, 2)))
 
 
 def posterior(points: Points, values: Array, errors: Array, at: Points, before: Beliefs | None = None) -> Posterior:
@@ -140,7 +153,10 @@ def posterior(points: Points, values: Array, errors: Array, at: Points, before: 
         at: where it is asked for.
         before: of the round before, of the same axes.
     """
-    unit = before.unit if before else max(float(values.std()), float(np.sqrt(np.diag(errors).mean())), 1e-12)
+    unit = max(float(values.std()), float(np.sqrt(np.diag(errors).mean())), 1e-12)
+    if before is not None and before.unit < _LEAST_UNIT * unit:
+        before = None  # nothing varied then
+    unit = before.unit if before else unit
     level = values.mean()
     y, noise = (values - level) / unit, errors / unit**2 + 1e-8 * np.eye(len(values))
     dimensions = points.x.shape[1]

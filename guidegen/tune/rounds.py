@@ -174,7 +174,8 @@ class Search:
         last, before = self._rounds[-1], self._fits.get(metric)
         points = self._space.points([each.setting for each in self._measured])
         values = np.array([each.values[metric] for each in self._measured]) * -self._goal.metrics[metric]
-        errors = error_covariance(points, np.array([each.replicates[metric] for each in self._measured]))
+        replicates = np.array([each.replicates[metric] for each in self._measured])
+        errors = error_covariance(points, np.array([each.errors[metric] for each in self._measured]), replicates)
         candidates = list(dict.fromkeys([*self._space.candidates(dict(last.boxes)), *last.settings]))
         at = self._space.points(candidates)
         return Fit(candidates, at, posterior(points, values, errors, at, before.curve.beliefs if before else None))

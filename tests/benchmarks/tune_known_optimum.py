@@ -32,7 +32,8 @@ def of_fit(draw, weights: int, seeds: int) -> float:
     settings = [(float(w),) for w in np.linspace(0.5, 8, weights)]
     measured = [evaluation(w, draw(w, seeds)) for (w,) in settings]
     points, candidates = SPACE.points(settings), SPACE.candidates(SPACE.whole)
-    errors = error_covariance(points, np.array([one.replicates["m"] for one in measured]))
+    spreads, replicates = (np.array([getattr(one, name)["m"] for one in measured]) for name in ("errors", "replicates"))
+    errors = error_covariance(points, spreads, replicates)
     curve = posterior(points, np.array([one.values["m"] for one in measured]), errors, SPACE.points(candidates))
     return candidates[curve.best][0]
 
