@@ -82,7 +82,7 @@ class What:
             "--prompt",
             "-p",
             metavar="TEXT",
-            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one a line) or - for standard "
+            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one per line) or - for standard "
             "input. Repeats. 'A AND B:0.5' is a mixture.",
             rich_help_panel=WHAT,
         ),
@@ -114,16 +114,21 @@ class Draw(What):
 
     num: Annotated[
         int | None,
-        typer.Option(
-            "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
-        ),
+        typer.Option("--num", "-n", metavar="N", help="Samples per label or prompt. [default: 1]", rich_help_panel=WHAT),
     ] = None
     seeds: Annotated[
         str | None,
-        typer.Option(
-            "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
-        ),
+        typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT),
     ] = None
+    seeds_per_label: Annotated[
+        bool,
+        typer.Option(
+            "--seeds-per-label",
+            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times the label's "
+            "id.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,8 @@ class Sampling:
         typer.Option(
             "--scheduler",
             metavar="NAME",
-            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, or a diffusers class. Default: the checkpoint's.",
+            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, edm (where alpha is 1), or a diffusers class. Default: "
+            "the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None
@@ -213,6 +219,15 @@ class Sampling:
             "--dtype", help="Precision of the networks. auto is fp16 on CUDA and fp32 elsewhere.", rich_help_panel=HOW
         ),
     ] = Dtype.auto
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="What is faster on this device and moves pixels by a few levels of 255: --dtype bf16 on a CPU that "
+            "multiplies in it; nothing on CUDA, where auto is fp16. The run keeps the --dtype.",
+            rich_help_panel=HOW,
+        ),
+    ] = False
     device: Annotated[
         str,
         typer.Option("--device", metavar="NAME", help="Where to draw: auto, cuda, cuda:1, mps or cpu.", rich_help_panel=HOW),
@@ -220,12 +235,13 @@ class Sampling:
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N", help="Images drawn at once, or auto.", rich_help_panel=HOW)
     ] = "auto"
+    threads: options.Threads = None
     deterministic: Annotated[
         bool,
         typer.Option(
             "--deterministic",
             help="Always call the networks with --batch-size rows, so that not even the last bit depends on shards or "
-            "restarts. Give every shard the same --batch-size.",
+            "restarts. Give every shard the same --batch-size and --threads.",
             rich_help_panel=HOW,
         ),
     ] = False
@@ -269,7 +285,8 @@ class Output:
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Draw part I of N, counted from 0, or auto under torchrun, accelerate or SLURM. Then: guidegen merge.",
+            help="Draw part I of N, counted from 0, or auto in a job array or under torchrun (torchrun -m guidegen -- "
+            "sample --num 50 ...), accelerate, MPI, srun, SkyPilot or dstack. Then: guidegen merge.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
@@ -280,6 +297,7 @@ class Output:
             "--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=options._OUTPUT
         ),
     ] = False
+    force: options.Force = False
     stepwise: Annotated[
         str | None,
         typer.Option(
@@ -292,7 +310,9 @@ class Output:
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print what would be drawn and what it costs, and stop.", rich_help_panel=options._OUTPUT
+            "--dry-run",
+            help="Print what would be drawn, what is there and how long it takes, and stop.",
+            rich_help_panel=options._OUTPUT,
         ),
     ] = False
 

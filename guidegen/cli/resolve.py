@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
@@ -20,13 +22,14 @@ from guidegen.cli.asked import (
 )
 from guidegen.cli.axes import By, Variants, parse_axes, parse_by, vary
 from guidegen.cli.conditions import Conditions, ask_conditions
-from guidegen.cli.flags import SampleOptions, SweepOptions
+from guidegen.cli.flags import Dtype, SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
 from guidegen.cli.source import source_of
 from guidegen.cli.stepwise import check_stepwise
 from guidegen.errors import UsageError
 from guidegen.report import grid
+from guidegen.runs.ours import refuse_foreign
 from guidegen.sampling.models import Models
 from guidegen.spec.cell import Variant, digest, fingerprint
 from guidegen.spec.composition import single_labels
@@ -74,6 +77,20 @@ class Job:
     pages: grid.Layout | None = None
 
     @property
+    def variants(self) -> dict[Variant, Settings]:
+        """The settings of each variant of the plan."""
+        return {variant: setup.settings for variant, setup in self.setups.items()}
+
+    @property
+    def grid_files(self) -> list[Path]:
+        """The pages of the grid that this process draws."""
+        if self.pages is None or self.output.folder is None:
+            return []
+        if self.output.is_file:
+            return [self.output.path] * self.output.one_image
+        return [self.output.folder / name for name in grid.page_names(len(self.pages.pages))]
+
+    @property
     def title(self) -> str:
         """The line at the top of the grid."""
         return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
@@ -116,6 +133,8 @@ def plan_job(flags: SampleOptions) -> Job:
     output = parse_output(flags.out)
     if output.to_stdout and flags.json_rows:
         raise UsageError("-o - and --json both write to standard output: name a file or a directory with -o.")
+    if output.to_stdout and sys.stdout.isatty():
+        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
     own_weights = list(dict.fromkeys(w for by in axes for w in by.weights or ()))
     needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     models = open_models(flags, needs_null)
@@ -127,6 +146,7 @@ def plan_job(flags: SampleOptions) -> Job:
 
     check_networks(*models)
     device = pick_device(flags.device)
+    flags = _resolve_fast(flags, device)
     variants = _variants(flags, axes, models, conditions, device)
     plan = _plan(flags, conditions, seeds, (weights, classifier_weights, guide_weights), variants)
     shard = asked_shard(flags, output)
@@ -148,7 +168,29 @@ def plan_job(flags: SampleOptions) -> Job:
             "note: fp16 on a CPU is slower than bf16, about a thousand times where the CPU has no fp16 arithmetic of its "
             "own. --dtype bf16 is as fast as fp32 or faster."
         )
-    return replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    job = replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    if not output.is_file:
+        for page in job.grid_files:
+            refuse_foreign(page, flags.force)
+    return job
+
+
+def _resolve_fast(flags: SampleOptions, device: torch.device) -> SampleOptions:
+    """The flags with what `--fast` means on the device instead of it.
+
+    Raises:
+        UsageError: they say the precision themselves.
+    """
+    from guidegen.sampling.device import pick_dtype
+
+    if not flags.fast:
+        return flags
+    if flags.dtype != "auto":
+        raise UsageError(f"--fast chooses the precision, and --dtype {flags.dtype} does too: give one of them.")
+    dtype = Dtype(pick_dtype("auto", device, fast=True))
+    if not flags.quiet:
+        console.note(f"note: --fast is --dtype {dtype} here")
+    return replace(flags, fast=False, dtype=dtype)
 
 
 def _check_guide(flags: SampleOptions, models: Models, conditions: Conditions, weights: list[float]) -> None:
@@ -187,6 +229,7 @@ def _plan(
         variants.own_weights,
         parse_axes(sweep.columns) if sweep else (),
         parse_axes(sweep.rows) if sweep else (),
+        flags.seeds_per_label,
     )
 
 
@@ -221,7 +264,8 @@ def _variants(
     from guidegen.sampling.setup import plan_setup
 
     checkpoint = models.checkpoint
-    plain = {"scheduler": checkpoint.scheduler_config.get("_class_name", "DDPMScheduler"), "steps": checkpoint.steps}
+    usual = checkpoint.default_scheduler or checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
+    plain = {"scheduler": usual, "steps": checkpoint.steps}
     config_sha256 = digest(
         *checkpoint.identity,
         models.classifier and models.classifier.config,

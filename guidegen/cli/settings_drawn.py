@@ -10,11 +10,12 @@ from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from guidegen.cli.drawing import about_run, draw_missing, open_networks, with_hashes
+from guidegen.cli.drawing import about_run, draw_missing, open_networks
 from guidegen.cli.flags import SweepOptions
 from guidegen.cli.output import parse_output
 from guidegen.cli.resolve import Job, plan_job
 from guidegen.cli.signals import Signals
+from guidegen.cli.weights import with_hashes
 from guidegen.errors import LockedError, UsageError
 from guidegen.runs.directory import Run
 from guidegen.runs.schema import Row

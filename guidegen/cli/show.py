@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.models.labels import Labels
+from guidegen.models.noise_schedule import parametrisation, sigma_range
 from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
 from guidegen.runs.images import invalid_rows, refusal
@@ -27,6 +29,8 @@ from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
 from guidegen.spec.plan import Plan
+
+_WITHOUT_NULL = "random labels with --uncond icg; weight 1 needs none"
 
 
 def register(app: typer.Typer) -> None:
@@ -70,9 +74,8 @@ def _inspect(
         "condition": "prompt" if checkpoint.reads_prompts else "label" if checkpoint.class_conditional else "none",
         "labels": None if checkpoint.reads_prompts else len(checkpoint.labels),
         "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
-        "prediction type": checkpoint.prediction_type,
-        "scheduler": checkpoint.scheduler_config.get("_class_name"),
-        "default steps": checkpoint.steps,
+        "without a null label": None if checkpoint.has_null or not checkpoint.class_conditional else _WITHOUT_NULL,
+        **_noise(checkpoint),
         "learned variance": checkpoint.learned_variance,
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
@@ -80,7 +83,7 @@ def _inspect(
         "missing": checkpoint.missing,
     }
     if as_json:
-        console.result(json.dumps(fields, ensure_ascii=False))
+        console.result(json.dumps({"type": "checkpoint"} | fields, ensure_ascii=False))
         return
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
@@ -95,6 +98,20 @@ def _inspect(
     for row in shown.items():
         table.add_row(*map(console.clean, row))
     Console(highlight=False, markup=False).print(table)
+
+
+def _noise(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the network predicts at which noise, and how it is walked."""
+    noise = sigma_range(checkpoint.scheduler_config)
+    return {
+        "prediction type": checkpoint.prediction_type,
+        "parametrisation": parametrisation(checkpoint.scheduler_config),
+        "noise range": noise and "sigma {:g} to {:g}".format(*noise),
+        "scheduler": checkpoint.scheduler_config.get("_class_name"),
+        "default scheduler": checkpoint.default_scheduler,
+        "default steps": checkpoint.steps,
+        "recommended": checkpoint.recommended,
+    }
 
 
 def _kind(checkpoint: Checkpoint) -> str:
@@ -155,7 +172,7 @@ def _labels(
     for label in found:
         name = labels.names[label]
         console.result(
-            json.dumps({"label": label, "name": name}, ensure_ascii=False)
+            json.dumps({"type": "label", "label": label, "name": name}, ensure_ascii=False)
             if as_json
             else f"{label}\t{console.clean(name, keep='')}"
         )
@@ -189,7 +206,7 @@ def _grid(
         ),
     ] = None,
     scale: Annotated[
-        int | None, typer.Option("--scale", min=1, help="Enlarge images by this whole factor. Default: to about 96 pixels.")
+        int | None, typer.Option("--scale", metavar="N", min=1, help="Enlarge images N times. Default: to about 96 pixels.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PNG", help="File to write. Default: grid.png in the run.")
@@ -210,8 +227,8 @@ def _grid(
     pages = grid.layout(cells, _shape_of(cells, runs[0]), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
-    if out is not None:
-        refuse_foreign(out, force)
+    for name in grid.page_names(len(pages.pages)):
+        refuse_foreign(out or runs[0] / name, force)
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
@@ -275,7 +292,8 @@ def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Ro
         for row in read_metrics(drawn)[0]
     }
     if not captions:
-        raise UsageError(f"{run} was not measured, or has other images now: run `guidegen evaluate {run}` first.")
+        command = f"guidegen evaluate {shlex.quote(str(run))}"
+        raise UsageError(f"{run} was not measured, or has other images now: run `{command}` first.")
     return [row | {"caption": captions.get(key_of(row, drawn.axes), "")} for row in rows]
 
 

@@ -165,7 +165,7 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
     flags = replace(flags, seed=_first_seed(flags))
     space, metrics = _space_of(asked.by), _metrics_of(asked)
     jobs = SettingJobs(flags, space, {"search": _about(asked, space, metrics)})
-    jobs.command = command_of("tune", flags, asked).into(str(jobs.folder), jobs.conditions)
+    jobs.command = command_of("tune", flags, asked).into(str(jobs.folder), jobs.conditions, {})
     goal = _goal(asked, space, metrics, jobs.per_seed)
     for name in ("tune.svg", "tune.png"):
         refuse_foreign(jobs.folder / name)
@@ -306,7 +306,7 @@ def _print_result(work: Work, goal: Goal, flags: TuneOptions, measured_by: Mappi
 def _best_command(flags: TuneOptions, jobs: SettingJobs, best: Mapping[str, Any]) -> Command:
     """`guidegen sample` with a setting."""
     command = command_of("sample", replace(flags, out=None, json_rows=False, quiet=False, verbose=False, debug=False))
-    given: dict[str, Any] = dict(command.into("", jobs.conditions).without("out", "seed").options)
+    given: dict[str, Any] = dict(command.into("", jobs.conditions, {}).without("out", "seed").options)
     for name, value in best.items():
         axis = axis_of(name)
         if axis.flag == "guidance-opt":

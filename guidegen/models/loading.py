@@ -10,6 +10,7 @@ from torch import nn
 from guidegen.arguments import instance, one_of
 from guidegen.errors import CheckpointError, first_line
 from guidegen.models.checkpoint import Checkpoint
+from guidegen.models.lazy import without_compiler
 from guidegen.models.networks import LoadOptions
 from guidegen.models.pretrained import Device, empty_model, load_model
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
@@ -71,7 +72,7 @@ def check_prediction(checkpoint: Checkpoint) -> None:
     network = empty_part(checkpoint, checkpoint.network).eval()
     why = ""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_compiler():
             found = network(x_t, t, class_labels=labels, return_dict=False)[0]
         if found.shape[2:] != x_t.shape[2:] or found.shape[1] not in (x_t.shape[1], 2 * x_t.shape[1]):
             why = f"it gives {tuple(found.shape[1:])} for images of {checkpoint.shape}"
@@ -84,15 +85,17 @@ def check_prediction(checkpoint: Checkpoint) -> None:
 def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     """The class that the config of the network says, and model_index.json of any other part."""
     import diffusers
-    import transformers
 
     from guidegen.models import adm_unet
 
     name = checkpoint.config["_class_name"] if part == checkpoint.network else checkpoint.index[part][1]
-    cls: Any = next(
-        (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
-    )
-    bases = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    if not (isinstance(cls, type) and issubclass(cls, bases)):
-        raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
-    return cls
+    for library in (diffusers, adm_unet):
+        cls: Any = getattr(library, name, None)
+        if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin):
+            return cls
+    import transformers  # most checkpoints need none of it, and it takes long
+
+    cls = getattr(transformers, name, None)
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls
+    raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
