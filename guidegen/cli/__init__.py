@@ -23,6 +23,7 @@ from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.help import hide_types
 from guidegen.cli.ls import register as register_ls
+from guidegen.cli.presets import register as register_presets
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.cli.submit import register as register_submit
@@ -129,6 +130,7 @@ register_convert(app)
 register_evaluate(app)
 register_report(app)
 register_ls(app)
+register_presets(app)
 register_submit(app)
 
 

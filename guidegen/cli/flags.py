@@ -18,7 +18,7 @@ _W = (
     "Ho & Salimans' 1+w, and ADM's classifier_scale."
 )
 _W_CLASSIFIER = "Weight of the classifier's gradient in mode both, where --w is that of classifier-free guidance."
-_W_GUIDE = "Weight of autoguidance on top of the modes cfg, classifier and both; 1 turns it off."
+_W_GUIDE = "Weight of autoguidance on top of cfg, classifier and both; 1 turns it off. [default: 2 with --guide-model]"
 
 
 class Mode(StrEnum):
@@ -102,9 +102,7 @@ class What:
     ] = None
     w_guide: Annotated[
         str | None,
-        typer.Option(
-            "--w-guide", metavar="NUMBER", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT
-        ),
+        typer.Option("--w-guide", metavar="NUMBER", help=_W_GUIDE, rich_help_panel=WHAT),
     ] = None
 
 
@@ -116,6 +114,10 @@ class Draw(What):
         int | None,
         typer.Option("--num", "-n", metavar="N", help="Samples per label or prompt. [default: 1]", rich_help_panel=WHAT),
     ] = None
+    labels_random: Annotated[
+        int | None,
+        typer.Option("--labels-random", metavar="N", help="N samples, each of a label by its seed.", rich_help_panel=WHAT),
+    ] = None
     seeds: Annotated[
         str | None,
         typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT),
@@ -124,8 +126,7 @@ class Draw(What):
         bool,
         typer.Option(
             "--seeds-per-label",
-            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times the label's "
-            "id.",
+            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times its id.",
             rich_help_panel=WHAT,
         ),
     ] = False
@@ -363,7 +364,7 @@ class SweepOptions(SampleOptions):
     ] = None
     w_guide: Annotated[
         str | None,
-        typer.Option("--w-guide", metavar="LIST", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT),
+        typer.Option("--w-guide", metavar="LIST", help=_W_GUIDE, rich_help_panel=WHAT),
     ] = None
     by: Annotated[
         list[str] | None,

@@ -37,7 +37,7 @@ def open_models(flags: SampleOptions, needs_null: bool) -> Models:
         )
     needs_null = needs_null or flags.classifier_gradient == "detached"
     reason = checkpoint.refusal(flags.mode, classifier is not None, needs_null)
-    if reason and not (flags.mode == "autoguidance" and flags.guide_model):
+    if reason and (checkpoint.cannot_draw or not (flags.mode == "autoguidance" and flags.guide_model)):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
     for part, _ in classifier.parts if classifier else ():
         if part.input == "noisy":

@@ -230,6 +230,7 @@ def _plan(
         parse_axes(sweep.columns) if sweep else (),
         parse_axes(sweep.rows) if sweep else (),
         flags.seeds_per_label,
+        flags.labels_random is not None,
     )
 
 
@@ -249,13 +250,14 @@ def _pages(job: Job) -> grid.Layout:
 
 
 def _run_name(job: Job) -> str:
-    """The default name of its run directory: the same flags give the same one."""
+    """The default name of its run directory: the same flags give the same one, whatever other flags there are."""
     flags, plan, (checkpoint, classifier, guide) = job.flags, job.plan, job.models
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
     names = list(dict.fromkeys(map(job.conditions.name_of, make_cells(plan.labels, plan.seeds[:1], plan.weights[:1]))))
     opened = [checkpoint.ref, checkpoint.revision, classifier.ref if classifier else None]
     refs = [ref and ref.replace(str(BUNDLED), "bundled") for ref in (*opened, *([guide.ref] if guide else []))]
-    return f"{checkpoint.name}-{flags.command}-{flags.mode}-{fingerprint(asdict(job.settings), *refs, drawn, names)}"
+    asked = [{key: value for key, value in each.items() if value is not None} for each in (asdict(job.settings), drawn)]
+    return f"{checkpoint.name}-{flags.command}-{flags.mode}-{fingerprint(*asked, *refs, names)}"
 
 
 def _variants(

@@ -80,11 +80,16 @@ def _inspect(
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
+        "published": {name: preset.line() for name, preset in checkpoint.published.items()},
         "missing": checkpoint.missing,
     }
     if as_json:
         console.result(json.dumps({"type": "checkpoint"} | fields, ensure_ascii=False))
-        return
+    else:
+        _print_fields(fields)
+
+
+def _print_fields(fields: Mapping[str, Any]) -> None:
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
         console.result("\n".join(f"{key}: {text}" for key, text in shown.items()))
@@ -279,9 +284,9 @@ def _chosen(rows: Sequence[Row], labels: list[str] | None, seeds: str | None) ->
 def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
     """The rows, each with what was measured of its group as its caption."""
     from guidegen.evaluate.measure import key_of, open_drawn, read_metrics
-    from guidegen.evaluate.metrics import METRICS
+    from guidegen.evaluate.metrics import METRICS, PUBLISHED_METRICS
 
-    titles = {metric.name: metric.short for metric in METRICS}
+    titles = {metric.name: metric.short for metric in (*METRICS, *PUBLISHED_METRICS)}
     if unknown := [name for name in metrics if name not in titles]:
         raise UsageError(f"--metric {unknown[0]!r}: choose of {', '.join(titles)}.")
     drawn = open_drawn(run, check_hashes=False)

@@ -213,14 +213,15 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
 
 def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
     """What of a guiding model is not as in the model and has to be; a sentence each."""
+    unconditional = model.guided_by_unconditional and not guiding.conditional
     pairs: list[tuple[str, Any, Any]] = [
-        ("condition", _takes(guiding), _takes(model)),
+        ("condition", _takes(model) if unconditional else _takes(guiding), _takes(model)),
         ("shape", "x".join(map(str, guiding.shape)), "x".join(map(str, model.shape))),
         ("prediction type", guiding.prediction_type, model.prediction_type),
     ]
     its_noise, model_noise = (noise_schedule(c.scheduler_config) for c in (guiding, model))
     pairs += [(key, its_noise.get(key), model_noise.get(key)) for key in {**model_noise, **its_noise}]
-    if shares:
+    if shares and not unconditional:
         pairs += [(key, guiding.config.get(key), model.config.get(key)) for key in _CONDITION]
     elif model.latent and guiding.latent:
         theirs, ours = (c.decoder_config.get("scaling_factor") for c in (guiding, model))

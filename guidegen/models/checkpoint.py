@@ -22,8 +22,10 @@ from guidegen.models.discovery import subclasses_in
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import in_sigma, is_flow
+from guidegen.models.presets import Preset
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, variants, weights_sha256
 from guidegen.python_file import split_python_ref
+from guidegen.schema import convert
 from guidegen.spec.settings import MODE_NAMES
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class Checkpoint(ABC):
         network: the part that is called at each step.
         reads_prompts: whether prompts condition it, not labels.
         channels_last: whether its network runs fastest in that memory layout.
+        guided_by_unconditional: whether an unconditional network may guide one with labels, as classifier-free guidance
+            with a second network.
         has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
         asked_last: whether a source is only of this kind if it is of no other.
         default_scheduler: class of the scheduler to draw with by default; None for that of its config.
@@ -102,6 +106,7 @@ class Checkpoint(ABC):
     network: ClassVar[str]
     reads_prompts: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
+    guided_by_unconditional: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
     asked_last: ClassVar[bool] = False
     default_scheduler: ClassVar[str | None] = None
@@ -201,6 +206,17 @@ class Checkpoint(ABC):
         return self.reads_prompts or self.class_conditional
 
     @property
+    def published(self) -> dict[str, Preset]:
+        """Published settings of it, by their names."""
+        where = f"{self.folder}: published"
+        return convert(self.index.get("published", {}), dict[str, Preset], where, CheckpointError)
+
+    @property
+    def cannot_draw(self) -> str | None:
+        """Why it draws no images in any mode, and can only guide another; None where it draws."""
+        return None
+
+    @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
         return self.reads_prompts or self.null_label is not None or self.uncond is not None
@@ -281,6 +297,8 @@ class Checkpoint(ABC):
             classifier: whether there is one.
             needs_null: modes cfg and both: whether some weight of the label's own score is not 1.
         """
+        if self.cannot_draw:
+            return self.cannot_draw
         if mode == "autoguidance":
             lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
             return None if self.guiding_folder else lack + (", or pag, skip or tsg" if self.has_layers else "")

@@ -82,14 +82,34 @@ def check_prediction(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.folder}: config.json makes a network that does not draw: {why}.")
 
 
+def check_decoding(checkpoint: Checkpoint, part: str) -> None:
+    """Decodes latents without numbers, which shows whether images come of those that the network draws.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    decoder: Any = empty_part(checkpoint, part).eval()
+    try:
+        with torch.no_grad():
+            found = decoder.decode(torch.empty((1, *checkpoint.shape), device="meta"), return_dict=False)[0]
+    except Exception as error:  # the library raises whatever its layers raise
+        why = f"{type(error).__name__}: {first_line(error)[:200]}"
+    else:
+        shape = checkpoint.image_shape
+        why = "" if found.shape[1:] == shape else f"it gives {tuple(found.shape[1:])} for {shape}"
+    if why:
+        raise CheckpointError(f"{checkpoint.folder}: {part} does not decode what the {checkpoint.network} draws: {why}.")
+
+
 def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     """The class that the config of the network says, and model_index.json of any other part."""
     import diffusers
 
-    from guidegen.models import adm_unet
+    from guidegen.models import adm_unet, edm2_unet, edm_unet, sit
 
+    ours = (adm_unet, edm_unet, edm2_unet, sit) if part == checkpoint.network else ()
     name = checkpoint.config["_class_name"] if part == checkpoint.network else checkpoint.index[part][1]
-    for library in (diffusers, adm_unet):
+    for library in (diffusers, *ours):
         cls: Any = getattr(library, name, None)
         if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin):
             return cls

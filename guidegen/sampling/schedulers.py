@@ -343,7 +343,7 @@ def without_clip(scheduler: Any) -> tuple[Any, float | None]:
     """
     if not getattr(scheduler.config, "clip_sample", False):
         return scheduler, None
-    unclipped = build(type(scheduler).__name__, {**scheduler.config, "clip_sample": False})
+    unclipped = build(type(scheduler), {**scheduler.config, "clip_sample": False})
     return unclipped, float(scheduler.config.clip_sample_range)
 
 

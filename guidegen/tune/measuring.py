@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from guidegen.errors import UsageError
+from guidegen.evaluate.cache import FeatureCache
 from guidegen.evaluate.distances import FrechetDistance, KernelDistance
 from guidegen.evaluate.features import (
     EvaluationClassifier,
+    Pixels,
     Reader,
     bundled_size,
     open_evaluation_classifier,
@@ -26,6 +28,7 @@ from guidegen.evaluate.metrics import METRICS, mean_over_classes, pairwise_dista
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods
 from guidegen.evaluate.reference import Reference, open_source, read_reference, saved_reference, subject_of
 from guidegen.models.weight_files import Access
+from guidegen.runs.images import read_drawn
 from guidegen.runs.schema import Row
 from guidegen.spec.axes import describe
 from guidegen.tune.model import jackknife_error
@@ -116,19 +119,27 @@ class Measurer:
         labels, nan = [subject_of(row) for row in rows], torch.full((len(rows),), torch.nan)
         features, probability, correct = torch.zeros(len(rows), 0), nan, nan
         if self._reader is not None:
-            found = read_rows_with(self._reader, self._folder, rows, _BATCH, lambda _: None)
-            features = torch.from_numpy(np.stack([found[row["sha256"]][0] for row in rows]))
-            distinct = len({found[row["sha256"]][1] for row in rows})
+            features, pixels = self._outputs(self._reader, rows)
+            distinct = len(set(pixels))
             if distinct < len(rows):
                 self._on_note(
                     f"warning: at {describe(axes, setting)} only {distinct} of {len(rows)} images differ: distances, recall "
                     "and coverage come out worse there than of as many different images"
                 )
         if self._classifier is not None:
-            logits = read_rows_with(self._classifier.reader, self._folder, rows, _BATCH, lambda _: None)
-            stacked = torch.from_numpy(np.stack([logits[row["sha256"]][0] for row in rows]))
-            probability, correct = self._classifier.read(stacked, labels)
+            logits, _ = self._outputs(self._classifier.reader, rows)
+            probability, correct = self._classifier.read(logits, labels)
         return _Images(features, labels, torch.tensor([float(row["nfe"]) for row in rows]), probability, correct)
+
+    def _outputs(self, reader: Reader, rows: Sequence[Row]) -> tuple[Tensor, list[str]]:
+        """What a network makes of images (N, D), and a hash of the pixels of each."""
+
+        def read(some: Sequence[Row]) -> Iterator[Pixels]:
+            return (np.asarray(read_drawn(self._folder, row).convert("RGB")) for row in some)
+
+        cache, files = FeatureCache(self._folder / "features", reader.identity), [row["sha256"] for row in rows]
+        read_rows_with(reader, cache, rows, _BATCH, lambda _: None, read)
+        return cache.stored(files)[:], [cache.pixels[file] for file in files]
 
 
 def least_seeds(metrics: Collection[str], per_seed: int) -> int:
