@@ -21,6 +21,7 @@ from guidegen.tune.measuring import _groups
 from guidegen.tune.model import Points, error_covariance, jackknife_error, posterior
 from guidegen.tune.rounds import Evaluation, Goal, Progress, Search, first_seeds
 from guidegen.tune.space import Dimension, Space, parse_range
+from guidegen.tune.study import checked_address
 
 pytest.importorskip("optuna")
 GROUPS = 24
@@ -193,6 +194,10 @@ def test_groups_are_of_whole_seeds() -> None:
     assert sum(mask.sum() for mask in _groups(rows[:30], 3)) == 30
 
 
+def test_passwords_are_not_shown() -> None:
+    assert checked_address("sqlite://me:secret@host/x") == "sqlite://me:***@host/x"
+
+
 # --- the command
 
 
@@ -357,6 +362,7 @@ def test_the_same_command_draws_nothing_and_a_larger_budget_goes_on(
         (["--by", "label=0,1"], "--label"),
         (["--seed", "random"], "another search each time"),
         (["-o", "x.png"], "run directory"),
+        (["--storage", "nosuch"], "postgresql://USER@HOST/NAME"),
         (["--metric", "accuracy", "--judge", "nosuch/model", "--offline"], ""),
     ],
 )

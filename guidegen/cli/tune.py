@@ -159,13 +159,16 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
         UsageError: what cannot be varied, measured or afforded, before anything is drawn.
     """
     from guidegen.tune.rounds import Search
-    from guidegen.tune.study import Study, propose, require_packages
+    from guidegen.tune.study import Study, checked_address, propose, require_packages
 
     require_packages()
+    shown = replace(asked, storage=asked.storage and checked_address(asked.storage))
     flags = replace(flags, seed=_first_seed(flags))
     space, metrics = _space_of(asked.by), _metrics_of(asked)
     jobs = SettingJobs(flags, space, {"search": _about(asked, space, metrics)})
-    jobs.command = command_of("tune", flags, asked).into(str(jobs.folder), jobs.conditions, {})
+    jobs.command, command = (
+        command_of("tune", flags, each).into(str(jobs.folder), jobs.conditions, {}) for each in (shown, asked)
+    )
     goal = _goal(asked, space, metrics, jobs.per_seed)
     for name in ("tune.svg", "tune.png"):
         refuse_foreign(jobs.folder / name)
@@ -177,7 +180,7 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
     goal = replace(goal, first=study.first_seeds)
     search = Search(space, goal, first, lambda measured, count: propose(space, measured, metrics, count))
     work = Work(jobs, study, search, measurer, flags.quiet)
-    with workers(asked.workers, jobs.command, flags.device), Signals() as signals:
+    with workers(asked.workers, command, flags.device), Signals() as signals:
         try:
             work.until_the_end(signals)
         except StoppedError as stopped:

@@ -28,6 +28,25 @@ def require_packages() -> None:
         raise UsageError(f'guidegen tune needs {lacks[0]}, which is not installed: pip install "guidegen[tune]"')
 
 
+def checked_address(url: str) -> str:
+    """The URL of a database without its password, for what is printed and kept.
+
+    Raises:
+        UsageError: it is none, or the package that speaks to such a database is not installed.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        address = make_url(url)
+        address.get_dialect().import_dbapi()
+    except (SQLAlchemyError, ImportError) as error:
+        raise UsageError(
+            f"--storage cannot be opened: {first_line(error)}. Give such as postgresql://USER@HOST/NAME."
+        ) from None
+    return address.render_as_string(hide_password=True)
+
+
 class Study:
     """What was measured, on disk or in a database.
 
@@ -62,8 +81,9 @@ class Study:
                 there = self._study.user_attrs.get(_ABOUT)
                 if there is None:
                     self._study.set_user_attr(_ABOUT, dict(about))
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            raise OutputError(f"--storage {address}: {first_line(error)}") from error
+        except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError) as error:
+            shown = checked_address(url) if url else folder / FILE
+            raise OutputError(f"The search cannot be kept in {shown}: {first_line(error)}.") from error
         if there is not None:
             _check_same(folder, there, about)
         self.first_seeds = int((there or about)[_FIRST_SEEDS])
