@@ -70,6 +70,9 @@ class SettingJobs:
         if output.is_file or output.to_stdout:
             raise UsageError(f"-o {flags.out}: a search is kept in a run directory.")
         job = self._plan(self._every_arm(), flags.seed or "0")
+        # standard input is read once
+        self._given["label"] = [str(label) for label in job.plan.labels if label is not None] or None
+        self._given["prompt"] = list(job.plan.prompts or ()) or None
         if flags.w is None and flags.mode != "none" and "w" not in self._weights:
             self.weight = "1.0" if job.conditions.mixed else "3.0"
             job = self._plan(self._every_arm(), flags.seed or "0")
@@ -77,8 +80,7 @@ class SettingJobs:
             f"{job.models.checkpoint.name}-tune-{flags.mode}-{fingerprint(asdict(job.settings), job.plan.as_json(), named)}"
         )
         self.folder: Path = job.output.path / name if flags.out is None else job.output.path
-        self._given |= {"label": [str(label) for label in job.plan.labels if label is not None] or None}
-        self._given |= {"prompt": list(job.plan.prompts or ()) or None, "out": f"{self.folder}/"}
+        self._given["out"] = f"{self.folder}/"
         self.base = with_hashes(job)
 
     @property
