@@ -108,6 +108,18 @@ def test_stopped_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path
     assert not torch.equal(whole.state_dict()["conv_in.weight"], start.state_dict()["conv_in.weight"])
 
 
+def test_fewer_images_than_the_state_has_seen_are_refused(data: Path, tmp_path: Path) -> None:
+    images, labels = batches.load_images(data, "train", [1, 207, 281], 8)
+    loss_of = recipe.unet_loss(batches.Batches(images, labels, 4, 0, "cpu"), dropout=0.5)
+    model, state = tiny_unet(num_class_embeds=1001), tmp_path / "a.state"
+    loop.train(model, loss_of, state, 2, 4, 1e-3, 0.0, False)
+    before = state.read_bytes()
+    loop.train(model, loss_of, state, 2, 4, 1e-3, 0.0, False)
+    assert state.read_bytes() == before
+    with pytest.raises(typer.BadParameter, match="has seen 8 images"):
+        loop.train(model, loss_of, state, 1, 4, 1e-3, 0.0, False)
+
+
 def one_network(labels: int = 3) -> Any:
     torch.manual_seed(0)
     names = {str(label): "x" for label in range(labels)}

@@ -42,6 +42,32 @@ def accumulate_gradients(
         return torch.stack(list(threads.map(one, draws))).mean()
 
 
+class State:
+    """All that a restart needs: weights, optimizer and EMA, and what the training has seen so far."""
+
+    def __init__(self, file: Path, model: nn.Module, peak: float, decay: float):
+        from diffusers.training_utils import EMAModel
+
+        self.file = file
+        optimizer = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+        ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+        self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
+        self.seen: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
+        if file.exists():
+            state = torch.load(file, weights_only=True, map_location=next(model.parameters()).device)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.seen = {name: state[name] for name in self.seen}
+
+    def save(self, step: int, seconds: float, loss: float | None) -> None:
+        """Replaces the file at once."""
+        self.seen |= {"step": step, "seconds": self.seen["seconds"] + seconds}
+        self.seen["history"].append([step, loss])
+        temporary = self.file.with_suffix(".part")
+        torch.save({name: part.state_dict() for name, part in self.parts.items()} | self.seen, temporary)
+        temporary.replace(self.file)
+
+
 def train(
     model: Any,
     loss_of: Callable[[nn.Module, int], torch.Tensor],
@@ -58,32 +84,20 @@ def train(
     """Trains for `steps` in bf16 autocast, resuming from `state_file`; returns the EMA weights in `model`.
 
     Each step takes `draws` batches of `loss_of`; `fall` as in `learning_rate`.
-    """
-    from diffusers.training_utils import EMAModel
 
+    Raises:
+        typer.BadParameter: the state is of more steps.
+    """
     device = next(model.parameters()).device.type
     model = model.to(memory_format=torch.channels_last).train()
     if device == "cpu":
         speed_up(model)
-    optimizer = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    start, seconds, history = 0, 0.0, []
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        start, seconds, history = state["step"], state["seconds"], state["history"]
+    state = State(state_file, model, peak, decay)
+    start, optimizer, ema = state.seen["step"], state.parts["optimizer"], state.parts["ema"]
+    if start > steps:
+        raise typer.BadParameter(f"{state_file} has seen {start * draws * batch} images: ask for as many or more.")
     network: Any = torch.compile(model) if compile_model else model
-
-    def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-        temporary = state_file.with_suffix(".part")
-        torch.save(state | {"step": step, "seconds": seconds, "history": history}, temporary)
-        temporary.replace(state_file)
-
-    saved = clock = time.monotonic()
-    running: float | None = None
+    saved, running = time.monotonic(), None
     for step, show in progress(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak, fall)
@@ -96,15 +110,11 @@ def train(
             value = loss.item()
             running = value if running is None else 0.9 * running + 0.1 * value
             show(running)
-        now = time.monotonic()
-        seconds, clock = seconds + now - clock, now
-        if now - saved > save_seconds:
-            history.append([step + 1, running])
-            save(step + 1)
+        if (passed := time.monotonic() - saved) > save_seconds or step == steps - 1:
+            state.save(step + 1, passed, running)
             saved = time.monotonic()
-    history.append([steps, running])
-    save(steps)
-    typer.echo(f"{steps * draws * batch} images, {seconds / 60:.0f} minutes, loss {running}")
+    seconds, (*_, last) = state.seen["seconds"], state.seen["history"] or [[0, None]]
+    typer.echo(f"{steps * draws * batch} images, {seconds / 60:.0f} minutes, loss {last[1]}")
     ema.copy_to(model.parameters())
     return model.eval()
 
