@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from guidegen.models.classifiers.noisy import NoisyClassifier
-from guidegen.zoo import batches, classifier, cpu, loop
+from guidegen.zoo import batches, calibration, classifier, cpu, loop, pictures, tradeoff
 from guidegen.zoo import train as recipe
 
 pa = pytest.importorskip("pyarrow")
@@ -301,3 +301,44 @@ def test_the_guiding_model_is_the_smaller_and_speaks_the_same_labels() -> None:
     strong, guiding = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.GUIDING))
     assert guiding.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
     assert guiding.num_parameters() < 3e6 < strong.num_parameters()
+
+
+@pytest.mark.usefixtures("small")
+def test_the_classifier_goes_on_from_either_phase(data: Path, tmp_path: Path) -> None:
+    labels = {"1": "goldfish", "207": "golden retriever", "281": "tabby"}
+
+    def train(out: str, images: int) -> Any:
+        (tmp_path / out).mkdir(exist_ok=True)
+        return classifier.train_classifier(data, tmp_path / out, labels, images, 8, 4, 0, False)
+
+    whole = train("whole", 48).state_dict()
+    again = train("whole", 48).state_dict()
+    (tmp_path / "whole" / "classifier.state").unlink()
+    last = train("whole", 48).state_dict()
+    for name, weight in whole.items():
+        assert torch.equal(weight, again[name]), name
+        assert torch.equal(weight, last[name]), name
+
+
+def test_the_table_of_the_classifier(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"1": "goldfish", "207": "golden retriever", "281": "tabby"}
+    network = NoisyClassifier(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), id2label=names)
+    network.save_pretrained(tmp_path / "classifier")
+    calibration.main(data, str(tmp_path / "classifier"), split="train", draws=1)
+    lines = capsys.readouterr().out.splitlines()
+    heads = ["timestep", "---", "sigma/alpha", "accuracy", "mean confidence"]
+    assert [line.split("|")[1].strip() for line in lines[:5]] == heads
+    assert {line.count("|") for line in lines[:5]} == {len(calibration.TIMESTEPS) + 2}
+    assert lines[5] == "24 photographs, 1 draws of noise each"
+
+
+def test_the_table_of_the_card() -> None:
+    names = ("frechet_distance", "precision", "recall", "density", "coverage")
+    row = {"mode": "cfg", "w": 1.5, "metrics": {name: {"value": 0.123} for name in names} | {"accuracy": {"value": 0.784}}}
+    assert tradeoff.table([row]).splitlines()[2] == "| cfg | 1.5 | 78.4 % | 0.12 | 0.12 | 0.12 | 0.12 | 0.12 |"
+
+
+def test_pictures_show_labels_of_the_recipe_at_their_seeds() -> None:
+    labels = recipe.CLASSES.split(",")
+    for label, seed in pictures.SHOWN.items():
+        assert tradeoff.seeds_of(labels.index(str(label)), 5).startswith(f"{seed}-")
