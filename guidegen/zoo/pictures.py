@@ -44,8 +44,8 @@ def main(
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "--no-curves")
     shown = [part for label in SHOWN for part in ("--label", label)]
     metrics = ("--metric", "accuracy", "--metric", "frechet_distance")
-    seeds = ",".join(map(str, SHOWN.values()))
-    guidegen("grid", *runs, *shown, "--seeds", seeds, *metrics, "-o", out / "methods.png")
+    of_shown = ",".join(map(str, SHOWN.values()))
+    guidegen("grid", *runs, *shown, "--seeds", of_shown, *metrics, "-o", out / "methods.png")
 
 
 if __name__ == "__main__":
