@@ -68,7 +68,7 @@ def python_sha256(ref: str, version: str = "") -> str:
 def _run(file: Path, error: type[GuidegenError]) -> _File:
     path = _resolved(file)
     if not path.is_file():
-        raise error(f"No Python file at {file}.")
+        raise error(f"No Python file at {file}. Name one as path/to/file.py:NAME.")
     source = read_bytes(path, error)
     known = _files.get(path)
     if known is None or known.source != source:

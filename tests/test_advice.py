@@ -61,3 +61,31 @@ def test_advice_needs_no_standard_input_a_second_time(with_null: Path) -> None:
     assert "-" not in command
     call(*command)
     call("verify", "run")
+
+
+def test_advice_works_from_any_directory(with_null: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.symlink(with_null, "model")
+    Path("labels.txt").write_text("0\n3\n1\n")
+    Path("deep/er").mkdir(parents=True)
+    args = (
+        "sample",
+        "-m",
+        "model",
+        "--mode",
+        "classifier",
+        "-c",
+        "model/classifier:0.5",
+        "--label",
+        "@labels.txt",
+        "--steps",
+        1,
+    )
+    call(*args, "-q", "-o", "deep/run", "--report")
+    for here, run in ((".", "deep/run"), ("deep", "run"), ("deep/run", "."), ("deep/er", "../run")):
+        monkeypatch.chdir(tmp_path / here)
+        next(Path(run).glob("images/*/*/*.png")).unlink()
+        (command,) = advised("verify", run)
+        assert "--report" not in command
+        call(*command)
+        call("verify", run)
+    assert not list(tmp_path.rglob("guidegen-runs"))

@@ -150,8 +150,8 @@ def test_help_shows_the_options_that_most_need_first(guidegen: Command, environm
     ("args", "message"),
     [
         ("sample --wrong 3", "error: No such option: --wrong"),
-        ("sample --num x", "error: Invalid value for '--num' / '-n': not a whole number. See `guidegen sample --help`."),
-        ("sample --dtype fp8", "error: Invalid value for '--dtype': 'fp8' is not one of 'auto', 'fp16', 'bf16', 'fp32'."),
+        ("sample --num x", "error: --num: 'x' is not a whole number. See `guidegen sample --help`."),
+        ("sample --dtype fp8", "error: --dtype: 'fp8' is not one of 'auto', 'fp16', 'bf16', 'fp32'."),
         ("paint", "error: No such command 'paint'."),
         ("sample -m nofile.py:X --label :smile:", "error: No Python file at nofile.py."),
     ],
@@ -752,7 +752,7 @@ def test_labels_lists_and_searches(guidegen: Command, with_null: Path, unconditi
     assert everything.stdout.splitlines()[0] == "0\tgoldfish, Carassius auratus"
     assert len(everything.stdout.splitlines()) == 5
     found = rows_of(guidegen("labels", "tabby", "-m", with_null, "--json").stdout)
-    assert found[0] == {"label": 1, "name": "tabby, tabby cat"}
+    assert found[0] == {"type": "label", "label": 1, "name": "tabby, tabby cat"}
     assert guidegen("labels", "golfish", "-m", with_null).stdout.startswith("0\t")
     assert guidegen("labels", "4", "-m", with_null).stdout.startswith("4\tlion")
     nothing = guidegen("labels", "zzzz", "-m", with_null)

@@ -423,7 +423,7 @@ def test_who_leaves_the_drawing_leaves_nobody_writing(tmp_path: Path) -> None:
 def test_each_process_of_a_launcher_gets_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"):
         for place, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0"), ("", "cuda")):
             monkeypatch.setenv(name, place)
             assert pick_device("auto") == torch.device(device)

@@ -75,5 +75,7 @@ def test_the_first_of_equal_cells_is_drawn_for_all_that_are_still_to_draw(with_n
     rest = EqualImages(left, setups)
     drawn = [cell.file for each in rest.first(left) for cell in rest.group(each)]
     assert sorted(drawn) == sorted(cell.file for cell in left)
+    apart = replace(plan, seeds_per_label=True).cells()
+    assert len(EqualImages(apart, setups).first(apart)) == 3 * 2 * (1 + 1 + 2), "no label shares an image of w = 0"
     listed = EqualImages([replace(cell) for cell in cells], setups)
     assert [cell.file for cell in listed.first(list(cells))] == [cell.file for cell in first]

@@ -27,13 +27,22 @@ def picture(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_grid_and_report_refuse_files_of_others(run: Path, tmp_path: Path) -> None:
+def test_grid_and_report_refuse_files_of_others(run: Path, with_null: Path, tmp_path: Path) -> None:
     mine = picture(tmp_path / "mine.png")
     assert "--force" in str(call("grid", run, "-o", "mine.png", code=2).exception)
     assert (tmp_path / "mine.png").read_bytes() == mine
     for _ in range(2):  # the second time it is guidegen's
         call("grid", run, "-o", "mine.png", "--force" if (tmp_path / "mine.png").read_bytes() == mine else "--json")
     assert (tmp_path / "mine.png").read_bytes() != mine
+    grid = picture(run / "grid.png")
+    again = ("sweep", "-m", with_null, "--label", "0-1", "--w", "0,2", "--steps", 1, "-o", "run", "-q")
+    for args in (("grid", run), ("merge", run), again, (*again, "--dry-run"), (*again, "--overwrite")):
+        assert "grid.png: guidegen did not make" in str(call(*args, code=2).exception)
+        assert (run / "grid.png").read_bytes() == grid
+    call("merge", run, "--no-grid")
+    call(*again, "--force")
+    assert (run / "grid.png").read_bytes() != grid
+    call("grid", run)
     (tmp_path / "r.html").write_text("<p>mine</p>")
     call("report", run, "-o", "r.html", "-q", code=2)
     assert (tmp_path / "r.html").read_text() == "<p>mine</p>"

@@ -53,7 +53,7 @@ def test_names_and_options() -> None:
         ("cfgzero", {}, "Did you mean cfg-zero?"),
         ("nonsense", {}, "There are cfg, cfg\\+\\+, rescale"),
         ("rescale", {"fi": "1"}, "rescale has no such option. It has phi=0.7."),
-        ("cfg", {"phi": "1"}, "It has none."),
+        ("cfg", {"phi": "1"}, "cfg has no options"),
         ("rescale", {"phi": "much"}, "give a number"),
         ("rescale", {"phi": "nan"}, "give a finite number"),
         ("renorm", {"limit": "inf"}, "give a finite number"),

@@ -140,7 +140,7 @@ def test_a_corrupt_image_is_exit_code_3(
     network: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (run / "grid.png").write_bytes(b"old")
+    (run / "grid.png").write_bytes(b"")
     shutil.copy(npz, run.parent / "beside")
     CORRUPT[harm](run)
     monkeypatch.chdir(run)

@@ -42,9 +42,10 @@ def plans(draw: Any) -> Plan:
     )
     seeds = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5, unique=True))
     weights = sorted(set(own[1])) if own else draw(WEIGHTS)
-    return Plan(
-        draw(LABELS), seeds, weights, tuple(draw(OTHERS)), prompts, draw(st.booleans()), tuple(draw(OTHERS)), by, own
-    )
+    labels = draw(LABELS)
+    apart = all(isinstance(label, int) for label in labels) and draw(st.booleans())
+    others = tuple(draw(OTHERS)), prompts, draw(st.booleans()), tuple(draw(OTHERS))
+    return Plan(labels, seeds, weights, *others, by, own, seeds_per_label=apart)
 
 
 def product(plan: Plan) -> list[tuple[int, Cell]]:
@@ -62,6 +63,7 @@ def product(plan: Plan) -> list[tuple[int, Cell]]:
             number = next(numbers)
             mixture = label if isinstance(label, str) else None
             main = main_label(label) if isinstance(label, str) else label
+            seed += label * 100_000 if plan.seeds_per_label else 0
             for w, wc, wg in itertools.product(weights, plan.classifier_weights, plan.guide_weights):
                 found.append((number, Cell(main, seed, w, wc, text, i, wg, mixture, variant)))
     return found
@@ -176,6 +178,11 @@ def test_whatever_is_read_is_a_plan_or_refused(data: Any) -> None:
         {"prompts": [None]},
         {"grid": "yes"},
         {"columns": "w"},
+        {"seeds_per_label": True},
+        {"seeds_per_label": True, "labels": [None]},
+        {"seeds_per_label": True, "labels": [1, 42949]},
+        {"seeds_per_label": True, "labels": [1], "seeds": "0,100000"},
+        {"seeds_per_label": "yes"},
     ],
 )
 def test_plans_refused(changes: dict[str, Any]) -> None:
@@ -204,6 +211,15 @@ def test_plan_of_a_milliard_is_small_and_quick() -> None:
         listed([plan], "run")
     with pytest.raises(UsageError, match="2\\^63"):
         Plan(list(range(10)), range(1, sys.maxsize), [1.0])
+
+
+def test_seeds_of_a_label_are_its_own_whatever_other_labels_there_are() -> None:
+    few = list(Plan([7, 3], [5, 0], [1.0], seeds_per_label=True).cells())
+    more = set(Plan([42948, 0, 3, 8, 7], [5, 0, 9], [1.0], seeds_per_label=True).cells())
+    assert [cell.seed for cell in few] == [700_005, 700_000, 300_005, 300_000]
+    assert more.issuperset(few)
+    noises = {cell.seed % 2**32 for cell in more}  # what torch's generator takes of a seed on the CPU
+    assert len(noises) == len(more) == 15
 
 
 def test_make_cells_is_the_product() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import typer
 from conftest import call
+from run_readme import README, ROOT, make_stand_ins, readme_commands, stood_in, transcript
+from typer.testing import CliRunner
 
 from guidegen.cli import app
 from guidegen.scores.methods import find_method
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -40,46 +40,55 @@ def test_method_of_ones_own_runs(tmp_path: Path) -> None:
 
 
 def test_every_command_and_flag_exists() -> None:
-    import subprocess
-    import sys
-
     shown = ""
-    commands = "sample sweep again ls inspect labels grid guidances convert verify merge evaluate report"
-    for command in commands.split():
-        run = subprocess.run(
-            [sys.executable, "-m", "guidegen", command, "--help-all" if command in ("sample", "sweep") else "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        shown += (
+            CliRunner(env={"COLUMNS": "200"})
+            .invoke(app, [name, "--help-all" if name in ("sample", "sweep") else "--help"])
+            .output
         )
-        shown += run.stdout
-        assert f"guidegen {command}" in README
+        assert f"guidegen {name}" in README
     others = r"^ {4}(python|#SBATCH).*$|torchrun .*(?=-m guidegen)"  # whose flags are not ours
     own = re.sub(others, "", README, flags=re.MULTILINE)
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own)):
         assert flag in shown, flag
 
 
-def readme_commands() -> list[str]:
-    """The command lines of the README that start with guidegen, without what comes after them on the line."""
-    lines = re.findall(r"^ {4}(?:\$ )?(guidegen .*)$", README, re.MULTILINE)
-    return [re.split(r"\s{3,}| \| | & ", line)[0] for line in lines]
-
-
 @pytest.mark.parametrize("line", readme_commands())
 def test_commands_are_ones_that_the_parser_takes(line: str) -> None:
     group: Any = typer.main.get_command(app)
-    name, *words = shlex.split(line)[1:]
+    name, *words = shlex.split(re.split(r" \| | & ", line)[0])[1:]
     group.commands[name].make_context(name, words)
 
 
-@pytest.mark.parametrize("line", [line for line in readme_commands() if re.match(r"guidegen (sample|sweep) ", line)])
-def test_commands_on_the_bundled_checkpoint_are_ones_that_it_serves(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_do_what_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_ins, run = make_stand_ins(tmp_path), tmp_path / "RUN"
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(line)[1:]
-    if {"-m", "-c"} & set(words) or "--label king" in line or "--shard auto" in line:
-        pytest.skip("names what is not here, or an error")
-    assert re.search('network calls|"nfe"', call(*(word if word != "-" else "x.png" for word in words), "--dry-run").stdout)
+    call("sweep", "--label", "145,207", "-w", "0,3", "-n", "6", "--steps", "1", "-o", run, "-q")
+    done = 0
+    for line in dict.fromkeys(readme_commands()):
+        command = stood_in(line.replace("steps=10,20", "steps=1,2"), stand_ins, run, run)
+        if command is None or "--label king" in line:
+            continue
+        name, *words = shlex.split(re.split(r" \| | & ", command)[0])[1:]
+        words = [word for word in words if word != "--open"]
+        if name in ("sample", "sweep"):
+            words += ["-n", "1"]
+        if name in ("sample", "sweep", "again") and "steps=" not in line:
+            words += ["--steps", "2"]
+        assert call(name, *words).stdout_bytes or name == "verify", line
+        if "--shard 0/4" in line:
+            for shard in (1, 2, 3):
+                call(name, *(word.replace("0/4", f"{shard}/4") for word in words))
+        done += 1
+    assert done > 38
+
+
+def test_transcript_is_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command, below in transcript():
+        result = call(*shlex.split(command)[1:], code=2 if below[0].startswith("error") else 0)
+        shown = result.output if result.exception is None else f"error: {result.exception}"
+        for line in below:
+            assert line in shown.replace("\n", " "), (command, shown)

@@ -534,7 +534,8 @@ def test_torchrun_worker_that_dies_once_ends_in_a_whole_run(
 ) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [*launch, "--standalone", "worker.py", "sample", "-m", str(with_null), *map(str, SLOW), "--shard", "auto"]
+    words = ["--num" if word == "-n" else str(word) for word in SLOW]  # which torchrun takes for its own, but for the "--"
+    command = [*launch, "--standalone", "worker.py", "--", "sample", "-m", str(with_null), *words, "--shard", "auto"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert "SIGKILL" in result.stderr or "exitcode: -9" in result.stderr

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -19,14 +21,24 @@ from guidegen.cli.draw import register as register_draw
 from guidegen.cli.evaluate import register as register_evaluate
 from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
-from guidegen.cli.help import hide_types_of_switches
+from guidegen.cli.help import hide_types
 from guidegen.cli.ls import register as register_ls
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
-from guidegen.errors import GuidegenError, UsageError
+from guidegen.cli.submit import register as register_submit
+from guidegen.errors import GuidegenError, UsageError, quoted
 from guidegen.python_file import blame
 
-_RESUMED = (["sample"], ["sweep"])
+_OF_PARSER = {
+    r"^Invalid value for '(--[\w-]+)'( / '-\w')?": r"\1",
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "{found} is not a whole number",
+    "Unable to parse input string as an integer, exceeded maximum size": "{found} is too large",
+    "Input should be a valid number, unable to parse string as a number": "{found} is not a number",
+    "Input should be greater than or equal to (\\S+)": r"{found} is below \1, the least that it takes",
+    r"^Got unexpected extra argument(?:\(s\)|s)? \((.*)\)": r"Unexpected argument: \1",
+}
+"""What typer and pydantic say, and what it is called here; {found} is what was given."""
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")
 
 
@@ -48,13 +60,13 @@ class _Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        hide_types_of_switches(self, ctx)
+        hide_types(self, ctx)
         super().format_help(ctx, formatter)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
         if command is not None:
-            hide_types_of_switches(command, ctx)
+            hide_types(command, ctx)
         return command
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
@@ -114,6 +126,7 @@ register_convert(app)
 register_evaluate(app)
 register_report(app)
 register_ls(app)
+register_submit(app)
 
 
 def main() -> None:
@@ -130,8 +143,7 @@ def main() -> None:
         _leave(130, debug)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        resumes = " What was finished is intact; the same command goes on from there." * (sys.argv[1:2] in _RESUMED)
-        console.error(f"{error.strerror or error}{where}.{resumes}")
+        console.error(f"{error.strerror or error}{where}.")
         _leave(74, debug)
     except Exception as error:
         if type(error).__name__ == "Abort":  # what the parser makes of a KeyboardInterrupt
@@ -155,13 +167,21 @@ def _is_of_parser(error: Any) -> bool:
         error.show()
     else:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "guidegen"
-        message = error.format_message().removesuffix(".").replace("Value error, ", "")
-        message = message.replace(
-            "Input should be a valid integer, unable to parse string as an integer", "not a whole number"
-        )
-        message = message.replace("Input should be a valid number, unable to parse string as a number", "not a number")
+        message = re.sub(r"\S{100,}", lambda word: f"{word[0][:80]}…", error.format_message().removesuffix("."))
+        for theirs, ours in _OF_PARSER.items():
+            message = re.sub(theirs, ours, message)
+        message = message.replace("{found}", quoted(_found(getattr(getattr(error, "param", None), "opts", ()))))
         console.error(f"{message}{'' if message[-1:] in '.?!' else '.'} See `{command} --help`.")
     return True
+
+
+def _found(flags: Sequence[str]) -> str:
+    """What the command line gives for an option, the last time."""
+    found = ""
+    for word, after in pairwise([*sys.argv[1:], ""]):
+        flag, equals, value = word.partition("=")
+        found = (value if equals else after) if flag in flags else found
+    return found
 
 
 def _leave(code: int, debug: bool) -> None:

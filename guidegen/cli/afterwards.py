@@ -64,12 +64,13 @@ class Afterwards:
     resize: Resize = None
     report: Report = False
 
-    def check(self, output: Output, size: tuple[int, int]) -> None:
+    def check(self, output: Output, size: tuple[int, int], force: bool = False) -> None:
         """Refuses, before anything is drawn, what could not be done after it.
 
         Args:
             output: where the images go.
             size: (height, width) of an image.
+            force: whether files that guidegen did not make may be overwritten.
 
         Raises:
             UsageError: it cannot be done.
@@ -81,10 +82,10 @@ class Afterwards:
         if self.evaluate is None and (self.features or self.judge or self.resize):
             raise UsageError("--features, --judge and --resize are for --evaluate REFERENCE.")
         if self.report and output.folder:
-            refuse_foreign(output.folder / "report.html")
+            refuse_foreign(output.folder / "report.html", force)
         if self.evaluate and output.folder:
             for name in ("curves.svg", "curves.png"):
-                refuse_foreign(output.folder / name)
+                refuse_foreign(output.folder / name, force)
         if flags := self._evaluate_flags():
             check_before(flags, size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,12 +15,12 @@ from guidegen.cli import console, options
 from guidegen.cli.afterwards import Afterwards
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.draw import draw
-from guidegen.cli.drawing import with_hashes
 from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.picture_text import read_text, run_of
 from guidegen.cli.recovered import Options, changed, options_of, refuse_python
 from guidegen.cli.resolve import Job
 from guidegen.cli.webui import options_of_parameters
+from guidegen.cli.weights import with_hashes
 from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.runs.carried import Carried, check_carried
 from guidegen.zoo import BUNDLED
@@ -79,7 +80,8 @@ def _again(asked: Again, flags: SweepOptions, afterwards: Afterwards) -> None:
         console.result("\n".join(str(command_of(each.command, each, afterwards)) for each in made))
         return
     if len(made) > 1:
-        raise UsageError(f"{asked.file} was made by {len(made)} commands. `guidegen again {asked.file} --show` prints them.")
+        show = f"guidegen again {shlex.quote(str(asked.file))} --show"
+        raise UsageError(f"{asked.file} was made by {len(made)} commands. `{show}` prints them.")
     draw(made[0], afterwards, lambda job: _check_same(job, carried, given, asked.strict))
 
 

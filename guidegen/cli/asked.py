@@ -11,6 +11,7 @@ from guidegen.cli.flags import SampleOptions, SweepOptions
 from guidegen.cli.output import Output
 from guidegen.errors import UsageError, quoted
 from guidegen.models.checkpoint import AnyClassifier
+from guidegen.spec import limits
 from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights, whole
 from guidegen.spec.shard import Shard, parse_shard
 
@@ -120,6 +121,8 @@ def with_seed(flags: SampleOptions) -> SampleOptions:
     if flags.shard is not None:
         raise UsageError("--seed random would draw another seed in each shard: give all of them one number.")
     seed = int.from_bytes(os.urandom(4), "big")
+    if flags.seeds_per_label:
+        seed %= max(1, limits.SEEDS_OF_A_LABEL - (flags.num or 1) + 1)
     if not flags.quiet:
         console.note(f"note: --seed {seed}")
     return replace(flags, seed=str(seed))
@@ -136,7 +139,7 @@ def asked_seeds(flags: SampleOptions) -> Seeds:
     if first is None or first > LARGEST_SEED:
         raise UsageError(f"--seed must be from 0 to 2^63-1, or random, found {quoted(flags.seed or '')}.")
     if first + num - 1 > LARGEST_SEED:
-        raise UsageError(f"--num {num} with --seed {first} goes past the largest seed, 2^63-1.")
+        raise UsageError(f"--num {quoted(str(num))}: from --seed {first} on there are {LARGEST_SEED + 1 - first} seeds.")
     return Seeds([range(first, first + num)])
 
 

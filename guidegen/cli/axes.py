@@ -74,6 +74,9 @@ def parse_axes(text: str | None) -> tuple[str, ...]:
     return tuple(word if "." in word else word.replace("-", "_") for word in words)
 
 
+_EXAMPLES = {"guidance": "cfg,apg", "steps": "10,20", "eta": "0,0.5", "scheduler": "ddim,unipc", "interval": "none,10%:60%"}
+
+
 def _parse(word: str) -> By:
     given, equals, text = word.partition("=")
     name = given.strip()
@@ -83,10 +86,13 @@ def _parse(word: str) -> By:
         flag = axis.flag if axis.of_cell else name
         raise UsageError(f"--by {quoted(given)}: that axis has a flag of its own, which takes a list: --{flag}.")
     if name not in BY_AXES and not (name.rpartition(".")[0] and name.rpartition(".")[2].isidentifier()):
-        raise UsageError(f"--by {quoted(given)}: choose {BY_FLAGS}, or an option of a method, such as apg.eta=0,0.5.")
+        raise UsageError(
+            f"--by {quoted(word)}: no axis of that name. Choose {BY_FLAGS}, or an option of a method, such as apg.eta=0,0.5."
+        )
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not (equals and parts):
-        raise UsageError(f"--by {quoted(word)}: give values after the =, with commas, such as --by steps=10,20.")
+        example = _EXAMPLES.get(name, "A,B")
+        raise UsageError(f"--by {quoted(word)}: give values after the =, such as --by {given.strip()}={example}.")
     weighed = [part.rpartition("@") for part in parts if "@" in part]
     if not weighed:
         return By(axis, list(dict.fromkeys(value for part in parts for value in axis.values(part))))

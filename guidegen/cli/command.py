@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from guidegen.spec.command import Command
 
 
-def make_command(run: Callable[..., None], *groups: type) -> Callable[..., None]:
+def make_command(run: Callable[..., Any], *groups: type) -> Callable[..., Any]:
     """A function for `typer.Typer.command`, whose flags are the fields of some dataclasses.
 
     Args:
@@ -21,9 +21,9 @@ def make_command(run: Callable[..., None], *groups: type) -> Callable[..., None]
         groups: frozen dataclasses, all of whose fields are options of Typer.
     """
 
-    def command(**given: Any) -> None:
+    def command(**given: Any) -> Any:
         values = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
-        run(*(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups))
+        return run(*(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups))
 
     parameters: dict[str, inspect.Parameter] = {}
     for group in groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -22,7 +23,7 @@ _SAMPLE = """Draw guided samples at one guidance weight.
 
 - guidegen sample --label all -n 50 -o samples.npz
 
-- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5 -o fox.png
+- guidegen sample -m owner/stable-diffusion --prompt "a red fox" -w 7.5
 """
 _SWEEP = """Draw the same samples at a range of guidance weights, and a grid of them.
 
@@ -34,13 +35,13 @@ _SWEEP = """Draw the same samples at a range of guidance weights, and a grid of 
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the two commands."""
+def register(app: typer.Typer, run: Callable[..., Any] | None = None) -> None:
+    """Adds the two commands; `run` is called with their options instead of drawing."""
     app.command("sample", help=_SAMPLE, short_help=_SAMPLE.split("\n")[0], cls=with_short_help(COMMON))(
-        make_command(_run, SampleOptions, Afterwards, HelpAll)
+        make_command(run or _run, SampleOptions, Afterwards, HelpAll)
     )
     app.command("sweep", help=_SWEEP, short_help=_SWEEP.split("\n")[0], cls=with_short_help((*COMMON, "by")))(
-        make_command(_run, SweepOptions, Afterwards, HelpAll)
+        make_command(run or _run, SweepOptions, Afterwards, HelpAll)
     )
 
 
@@ -58,9 +59,9 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     """
     flags = with_seed(flags)
     job = plan_job(flags)
-    afterwards.check(job.output, job.models.checkpoint.size)
+    afterwards.check(job.output, job.models.checkpoint.size, flags.force)
     if afterwards.evaluate is not None:
-        _check_images(job)
+        check_images(job)
     if flags.dry_run:
         print_costs(job)
         return
@@ -69,7 +70,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)
 
 
-def _check_images(job: Job) -> None:
+def check_images(job: Job) -> None:
     """Refuses, before it is drawn, a run of which `--evaluate` cannot be done."""
     from guidegen.evaluate.neighbourhoods import MIN_IMAGES
 

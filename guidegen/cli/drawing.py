@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -16,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from guidegen import __version__
 from guidegen.cli import console
-from guidegen.cli.lines import print_image
+from guidegen.cli.lines import print_image, print_line
 from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
 from guidegen.cli.stepwise import Strips
-from guidegen.errors import IncompleteError, StoppedError, UsageError
+from guidegen.cli.weights import find_nonfinite, with_hashes
+from guidegen.errors import IncompleteError, OutputError, StoppedError, UsageError
 from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
-from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.report import grid
 from guidegen.runs.directory import Run
 from guidegen.runs.files import write_atomically
@@ -58,21 +57,18 @@ def carry_out(job: Job, command: Command) -> None:
     job, flags = with_hashes(job), job.flags
     if there := _there(job):
         _print_result(job, there, job.output.path)
-        if failures := find_failures(there):
+        if failures := find_failures(there, job):
             raise failures
         return
-    if job.output.to_stdout and sys.stdout.isatty():
-        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
     _note_models(job)
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
-        variants = {variant: setup.settings for variant, setup in job.setups.items()}
         run_of = partial(Run, folder, job.settings, _about(job, command), flags.overwrite, job.plan, job.shard)
-        with Signals() as signals, run_of(variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
+        with Signals() as signals, run_of(job.variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
             there = _there_now(job, folder) if flags.wait else None
             rows: Sequence[Row] = there or _draw(job, run, signals)
             made = job.output.path if there else _finish(job, folder, rows)
-            failures = find_failures(rows)
+            failures = find_failures(rows, job)
             _print_result(job, rows, made)
             if job.output.is_file:
                 remove(folder)
@@ -83,6 +79,11 @@ def carry_out(job: Job, command: Command) -> None:
             for row in read_rows(folder):
                 print_image(row, folder)
         raise StoppedError(f"{stopped}; {kept}. To go on: {again}", stopped.code - 128) from None
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        goes_on = not job.output.to_stdout and folder.is_dir() and any(folder.glob("manifest*.jsonl"))
+        rest = f" What was finished is intact. To go on: {command.without('overwrite')}" if goes_on else ""
+        raise OutputError(f"{error.strerror or error}{where}.{rest}") from error
     finally:
         if job.output.to_stdout:
             shutil.rmtree(folder, ignore_errors=True)
@@ -105,13 +106,16 @@ def _there_now(job: Job, folder: Path) -> list[Row] | None:
 
 
 def _print_result(job: Job, rows: Iterable[Row], made: Path | None) -> None:
-    """The path of what was made; with `--json` the images that went into one file: those of a run are printed as drawn."""
+    """The path of what was made; with `--json` the grid, and the images of one file: those of a run are printed as drawn."""
     if not job.flags.json_rows:
         if made:
             console.result(str(made))
-    elif job.output.is_file:
+        return
+    if job.output.is_file:
         for row in rows:
             print_image(row, None, job.output.path)
+    for page in job.grid_files if made else ():
+        print_line("grid", page, None if job.output.is_file else job.output.folder)
 
 
 def _note_models(job: Job) -> None:
@@ -125,31 +129,6 @@ def _note_models(job: Job) -> None:
     for part, _ in classifier.parts if classifier else ():
         if part.labels is not known and part.renumbers(known):
             console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
-
-
-def with_hashes(job: Job) -> Job:
-    """Downloads the weights if they are on the hub, checks that they are whole, and hashes them."""
-    from guidegen.models.pretrained import check_weights
-
-    if job.settings.model_sha256:
-        return job
-    (checkpoint, classifier, guide), access = job.models, job.flags.access
-    classifiers = [part for part, _ in classifier.parts] if classifier else []
-    checkpoint.download(access)
-    for part in classifiers:
-        part.download(access)
-    if guide:
-        guide.download(access)
-    parts = list(checkpoint.part_folders.values()) + (guide.folders if guide else [])
-    for folder in parts + [folder for part in classifiers for folder in part.folders]:
-        check_weights(folder, access)
-    hashes: dict[str, Any] = {
-        "model_sha256": checkpoint.sha256(access),
-        "classifier_sha256": SEPARATOR.join(part.sha256(access) for part in classifiers) or None,
-        "guide_model_sha256": guide.sha256(access) if guide else None,
-    }
-    setups = {variant: replace(setup, settings=replace(setup.settings, **hashes)) for variant, setup in job.setups.items()}
-    return replace(job, settings=replace(job.settings, **hashes), setups=setups)
 
 
 def _draw(job: Job, run: Run, signals: Signals) -> Rows:
@@ -174,6 +153,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
     from guidegen.sampling.device import pick_batch_size
     from guidegen.sampling.equal_images import EqualImages
     from guidegen.sampling.sampler import Samplers, Tally
+    from guidegen.sampling.timings import Stopwatch, keep_seconds
     from guidegen.sampling.worker import draw
 
     flags, name_of = job.flags, job.conditions.name_of
@@ -184,11 +164,12 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
     if not flags.quiet:
         _note_cut_prompts(samplers.is_cut, job.plan.prompts or ())
         _note_equal(job)
-    tally, equal = Tally(), EqualImages(todo, job.setups)
+    tally, equal, watch = Tally(), EqualImages(todo, job.setups), Stopwatch()
     steps = sum(len(some) * len(sampler.scheduler.timesteps) for sampler, some in parts)
     with console.progress(steps, len(todo), flags.quiet) as bar:
 
         def on_step(cells: int) -> None:
+            watch.step()
             bar.step(cells)
             signals.check(signal.SIGINT)
 
@@ -198,6 +179,8 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
                     bar.image()
                     if show_rows:
                         print_image(row, run.folder)
+    if seconds := watch.seconds(tally.made):
+        keep_seconds(job.settings, job.device, flags.compile_networks, min(size, len(todo)), seconds)
     if job.plan.grid and not (flags.quiet or flags.json_rows):
         _note_cost(job, todo, tally.made)
 
@@ -299,8 +282,13 @@ def _describe(row: Row) -> str:
     return ", ".join((*varied, f"w {row['w']}", condition, f"seed {row['seed']}"))
 
 
-def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
-    """The error of images that are not finite, with a list of them; None where all are."""
+def find_failures(rows: Iterable[Row], job: Job | None = None) -> IncompleteError | None:
+    """The error of images that are not finite, with a list of them; None where all are.
+
+    Args:
+        rows: of the images.
+        job: what drew them, whose weights may be the reason.
+    """
     count = failed = 0
     listed = ""
     for row in rows:
@@ -312,6 +300,5 @@ def find_failures(rows: Iterable[Row]) -> IncompleteError | None:
     if not failed:
         return None
     more = f"\n  and {failed - _LISTED} more" if failed > _LISTED else ""
-    return IncompleteError(
-        f"{failed} of {count} images came out non-finite and were not saved; try --dtype fp32 or a smaller w:{listed}{more}"
-    )
+    why = (find_nonfinite(job) if job else None) or "try --dtype fp32 or a smaller w"
+    return IncompleteError(f"{failed} of {count} images came out non-finite and were not saved; {why}:{listed}{more}")

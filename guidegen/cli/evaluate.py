@@ -89,6 +89,7 @@ class EvaluateFlags:
         int,
         typer.Option(
             "--halves",
+            metavar="N",
             min=0,
             help="Random splits into half-samples and quarter-samples, for the standard errors of distances and recall; "
             "0: no standard errors.",
@@ -99,11 +100,13 @@ class EvaluateFlags:
         bool,
         typer.Option(
             "--partial",
-            help="Measure a run that is incomplete or has corrupt images by those that it has. Otherwise it is an error.",
+            help="Measure an incomplete or damaged run by the images that it has; otherwise it is refused.",
             rich_help_panel=_HOW,
         ),
     ] = False
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images read at once.", rich_help_panel=_HOW)] = 64
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Images read at once.", rich_help_panel=_HOW)
+    ] = 64
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
     ] = "auto"

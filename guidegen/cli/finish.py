@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -15,20 +15,26 @@ from typing import Annotated, Any
 import typer
 
 from guidegen.cli import console, options
+from guidegen.cli.afterwards import Afterwards
+from guidegen.cli.command import flags_of
 from guidegen.cli.drawing import draw_grid, find_failures
 from guidegen.cli.lines import print_line
 from guidegen.cli.output import exported_rows, write_npz
+from guidegen.cli.recovered import label_words
 from guidegen.cli.signals import waiting
-from guidegen.errors import IncompleteError
+from guidegen.errors import IncompleteError, UsageError
 from guidegen.report import grid
+from guidegen.runs.carried import Source
 from guidegen.runs.directory import exporting, exports_of
 from guidegen.runs.files import write_atomically
 from guidegen.runs.images import is_inside, read_drawn_bytes, refusal
 from guidegen.runs.locks import alone
 from guidegen.runs.manifest import Rows
+from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import Row, encode_row, read_plans, read_run
 from guidegen.runs.status import State, check
 from guidegen.runs.wipe import clear_leftovers
+from guidegen.schema import convert
 from guidegen.spec.cell import Cell, variant_folder
 from guidegen.spec.command import Command, read_commands
 from guidegen.spec.plan import Plan, listed
@@ -128,12 +134,18 @@ def _incomplete(held: _Held, what: str, lacks: Collection[str]) -> IncompleteErr
 
 
 def _commands_for(held: _Held, lacks: set[str]) -> Iterator[Command]:
-    """The command of each plan that lacks any of these files, into the run where it is now, for all shards."""
+    """The command of each plan that lacks any of these files, into the run where it is now, for all shards.
+
+    What was read from a file or a pipe is given as words, and networks that are not found from here by their full path.
+    """
+    found = convert(held.about.get("source") or {}, Source, held.folder / "run.json", UsageError)
+    source = {"model": found.model, "classifier": found.classifier, "guide-model": found.guide_model}
     for plan, command in held.commanded:
         of_plan = lacks.intersection(cell.file for cell in plan.cells()) if lacks else ()
         if command and of_plan:
-            read = {"label": list(map(str, plan.labels)), "prompt": list(plan.prompts or ())}
-            yield command.without("shard", "overwrite", "wait").into(str(held.folder), read)
+            read = {"label": label_words(plan.labels) or [], "prompt": list(plan.prompts or ())}
+            kept = command.without("shard", "overwrite", "wait", "force", "stepwise", *flags_of(Afterwards))
+            yield kept.into(str(held.folder), read, source)
             lacks.difference_update(of_plan)
 
 
@@ -161,11 +173,14 @@ def _merge(
     with alone(run, waiting() if wait else None):
         held = _read(run)
         _check_all_there(held)
+        pages = _grid_pages(held) if draw_the_grid else None
+        for name in grid.page_names(len(pages.pages)) if pages else ():
+            refuse_foreign(run / name, force, "guidegen merge:")
         clear_leftovers(run)
         made = [_merge_manifests(held)]
         corrupt: list[str] = []
-        if draw_the_grid and held.in_grid:
-            made += _draw_grid(held, corrupt.append)
+        if pages:
+            made += draw_grid(run, held.rows(held.in_grid), pages, held.metadata, on_corrupt=corrupt.append)
         if npz:
             made += _write_npz(held, force)
         if tar:
@@ -207,16 +222,16 @@ def _merge_manifests(held: _Held) -> Path:
     return path
 
 
-def _draw_grid(held: _Held, on_corrupt: Callable[[str], None]) -> list[Path]:
+def _grid_pages(held: _Held) -> grid.Layout | None:
+    """The grid of its sweeps; None where there is none, or no image."""
     rows = held.rows(held.in_grid)
     shape = next((row["shape"] for row in rows if row["shape"]), None)
     if shape is None:
-        return []
+        return None
     plan, command = [each for each in held.commanded if each[0].grid][-1]
     title = grid.title_of(held.about["settings"], [axis for axis, _ in plan.by])
     scale = command.options.get("scale") if command else None
-    pages = grid.layout(list(rows), shape[:2], plan.columns, scale, title, plan.rows)
-    return draw_grid(held.folder, rows, pages, held.metadata, on_corrupt=on_corrupt)
+    return grid.layout(list(rows), shape[:2], plan.columns, scale, title, plan.rows)
 
 
 def _groups(held: _Held) -> dict[str, list[Cell]]:

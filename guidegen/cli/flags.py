@@ -82,7 +82,7 @@ class Draw:
             "--prompt",
             "-p",
             metavar="TEXT",
-            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one a line) or - for standard "
+            help="Text, for text-conditional checkpoints and CLIP-like classifiers; @FILE (one per line) or - for standard "
             "input. Repeats. 'A AND B:0.5' is a mixture.",
             rich_help_panel=WHAT,
         ),
@@ -108,6 +108,15 @@ class Draw:
             "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
         ),
     ] = None
+    seeds_per_label: Annotated[
+        bool,
+        typer.Option(
+            "--seeds-per-label",
+            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times the label's "
+            "id.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False
     w_classifier: Annotated[
         str | None,
         typer.Option("--w-classifier", metavar="NUMBER", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=WHAT),
@@ -263,7 +272,8 @@ class Output:
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Draw part I of N, counted from 0, or auto under torchrun, accelerate or SLURM. Then: guidegen merge.",
+            help="Draw part I of N, counted from 0, or auto in a job array or under torchrun (torchrun -m guidegen -- "
+            "sample --num 50 ...), accelerate, MPI, srun, SkyPilot or dstack. Then: guidegen merge.",
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
@@ -274,6 +284,7 @@ class Output:
             "--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=options._OUTPUT
         ),
     ] = False
+    force: options.Force = False
     stepwise: Annotated[
         str | None,
         typer.Option(
@@ -286,7 +297,9 @@ class Output:
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print what would be drawn and what it costs, and stop.", rich_help_panel=options._OUTPUT
+            "--dry-run",
+            help="Print what would be drawn, what is there and how long it takes, and stop.",
+            rich_help_panel=options._OUTPUT,
         ),
     ] = False
 

@@ -37,7 +37,7 @@ def _guidances(
     methods = list(METHODS.values()) if name is None else [find_method(name)[0]]
     if as_json:
         for method in methods:
-            console.result(json.dumps(fields_of(method), ensure_ascii=False))
+            console.result(json.dumps({"type": "guidance"} | fields_of(method), ensure_ascii=False))
     elif name is not None:
         console.result(explanation(methods[0]))
     else:

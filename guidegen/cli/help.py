@@ -11,11 +11,14 @@ import typer
 from typer.core import TyperCommand
 
 
-def hide_types_of_switches(command: Any, ctx: Any) -> None:
-    """A switch takes no value, so that its help names no type."""
+def hide_types(command: Any, ctx: Any) -> None:
+    """Switches take no value, so that their help names no type; arguments are called by their metavars alone."""
     for param in (*command.params, command.get_help_option(ctx)):
-        if getattr(param, "is_flag", False):
+        is_argument = param.param_type_name == "argument"
+        if is_argument or getattr(param, "is_flag", False):
             param.display_type_rich = lambda ctx: None
+        if is_argument and param.metavar:
+            param.get_usage_pieces = lambda ctx, name=param.metavar: [name]
 
 
 def with_short_help(common: Sequence[str]) -> type[TyperCommand]:

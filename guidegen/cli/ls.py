@@ -18,7 +18,7 @@ from guidegen.report import grid
 from guidegen.runs.manifest import Manifests
 from guidegen.runs.schema import read_plans, read_run
 
-_UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
+UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
 def register(app: typer.Typer) -> None:
@@ -84,7 +84,7 @@ def _texts(fields: dict[str, Any]) -> tuple[str, ...]:
 
 def _age(modified: float) -> str:
     seconds = max(0.0, time.time() - modified)
-    unit, length = next((each for each in _UNITS if seconds >= each[1]), _UNITS[-1])
+    unit, length = next((each for each in UNITS if seconds >= each[1]), UNITS[-1])
     count = int(seconds // length)
     return f"{count} {unit}{'s' * (count != 1)} ago"
 

@@ -96,7 +96,7 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.", rich_help_panel=_TALK)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=_TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]
 
@@ -157,7 +157,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     sides = [whole(side) or 0 for side in text.strip().lower().split("x", 1)]
     if not all(0 < side <= _LONGEST_SIDE for side in sides):
         raise UsageError(
-            f"--size takes WIDTHxHEIGHT or one number, of 1 to {_LONGEST_SIDE} pixels: 768x512, 512. Found {quoted(text)}."
+            f"--size {quoted(text)}: give WIDTHxHEIGHT or one number, of 1 to {_LONGEST_SIDE} pixels, as 768x512 or 512."
         )
     return sides[-1], sides[0]
 
@@ -235,7 +235,10 @@ def _lines(word: str, flag: str) -> list[str]:
         UsageError: there is no such file, it is no text, or it is longer than a list can be.
     """
     where = f"{flag} {quoted(word)}"
-    data = _standard_input(where) if word == "-" else read_bytes(Path(word[1:]), UsageError)
+    try:
+        data = _standard_input(where) if word == "-" else read_bytes(Path(word[1:]), UsageError)
+    except UsageError as error:
+        raise UsageError(str(error) if word == "-" else f"{flag} @FILE: {error}") from None
     if data.count(b"\n") > limits.LIST:
         raise UsageError(f"{where} has more than {limits.LIST:,} lines.")
     try:

@@ -23,6 +23,7 @@ from guidegen.runs.images import read_drawn
 from guidegen.runs.png import parameters_line, png_text
 from guidegen.runs.schema import check_row, encode_row, loads
 from guidegen.schema import LARGEST_TEXT
+from guidegen.spec.settings import WEIGHT_HASHES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,9 +119,11 @@ def already_there(output: Output, plan: dict[str, Any], overwrite: bool) -> list
         return None
     if not output.path.is_file():
         raise UsageError(f"{output.path} is there and is no regular file. Name another -o.")
-    there = _read_plan(output.path)
+    there, mine = _read_plan(output.path), _as_json(plan)
+    if there and not mine["settings"]["model_sha256"]:  # of weights that are not here yet
+        mine["settings"] |= {name: there["settings"].get(name) for name in WEIGHT_HASHES}
     elsewhere = {"rows": None, "source": None}  # networks that were moved are the same
-    if isinstance(there, dict) and there.get("rows") and {**there, **elsewhere} == {**_as_json(plan), **elsewhere}:
+    if there and there["rows"] and {**there, **elsewhere} == {**mine, **elsewhere}:
         return list(there["rows"])
     raise UsageError(f"{output.path} is there and holds something else. Name another -o, or --overwrite it.")
 
@@ -201,10 +204,11 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
     return archive.open(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
 
 
-def _read_plan(path: Path) -> Any:
+def _read_plan(path: Path) -> dict[str, Any] | None:
     """The plan that a file of ours carries, its rows checked, or None."""
     try:
-        return carried_by_npz(path) if path.suffix.lower() == ".npz" else _carried_by_image(path)
+        there = carried_by_npz(path) if path.suffix.lower() == ".npz" else _carried_by_image(path)
+        return there if isinstance(there["settings"], dict) else None
     except Exception:  # whatever Pillow, numpy, zipfile and zlib raise at what is none of ours
         return None
 

@@ -139,9 +139,10 @@ def _of_plan(plan: Plan) -> Options:
         "w": None if plan.own_weights else _numbers(plan.weights),
         "w_classifier": _numbers(plan.classifier_weights),
         "w_guide": _numbers(plan.guide_weights),
-        "label": _labels(plan.labels),
+        "label": label_words(plan.labels),
         "prompt": None if plan.prompts is None else _prompts(plan.prompts),
         "seeds": format_seeds(plan.seeds),
+        "seeds_per_label": plan.seeds_per_label or None,
         "by": [*_by(plan)] or None,
         "columns": ",".join(plan.columns) or None,
         "rows": ",".join(plan.rows) or None,
@@ -162,7 +163,8 @@ def _numbers(weights: Iterable[float | None]) -> str | None:
     return ",".join(repr(w) for w in weights if w is not None) or None
 
 
-def _labels(labels: Sequence[int | str | None]) -> list[str] | None:
+def label_words(labels: Sequence[int | str | None]) -> list[str] | None:
+    """What `--label` takes for these labels; None for none."""
     ids = [label for label in labels if isinstance(label, int)]
     if len(ids) == len(labels):
         return [format_seeds(ids)]  # ranges of labels are written as those of seeds

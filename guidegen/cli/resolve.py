@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidegen.cli import console
@@ -27,6 +29,7 @@ from guidegen.cli.source import source_of
 from guidegen.cli.stepwise import check_stepwise
 from guidegen.errors import UsageError
 from guidegen.report import grid
+from guidegen.runs.ours import refuse_foreign
 from guidegen.sampling.models import Models
 from guidegen.spec.cell import Variant, digest, fingerprint
 from guidegen.spec.composition import single_labels
@@ -74,6 +77,20 @@ class Job:
     pages: grid.Layout | None = None
 
     @property
+    def variants(self) -> dict[Variant, Settings]:
+        """The settings of each variant of the plan."""
+        return {variant: setup.settings for variant, setup in self.setups.items()}
+
+    @property
+    def grid_files(self) -> list[Path]:
+        """The pages of the grid that this process draws."""
+        if self.pages is None or self.output.folder is None:
+            return []
+        if self.output.is_file:
+            return [self.output.path] * self.output.one_image
+        return [self.output.folder / name for name in grid.page_names(len(self.pages.pages))]
+
+    @property
     def title(self) -> str:
         """The line at the top of the grid."""
         return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
@@ -116,6 +133,8 @@ def plan_job(flags: SampleOptions) -> Job:
     output = parse_output(flags.out)
     if output.to_stdout and flags.json_rows:
         raise UsageError("-o - and --json both write to standard output: name a file or a directory with -o.")
+    if output.to_stdout and sys.stdout.isatty():
+        raise UsageError("-o - writes PNG bytes, and standard output is a terminal: redirect it to a file or a pipe.")
     own_weights = list(dict.fromkeys(w for by in axes for w in by.weights or ()))
     needs_null = any(w != 1 for w in own_weights or parse_weights("0" if flags.w is None else flags.w))
     models = open_models(flags, needs_null)
@@ -148,7 +167,11 @@ def plan_job(flags: SampleOptions) -> Job:
             "note: fp16 on a CPU is slower than bf16, about a thousand times where the CPU has no fp16 arithmetic of its "
             "own. --dtype bf16 is as fast as fp32 or faster."
         )
-    return replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    job = replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    if not output.is_file:
+        for page in job.grid_files:
+            refuse_foreign(page, flags.force)
+    return job
 
 
 def _check_guide(flags: SampleOptions, models: Models, conditions: Conditions, weights: list[float]) -> None:
@@ -187,6 +210,7 @@ def _plan(
         variants.own_weights,
         parse_axes(sweep.columns) if sweep else (),
         parse_axes(sweep.rows) if sweep else (),
+        flags.seeds_per_label,
     )
 
 

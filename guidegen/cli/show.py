@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def _inspect(
         "missing": checkpoint.missing,
     }
     if as_json:
-        console.result(json.dumps(fields, ensure_ascii=False))
+        console.result(json.dumps({"type": "checkpoint"} | fields, ensure_ascii=False))
         return
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
@@ -155,7 +156,7 @@ def _labels(
     for label in found:
         name = labels.names[label]
         console.result(
-            json.dumps({"label": label, "name": name}, ensure_ascii=False)
+            json.dumps({"type": "label", "label": label, "name": name}, ensure_ascii=False)
             if as_json
             else f"{label}\t{console.clean(name, keep='')}"
         )
@@ -189,7 +190,7 @@ def _grid(
         ),
     ] = None,
     scale: Annotated[
-        int | None, typer.Option("--scale", min=1, help="Enlarge images by this whole factor. Default: to about 96 pixels.")
+        int | None, typer.Option("--scale", metavar="N", min=1, help="Enlarge images N times. Default: to about 96 pixels.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PNG", help="File to write. Default: grid.png in the run.")
@@ -210,8 +211,8 @@ def _grid(
     pages = grid.layout(cells, _shape_of(cells, runs[0]), across, scale, title, down)
     if out is not None and len(pages.pages) > 1:
         raise UsageError(f"The grid needs {len(pages.pages)} pages; leave out -o to write them into the run.")
-    if out is not None:
-        refuse_foreign(out, force)
+    for name in grid.page_names(len(pages.pages)):
+        refuse_foreign(out or runs[0] / name, force)
     metadata = {"settings": abouts[0]["settings"]} if len(runs) == 1 else {"runs": [about["settings"] for about in abouts]}
     problems = [line for run in runs for line in invalid_rows(run)]
     for path in draw_grid(runs[0], cells, pages, metadata, out, problems.append):
@@ -275,7 +276,8 @@ def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Ro
         for row in read_metrics(drawn)[0]
     }
     if not captions:
-        raise UsageError(f"{run} was not measured, or has other images now: run `guidegen evaluate {run}` first.")
+        command = f"guidegen evaluate {shlex.quote(str(run))}"
+        raise UsageError(f"{run} was not measured, or has other images now: run `{command}` first.")
     return [row | {"caption": captions.get(key_of(row, drawn.axes), "")} for row in rows]
 
 

@@ -1,15 +1,12 @@
 """Hashes of weight files, kept so that shards and resumed runs do not read gigabytes again.
 
-One small file for each list of files, in `GUIDEGEN_CACHE`, or else in the user's cache folder; where that
-variable is empty nothing is kept. A file is taken to be the same while its inode, size and times are.
+One small file for each list of files. A file is taken to be the same while its inode, size and times are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +16,7 @@ from typing import Annotated
 import msgspec
 
 from guidegen.errors import GuidegenError
+from guidegen.models.user_cache import cache_folder, keep
 from guidegen.schema import decode, read_bytes
 
 _SETTLED = 2.0
@@ -35,7 +33,7 @@ class _Kept(msgspec.Struct, forbid_unknown_fields=True):
 
 def sha256_of(files: Sequence[Path]) -> str:
     """sha256 over some files, one after the other; read only where they have changed since it was kept."""
-    folder = cache_folder()
+    folder = cache_folder("hashes")
     if folder is None:
         return read_sha256(files)
     paths = "\0".join(str(path.resolve()) for path in files)
@@ -48,7 +46,7 @@ def sha256_of(files: Sequence[Path]) -> str:
     digest = read_sha256(files)
     newest = max((time_ns for state in before for time_ns in state[2:]), default=0)
     if before == list(map(_state, files)) and time.time() - newest / 1e9 > _SETTLED:
-        _keep(place, _Kept(before, digest))
+        keep(place, msgspec.json.encode(_Kept(before, digest)))
     return digest
 
 
@@ -62,38 +60,6 @@ def read_sha256(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def cache_folder() -> Path | None:
-    """Where hashes are kept; None where they are not."""
-    asked = os.environ.get("GUIDEGEN_CACHE")
-    if asked is not None:
-        return Path(asked) / "hashes" if asked.strip() else None
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without one
-        return None
-    if sys.platform == "darwin":
-        usual = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        usual = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        usual = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return usual / "guidegen" / "hashes"
-
-
 def _state(path: Path) -> _State:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _keep(place: Path, kept: _Kept) -> None:
-    """Writes the whole of it or nothing; a folder that cannot be written keeps nothing."""
-    with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=place.parent, suffix=".part")
-        try:
-            with open(handle, "wb") as file:
-                file.write(msgspec.json.encode(kept))
-            os.replace(part, place)
-        except BaseException:
-            os.unlink(part)
-            raise

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from guidegen.errors import CheckpointError, first_line
+from guidegen.errors import CheckpointError, first_line, quoted
 from guidegen.models.weight_files import Access, weight_names
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -39,7 +39,7 @@ def locate(ref: str, offline: bool = False) -> tuple[Path, str | None]:
         )
     if not _REPO.fullmatch(ref) or ref.startswith((".", "/")):
         raise CheckpointError(
-            f"No checkpoint at {ref}: no such folder, and not a hub id (owner/name or owner/name@revision)."
+            f"No checkpoint at {quoted(ref)}: no such folder, and not a hub id (owner/name or owner/name@revision)."
         )
     return _download(ref, _SMALL, offline)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from guidegen.models.weight_files import DEFAULT_ACCESS, Access, Weights, count_
 
 Device = torch.device | str
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
+_MISMATCH = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, "
+    r"the shape in current model is torch\.Size\((.*?)\)"
+)
 _CAST_AT_EVERY_CALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -37,6 +42,10 @@ def load_model(
     try:
         model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
     except Exception as error:  # the libraries raise whatever their readers raise
+        if (found := _MISMATCH.search(str(error))) is not None:
+            name, there, wanted = found[1][:200], found[2], found[3]
+            why = f"{name} has the shape {there}, and config.json makes it {wanted}"
+            raise CheckpointError(f"{folder}: the weights do not fit config.json: {why}.") from error
         raise CheckpointError(f"{folder}: the weights do not load: {first_line(error)}") from error
     for key, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape"), ("unexpected_keys", "too many")):
         if (wrong := [str(name) for name in info.get(key, ())]) and (diffusers or key != "unexpected_keys"):

@@ -150,7 +150,8 @@ def _choose_axes(
         raise UsageError(f"{axis_of(twice[0]).title} cannot be across (--columns) and down (--rows) at once.")
     varying = {axis for axis in axes if len({_value(cell, axis) for cell in cells}) > 1}
     seeds = len({cell.get("seed") for cell in cells})
-    contact_sheet = not (columns or varying.intersection(column_axes) or "seed" in rows)
+    apart = "label" in varying and len({(_value(cell, "label"), cell.get("seed")) for cell in cells}) == seeds
+    contact_sheet = not (columns or varying.intersection(column_axes) or "seed" in rows or apart)
     if contact_sheet and "seed" in varying and 2 * seeds * tile[0] * tile[1] < MAX_PIXELS:
         column_axes = ("seed",)
     elif len(column_axes) > 1:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from guidegen.runs.files import (
     unlink_if_abandoned,
     write_atomically,
 )
-from guidegen.runs.locks import Wait, lock_run, run_json_lock
+from guidegen.runs.locks import Wait, check_unlocked, lock_run, run_json_lock
 from guidegen.runs.manifest import Manifests, Rows, manifest_name
 from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.png import encode_png, image_metadata
@@ -191,26 +191,40 @@ class Run:
         return row
 
 
-def finished_before(folder: Path, settings: Settings, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that a run directory already has an image of, by its rows and files; no image is read.
+def finished_before(
+    folder: Path,
+    settings: Settings,
+    plan: Plan,
+    variants: Mapping[Variant, Settings],
+    overwrite: bool,
+    shard: Shard | None,
+    wait: bool,
+) -> list[Cell]:
+    """The cells that a run directory already has an image of, by its rows and files; no image is read, no file is made.
 
     Args:
         folder: the directory; it need not be there.
-        settings: of the run, the hashes of the weights left open.
-        cells: what is to be drawn.
+        settings, plan, variants, overwrite, shard: as `Run` takes them. Hashes of weights that are empty are left open.
+        wait: whether another process may draw into it.
 
     Raises:
-        UsageError: the directory is no run, or of other settings.
+        UsageError, LockedError: as `Run` does.
     """
     _refuse_what_is_no_run(folder)
-    if not (folder / "run.json").exists():
+    if not wait:
+        check_unlocked(folder, shard)
+    if overwrite or not (folder / "run.json").exists():
         return []
     there = read_run(folder)["settings"]
-    _check_settings(folder, there, replace(settings, **{name: there.get(name) for name in WEIGHT_HASHES}))
-    manifests, find = Manifests(folder), finder(cells)
+    hashes = {} if settings.model_sha256 else {name: there.get(name) for name in WEIGHT_HASHES}
+    variants = {variant: replace(own, **hashes) for variant, own in variants.items()}
+    _merged(folder, replace(settings, **hashes), {}, plan, variants)
+    manifests, find = Manifests(folder, shard), finder(plan.cells(shard))
     rows = {file: manifests.read(offset) for file, offset in manifests.offsets().items()}
-    found = ((find(file), row) for file, row in rows.items() if row["status"] == "ok" and (folder / file).is_file())
-    return [cell for cell, row in found if cell is not None and row["prompt"] == cell.prompt and is_of(row, cell)]
+    found = [(find(file), row) for file, row in rows.items() if row["status"] == "ok" and (folder / file).is_file()]
+    if other := [(cell, row) for cell, row in found if cell is not None and row["prompt"] != cell.prompt]:
+        raise _other_prompts(folder, other[0][1]["prompt"], other[0][0].prompt)
+    return [cell for cell, row in found if cell is not None and is_of(row, cell)]
 
 
 def _refuse_what_is_no_run(folder: Path) -> None:
@@ -260,36 +274,49 @@ def _settle(
     overwrite: bool,
 ) -> None:
     """run.json has these settings and variants and, among others, this plan."""
-    new = [plan.as_json()] if plan else []
-    differences = {variant_folder(variant): _difference(settings, own) for variant, own in variants.items() if variant}
     if overwrite or not (folder / "run.json").exists():
-        there = {**about, "settings": asdict(settings), "plans": new} | ({"variants": differences} if differences else {})
-    else:
-        there = read_run(folder)
-        _check_settings(folder, there["settings"], settings)
-        own_there = there.get("variants", {})
-        before = {name: settings_of(there["settings"] | changes, folder / "run.json") for name, changes in own_there.items()}
-        for variant, own in variants.items():
-            if variant_folder(variant) in before:
-                _check_settings(folder, asdict(before[variant_folder(variant)]), own)
-        old = there.get("plans", [])
-        if all(plan in old for plan in new) and differences.keys() <= before.keys():
-            return
-        stored = there.get("commands", [])
-        commands = stored if len(stored) == len(old) else [_command_in(there)] * len(old)
-        commands = [command for plan, command in zip(old, commands, strict=False) if is_plan(plan)]
-        old = [plan for plan in old if is_plan(plan)]
-        for plan_there in old:
-            for text, now in zip(plan_there.get("prompts") or (), (new and new[0].get("prompts")) or (), strict=False):
-                if text != now:
-                    raise _other_prompts(folder, text, now)
-        # the same cells in another grid: that one counts now
-        kept = [i for i, plan in enumerate(old) if not new or _without_layout(plan) != _without_layout(new[0])]
-        there["plans"] = [old[i] for i in kept] + new
-        there["commands"] = [commands[i] for i in kept] + [_command_in(about)] * len(new)
-        if before or differences:
-            there["variants"] = there.get("variants", {}) | differences
-    _write_run_json(folder, there)
+        differences = _differences(settings, variants)
+        plans = [plan.as_json()] if plan else []
+        there = {**about, "settings": asdict(settings), "plans": plans} | ({"variants": differences} if differences else {})
+        _write_run_json(folder, there)
+    elif (merged := _merged(folder, settings, about, plan, variants)) is not None:
+        _write_run_json(folder, merged)
+
+
+def _merged(
+    folder: Path, settings: Settings, about: Mapping[str, Any], plan: Plan | None, variants: Mapping[Variant, Settings]
+) -> dict[str, Any] | None:
+    """The run.json that is there with this plan and these variants; None where it has them.
+
+    Raises:
+        UsageError: the run is one of other settings or prompts.
+    """
+    new, differences = [plan.as_json()] if plan else [], _differences(settings, variants)
+    there = read_run(folder)
+    _check_settings(folder, there["settings"], settings)
+    own_there = there.get("variants", {})
+    before = {name: settings_of(there["settings"] | changes, folder / "run.json") for name, changes in own_there.items()}
+    for variant, own in variants.items():
+        if variant_folder(variant) in before:
+            _check_settings(folder, asdict(before[variant_folder(variant)]), own)
+    old = there.get("plans", [])
+    if all(plan in old for plan in new) and differences.keys() <= before.keys():
+        return None
+    stored = there.get("commands", [])
+    commands = stored if len(stored) == len(old) else [_command_in(there)] * len(old)
+    commands = [command for plan, command in zip(old, commands, strict=False) if is_plan(plan)]
+    old = [plan for plan in old if is_plan(plan)]
+    for plan_there in old:
+        for text, now in zip(plan_there.get("prompts") or (), (new and new[0].get("prompts")) or (), strict=False):
+            if text != now:
+                raise _other_prompts(folder, text, now)
+    # the same cells in another grid: that one counts now
+    kept = [i for i, plan in enumerate(old) if not new or _without_layout(plan) != _without_layout(new[0])]
+    there["plans"] = [old[i] for i in kept] + new
+    there["commands"] = [commands[i] for i in kept] + [_command_in(about)] * len(new)
+    if before or differences:
+        there["variants"] = there.get("variants", {}) | differences
+    return there
 
 
 def _command_in(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,10 +328,14 @@ def _write_run_json(folder: Path, about: Mapping[str, Any]) -> None:
     write_atomically(folder / "run.json", "{{\n{}\n}}\n".format(",\n".join(lines)).encode())
 
 
-def _difference(settings: Settings, own: Settings) -> dict[str, Any]:
-    """What a variant's settings have otherwise than the run's."""
+def _differences(settings: Settings, variants: Mapping[Variant, Settings]) -> dict[str, dict[str, Any]]:
+    """What the settings of each variant have otherwise than the run's."""
     ours = asdict(settings)
-    return {name: value for name, value in asdict(own).items() if value != ours[name]}
+    return {
+        variant_folder(variant): {name: value for name, value in asdict(own).items() if value != ours[name]}
+        for variant, own in variants.items()
+        if variant
+    }
 
 
 def _without_layout(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,14 @@ def lock_run(folder: Path, shard: Shard | None = None, wait: Wait | None = None)
             wait(str(locked).splitlines()[0])
 
 
+def check_unlocked(folder: Path, shard: Shard | None = None) -> None:
+    """As `lock_run` without waiting, but holds no lock and makes no file."""
+    if (folder / _name(shard)).exists():
+        _lock_run(folder, shard).release()
+    else:
+        _refuse_other_processes(folder, shard)
+
+
 def _lock_run(folder: Path, shard: Shard | None) -> Any:
     lock = _try_lock(folder / _name(shard))
     if lock is None:

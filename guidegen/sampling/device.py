@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
-from guidegen.errors import UsageError, first_line
+from guidegen.errors import UsageError, first_line, quoted
 
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+"""Variables of launchers: which of the processes on this machine this is."""
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun or srun gets a CUDA device of its own.
+    """`auto` is CUDA, then MPS, then the CPU; each process of torchrun, MPI or srun gets a CUDA device of its own.
 
     Raises:
         UsageError: no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
+            rank = next(filter(None, map(os.environ.get, _LOCAL_RANKS)), "")
             return torch.device(f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdecimal() else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    choose = "choose auto, cuda, cuda:1, mps or cpu"
+    if not re.fullmatch(r"(cuda|mps|cpu)(:[0-9]{1,3})?", name):
+        raise UsageError(f"--device {quoted(name)}: no such device; {choose}.")
     try:
         device = torch.device(name)
-        if device.type not in ("cuda", "mps", "cpu"):
-            raise UsageError(f"--device {name}: choose auto, cuda, cuda:1, mps or cpu.")
         if device.type == "mps" and not torch.backends.mps.is_available():
-            raise UsageError(f"--device {name}: this machine has no MPS device.")
+            raise UsageError(f"--device {name}: this machine has no MPS device; {choose}.")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: not usable here: {first_line(error)}") from error
+        raise UsageError(f"--device {name}: not usable here ({first_line(error)}); {choose}.") from error
     return device
 
 

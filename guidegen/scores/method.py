@@ -174,7 +174,7 @@ def _value(method: Method, name: str, text: str) -> Any:
     flag = f"--guidance-opt {name}={text}"
     if name not in method.options:
         known = ", ".join(f"{key}={default}" for key, default in method.options.items())
-        raise UsageError(f"{flag}: {method.name} has no such option. It has {known or 'none'}.")
+        raise UsageError(f"{flag}: {method.name} has {f'no such option. It has {known}' if known else 'no options'}.")
     default = method.options[name]
     if isinstance(default, int | float):
         return parse_like(default, text, flag)

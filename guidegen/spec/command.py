@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,18 +25,21 @@ class Command:
         """The same without some options, given by their flags without dashes."""
         return replace(self, options={flag: value for flag, value in self.options.items() if flag not in flags})
 
-    def into(self, out: str, read: Mapping[str, list[str]]) -> Command:
-        """The same into another `-o`, with what was read from standard input as its words.
+    def into(self, out: str, read: Mapping[str, list[str]], source: Mapping[str, Any]) -> Command:
+        """The same from anywhere and into another `-o`.
 
         Args:
             out: the run directory.
-            read: flag -> the words to give in place of all of its own, if one of them is `-`.
+            read: flag -> the words to give in place of all of its own, if one of them is `-` or @FILE.
+            source: flag -> what to give in place of what names no file that is here.
         """
         options = dict(self.options)
         for flag, words in read.items():
-            given = options.get(flag, ())
-            if "-" in (given if isinstance(given, list | tuple) else [given]):
+            if any(word == "-" or word.startswith("@") for word in _listed(options.get(flag, ()))):
                 options[flag] = words
+        for flag, refs in source.items():
+            if refs and not all(os.path.exists(os.path.expanduser(word)) for word in _listed(options.get(flag, ()))):
+                options[flag] = refs
         return replace(self, options=options | {"out": out})
 
     def words(self) -> list[str]:
@@ -63,11 +67,15 @@ def read_commands(about: Mapping[str, Any]) -> list[Command | None]:
     return [read_command(about)] * len(about.get("plans", ()))
 
 
+def _listed(value: Any) -> list[str]:
+    return list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
+
+
 def _words(flag: str, value: Any) -> Iterator[str]:
     if value is True:
         yield f"--{flag}"
         return
-    for text in map(str, value if isinstance(value, list | tuple) else [value]):
+    for text in _listed(value):
         if text.startswith("-") and text != "-":
             yield f"--{flag}={text}"
         else:

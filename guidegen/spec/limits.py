@@ -10,3 +10,5 @@ GRID_CELLS = 1_000_000
 """Images of a sweep, which all have a place in its grid."""
 LISTED_CELLS = 2_000_000
 """Images of a run that `verify`, `merge` and `evaluate` go through one by one."""
+SEEDS_OF_A_LABEL = 100_000
+"""Of --seeds-per-label: as many as leave 42,949 labels apart in the 32 bits that torch takes of a seed on the CPU."""

@@ -67,7 +67,8 @@ def _range(word: str, flag: str) -> list[float]:
         start, stop, step = (Decimal(part) for part in word.split(":"))
         count = (stop - start) / step
         if count.is_finite() and count >= limits.LIST:
-            raise UsageError(f"{flag} {quoted(word)} is too many numbers, {count:.2g}; a list has {limits.LIST:,} at most.")
+            found = f"{flag} {quoted(word)} is {count:.2g} numbers, and a list has {limits.LIST:,} at most"
+            raise UsageError(f"{found}: START:STOP:STEP with a larger step, such as 0:8:0.5.")
         if not count.is_finite() or count < 0:
             raise UsageError(f"{flag} {quoted(word)}: the range is empty; check the sign of its step.")
         return [parse_weight(str(start + i * step), flag) for i in range(int(count) + 1)]

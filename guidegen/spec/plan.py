@@ -32,7 +32,7 @@ class Plan:
 
     Attributes:
         labels: class ids, or mixtures of them; [None] where no label is given.
-        seeds: of every label; kept as `Seeds`.
+        seeds: of every label; kept as `Seeds`. With `seeds_per_label` they are counted from `first_seed` of each.
         weights: of every sample.
         classifier_weights: of mode `both`; [None] elsewhere.
         prompts: the texts; None where none are given.
@@ -42,9 +42,10 @@ class Plan:
         own_weights: (axis of `by`, the weight of each of its values) where each has its own instead of `weights`.
         columns: axes across the grid; none means as `guidegen.report.grid.layout` has it.
         rows: axes down the grid, before those that are not named.
+        seeds_per_label: whether no two labels share a seed.
 
     Raises:
-        UsageError: more cells than a sequence can hold.
+        UsageError: more cells than a sequence can hold, or labels or seeds that `seeds_per_label` cannot keep apart.
     """
 
     labels: Sequence[int | str | None]
@@ -58,9 +59,12 @@ class Plan:
     own_weights: tuple[str, Sequence[float]] | None = None
     columns: Sequence[str] = ()
     rows: Sequence[str] = ()
+    seeds_per_label: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", Seeds.of(self.seeds))
+        if self.seeds_per_label:
+            _check_apart(self.labels, Seeds.of(self.seeds))
         if (count := self.samples * self.each) > sys.maxsize:
             raise UsageError(f"These are {count} images, more than 2^63-1: draw fewer seeds, labels or weights.")
 
@@ -97,16 +101,22 @@ class Plan:
         """The label and the mixture of each of the labels."""
         return [(main_label(label), label) if isinstance(label, str) else (label, None) for label in self.labels]
 
+    def first_seed(self, block: int) -> int:
+        """What the seeds are counted from, in a block of samples that differ in nothing but the seed."""
+        label = self.labels[block % len(self.labels)] if self.seeds_per_label else 0
+        return label * limits.SEEDS_OF_A_LABEL if isinstance(label, int) else 0
+
     def sample(self, number: int) -> tuple[Cell, Sequence[float]]:
         """One of the `samples`, counted prompt by prompt through the variants: its first cell, and its `weights`."""
-        rest, seed = divmod(number, len(self.seeds))
-        rest, name = divmod(rest, len(self.labels))
+        block, index_of_seed = divmod(number, len(self.seeds))
+        seed = self.first_seed(block) + self.seeds[index_of_seed]
+        rest, name = divmod(block, len(self.labels))
         which, index = (rest, None) if self.prompts is None else divmod(rest, len(self.prompts))
         prompt = None if self.prompts is None or index is None else self.prompts[index]
         variant, weights = self._variants[which]
         label, mixture = self._names[name]
         wc, wg = self.classifier_weights[0], self.guide_weights[0]
-        return Cell(label, self.seeds[seed], weights[0], wc, prompt, index, wg, mixture, variant), weights
+        return Cell(label, seed, weights[0], wc, prompt, index, wg, mixture, variant), weights
 
     def cell(self, number: int, which: int) -> Cell:
         """One of the `each` cells of a sample."""
@@ -134,6 +144,18 @@ class Plan:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         asked = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
         return json.loads(json.dumps(asked | {"seeds": format_seeds(self.seeds)}))  # type: ignore[no-any-return]
+
+
+def _check_apart(labels: Sequence[int | str | None], seeds: Seeds) -> None:
+    """Raises UsageError for labels or seeds that `seeds_per_label` cannot keep apart."""
+    each = limits.SEEDS_OF_A_LABEL
+    if other := [label for label in labels if not isinstance(label, int)]:
+        found = "there is no label" if other[0] is None else f"{quoted(str(other[0]))} is a mixture"
+        raise UsageError(f"--seeds-per-label takes single labels, such as --label 0-9: {found}.")
+    if (largest := max(label for label in labels if isinstance(label, int))) >= 2**32 // each:
+        raise UsageError(f"--seeds-per-label takes labels below {2**32 // each}, found {largest}.")
+    if (last := max((some.stop for some in seeds.ranges), default=0)) > each:
+        raise UsageError(f"--seeds-per-label takes seeds below {each}; --seed, --num or --seeds ask for {last - 1}.")
 
 
 class Cells(Sequence[Cell]):
@@ -214,8 +236,10 @@ class Cells(Sequence[Cell]):
         folder, _, name = file.rpartition("/")
         at = self._folders.get(folder)
         seed = whole(name.removesuffix(".png"))
-        seed = None if at is None or seed is None else Seeds.of(self._plan.seeds).find(seed)
         if at is None or seed is None:
+            return None
+        seed = Seeds.of(self._plan.seeds).find(seed - self._plan.first_seed(at[0]))
+        if seed is None:
             return None
         sample, which = at[0] * len(self._plan.seeds) + seed, at[1]
         if sample not in self._samples:
@@ -237,9 +261,9 @@ class Cells(Sequence[Cell]):
         return itertools.product(range(self._plan.samples // seeds if seeds else 0), range(self._plan.each))
 
     def of_one_seed(self) -> Iterator[Cell]:
-        """The cells of the plan that differ in more than the seed, each with the seed 0."""
+        """The cells of the plan that differ in more than the seed, each with the one that its seeds are counted from."""
         for block, which in self._blocks():
-            yield replace(self._plan.cell(block * len(self._plan.seeds), which), seed=0)
+            yield replace(self._plan.cell(block * len(self._plan.seeds), which), seed=self._plan.first_seed(block))
 
     def windows(self, size: int) -> Iterator[Sequence[Cell]]:
         """Consecutive parts of at most this size."""
@@ -303,6 +327,7 @@ class _Stored:
     own_weights: tuple[_Axis, tuple[_Weight, ...]] | None = None
     columns: tuple[_Axis, ...] = ()
     rows: tuple[_Axis, ...] = ()
+    seeds_per_label: bool = False
 
 
 def read_plan(data: Any, where: object = "The plan") -> Plan:

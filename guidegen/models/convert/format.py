@@ -74,7 +74,7 @@ def find_format(path: Path) -> type[Format]:
     for format in formats():
         if format.matches(path):
             return format
-    what = "is a folder" if path.is_dir() else "is of no format that it converts" if path.exists() else "is not there"
+    what = "is a folder" if path.is_dir() else "is of no format that guidegen converts" if path.exists() else "is not there"
     raise CheckpointError(f"{path} {what}. Name {' or '.join(format.expected for format in formats())}.")
 
 

@@ -43,7 +43,10 @@ class Options:
     preset: Annotated[
         Preset | None,
         typer.Option(
-            "--preset", help="The published network that it is; the same for its classifier.", rich_help_panel=_PANEL
+            "--preset",
+            metavar="NAME",
+            help="The published network that it is: 64, 128, 256, 256-uncond or 512; the same for its classifier.",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     size: Annotated[
