@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -19,7 +20,16 @@ from guidegen.errors import UsageError
 from guidegen.models.labels import Labels
 from guidegen.spec import limits
 from guidegen.spec.composition import format_labels, label_parts, main_label, prompt_parts, split_weight
-from guidegen.spec.parse import LARGEST_SEED, Seeds, format_seeds, parse_seeds, parse_weight, parse_weights, whole
+from guidegen.spec.parse import (
+    LARGEST_SEED,
+    Seeds,
+    check_noise,
+    format_seeds,
+    parse_seeds,
+    parse_weight,
+    parse_weights,
+    whole,
+)
 from guidegen.spec.shard import parse_shard
 
 LABELS = Labels(
@@ -264,3 +274,20 @@ def test_what_is_no_file_of_a_list(name: str, tmp_path: Any) -> None:
     for read in (lambda word: resolve_labels([word], LABELS), lambda word: read_prompts([word])):
         with pytest.raises(UsageError, match=r"regular file|directory|cannot be read"):
             read(f"@{tmp_path / name}")
+
+
+@pytest.mark.parametrize("trial", range(100))
+def test_seeds_of_the_same_noise_are_found(trial: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guidegen.spec.parse.NOISE_SEEDS", 16)
+    chance = random.Random(trial)
+    starts = [chance.randint(0, 60) for _ in range(chance.randint(1, 3))]
+    seeds = Seeds(range(start, start + chance.randint(1, 6)) for start in starts)
+    if len({seed % 16 for seed in seeds}) == len(seeds):
+        assert check_noise(seeds) is seeds
+    else:
+        with pytest.raises(UsageError, match="are the same noise") as error:
+            check_noise(seeds)
+        one, other = map(int, re.findall(r"\d+", str(error.value))[:2])
+        assert one != other
+        assert one % 16 == other % 16
+        assert {one, other} <= set(seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from guidegen import (
 )
 from guidegen.models.denoisers import Texts
 from guidegen.models.pretrained import cast_weights
+from guidegen.sampling import device
+from guidegen.sampling.device import multiplies_bf16
 from guidegen.sampling.setup import plan_scheduler
 from guidegen.spec.cell import Cell
 
@@ -130,3 +133,35 @@ def test_fp16_on_a_cpu_is_told_to_be_slow(with_null: Path) -> None:
     assert "--dtype" not in told.stdout
     for others in (["--dtype", "bf16"], ["--dtype", "fp32"], ["--dtype", "fp16", "--quiet"], []):
         assert call(*given, *others).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx2\nbugs\t\t: bf16\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd i8mm bf16\n", True),
+        ("", False),
+    ],
+)
+def test_bf16_is_found_in_what_linux_says_of_the_cpu(text: str, found: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert multiplies_bf16(tmp_path / "cpuinfo") is found
+    assert multiplies_bf16(tmp_path / "nothing") is False
+
+
+def test_fast_is_kept_as_the_precision_that_it_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr("guidegen.cli.drawing._WORTH_A_NOTE", 0.0)
+    job = ["sample", "--label", "207", "--steps", "1", "--device", "cpu"]
+    first = call(*job, "--fast", "-o", tmp_path / "a").stderr
+    assert "--fast is --dtype bf16 here" in first
+    assert "saved" not in first
+    about = json.loads((tmp_path / "a/run.json").read_text())
+    assert (about["settings"]["dtype"], about["options"]["dtype"]) == ("bf16", "bf16")
+    assert "fast" not in about["options"]
+    assert "--fast (--dtype bf16) would have saved about" in call(*job, "-o", tmp_path / "b").stderr
+    assert "--fast chooses the precision" in str(call(*job, "--fast", "--dtype", "fp32", code=2).exception)
+    shown = call("again", tmp_path / "b", "--fast", "--show").stdout
+    assert "--fast" in shown
+    assert "--dtype" not in shown

@@ -52,7 +52,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         ([], ["sweep", *DRAW, "-o", "x.png"], "run directory"),
         ([], ["sample", "--label", "0", "-o", "-"], "run directory"),
         ([], ["sweep", "--label", "9"], "--label 9"),
-        ([], ["sweep", *DRAW, "--device", "tpu"], "--device tpu"),
+        ([], ["sweep", *DRAW, "--device", "tpu"], "--device 'tpu'"),
         ([], ["sweep", "--label", "0", "--evaluate", "real.npz"], "at least 6 images"),
         ([], ["sweep", *DRAW, "--evaluate", "nowhere"], "nowhere"),
         ([], ["sweep", *DRAW, "--judge", "x"], "--evaluate"),

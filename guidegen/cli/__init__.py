@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from guidegen import __version__
-from guidegen.cli import console
+from guidegen.cli import console, threads
 from guidegen.cli.again import register as register_again
 from guidegen.cli.convert import register as register_convert
 from guidegen.cli.draw import register as register_draw
@@ -23,10 +23,12 @@ from guidegen.cli.finish import register as register_finish
 from guidegen.cli.guidances import register as register_guidances
 from guidegen.cli.help import hide_types
 from guidegen.cli.ls import register as register_ls
+from guidegen.cli.presets import register as register_presets
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.cli.submit import register as register_submit
 from guidegen.errors import GuidegenError, UsageError, quoted
+from guidegen.models import lazy
 from guidegen.python_file import blame
 
 _OF_PARSER = {
@@ -126,12 +128,15 @@ register_convert(app)
 register_evaluate(app)
 register_report(app)
 register_ls(app)
+register_presets(app)
 register_submit(app)
 
 
 def main() -> None:
     """Runs the command line; turns errors into one or two lines and an exit code."""
     console.guard()
+    threads.prepare()
+    lazy.install()
     debug = "--debug" in sys.argv
     try:
         code = app(prog_name="guidegen", standalone_mode=False)

@@ -12,7 +12,7 @@ from guidegen.cli.output import Output
 from guidegen.errors import UsageError, quoted
 from guidegen.models.checkpoint import AnyClassifier
 from guidegen.spec import limits
-from guidegen.spec.parse import LARGEST_SEED, Seeds, parse_seeds, parse_weight, parse_weights, whole
+from guidegen.spec.parse import LARGEST_SEED, Seeds, check_noise, parse_seeds, parse_weight, parse_weights, whole
 from guidegen.spec.shard import Shard, parse_shard
 
 
@@ -132,7 +132,7 @@ def asked_seeds(flags: SampleOptions) -> Seeds:
     if flags.seeds is not None:
         if flags.num is not None or flags.seed is not None:
             raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
-        return parse_seeds(flags.seeds)
+        return check_noise(parse_seeds(flags.seeds))
     num, first = 1 if flags.num is None else flags.num, 0 if flags.seed is None else whole(flags.seed.strip())
     if num < 1:
         raise UsageError(f"--num must be at least 1, found {num}.")
@@ -140,7 +140,7 @@ def asked_seeds(flags: SampleOptions) -> Seeds:
         raise UsageError(f"--seed must be from 0 to 2^63-1, or random, found {quoted(flags.seed or '')}.")
     if first + num - 1 > LARGEST_SEED:
         raise UsageError(f"--num {quoted(str(num))}: from --seed {first} on there are {LARGEST_SEED + 1 - first} seeds.")
-    return Seeds([range(first, first + num)])
+    return check_noise(Seeds([range(first, first + num)]))
 
 
 def check_numbers(flags: SampleOptions) -> None:

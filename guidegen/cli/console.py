@@ -149,5 +149,5 @@ def progress(steps: int, images: int, quiet: bool) -> Iterator[Progress]:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Bar(*columns, console=console, transient=True) as bar:
+        with Bar(*columns, console=console, transient=True, refresh_per_second=4) as bar:
             yield Progress(steps, images, bar)

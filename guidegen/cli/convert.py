@@ -25,7 +25,7 @@ _SHORT = "Convert a checkpoint of another project into a folder."
 
 @dataclass(frozen=True)
 class _Paths:
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The file to convert, such as a .pt of guided-diffusion.")]
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The file to convert: .pt, .pth, .pkl or .safetensors.")]
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from guidegen.cli import threads
 from guidegen.cli.afterwards import Afterwards
 from guidegen.cli.asked import with_seed
 from guidegen.cli.command import command_of, make_command
@@ -57,6 +58,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
         afterwards: the flags for that.
         check: called before any network is loaded, but not with `--dry-run`; its job is drawn.
     """
+    threads.use(flags.threads)
     flags = with_seed(flags)
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size, flags.force)
@@ -66,7 +68,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
         print_costs(job)
         return
     job = check(job)
-    carry_out(job, command_of(flags.command, flags, afterwards))
+    carry_out(job, command_of(flags.command, job.flags, afterwards))
     afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)
 
 

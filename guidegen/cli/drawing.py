@@ -6,6 +6,7 @@ import io
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 _LISTED = 20
 """Failed images that are named one by one."""
+_WORTH_A_NOTE = 20.0
+"""Seconds of drawing."""
+_TIMES_AS_FAST = 2.2
+"""bf16 against fp32 on a CPU with AMX: `tests/benchmarks/sweep_against_loop.py`."""
 
 
 def carry_out(job: Job, command: Command) -> None:
@@ -166,6 +171,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
         _note_equal(job)
     tally, equal, watch = Tally(), EqualImages(todo, job.setups), Stopwatch()
     steps = sum(len(some) * len(sampler.scheduler.timesteps) for sampler, some in parts)
+    began = time.monotonic()
     with console.progress(steps, len(todo), flags.quiet) as bar:
 
         def on_step(cells: int) -> None:
@@ -183,6 +189,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: boo
         keep_seconds(job.settings, job.device, flags.compile_networks, min(size, len(todo)), seconds)
     if job.plan.grid and not (flags.quiet or flags.json_rows):
         _note_cost(job, todo, tally.made)
+    _note_bf16(job, time.monotonic() - began)
 
 
 def _observed(sampler: Sampler, stepwise: str | None) -> Sampler:
@@ -209,6 +216,16 @@ def _note_cost(job: Job, todo: Cells, made: int) -> None:
     share = f"{abs(plain - made):,} ({abs(plain - made) / plain:.0%})"
     saved = f"{share} fewer than" if made <= plain else f"{share} more than"
     console.note(f"{made:,} network calls for {images:,} images, {saved} one image at a time without skipping any")
+
+
+def _note_bf16(job: Job, took: float) -> None:
+    """What `--dtype auto` would have saved in bf16, on a CPU that multiplies in it."""
+    from guidegen.sampling.device import multiplies_bf16
+
+    in_fp32 = job.flags.dtype == "auto" and job.settings.dtype == "fp32" and job.device.type == "cpu"
+    if in_fp32 and not job.flags.quiet and took > _WORTH_A_NOTE and multiplies_bf16():
+        saved = took * (1 - 1 / _TIMES_AS_FAST)
+        console.note(f"note: --fast (--dtype bf16) would have saved about {saved:.0f} of {took:.0f} s on this CPU")
 
 
 def _note_cut_prompts(is_cut: Callable[[str], bool] | None, prompts: Sequence[str]) -> None:

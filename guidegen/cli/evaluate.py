@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guidegen.cli import console, options
+from guidegen.cli import console, options, threads
 from guidegen.cli.command import make_command
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Access
@@ -110,6 +110,7 @@ class EvaluateFlags:
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
     ] = "auto"
+    threads: options.Threads = None
     curves: Annotated[
         bool, typer.Option("--curves/--no-curves", help="Draw curves.svg and curves.png.", rich_help_panel=options._OUTPUT)
     ] = True
@@ -144,6 +145,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(given: _Runs, flags: EvaluateFlags) -> None:
+    threads.use(flags.threads)
     evaluate(given.runs, flags)
 
 

@@ -191,7 +191,8 @@ class Sampling:
         typer.Option(
             "--scheduler",
             metavar="NAME",
-            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, or a diffusers class. Default: the checkpoint's.",
+            help="Sampler: ddim, ddpm, dpm++, unipc, euler, heun, edm (where alpha is 1), or a diffusers class. Default: "
+            "the checkpoint's.",
             rich_help_panel=HOW,
         ),
     ] = None
@@ -216,6 +217,15 @@ class Sampling:
             "--dtype", help="Precision of the networks. auto is fp16 on CUDA and fp32 elsewhere.", rich_help_panel=HOW
         ),
     ] = Dtype.auto
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="What is faster on this device and moves pixels by a few levels of 255: --dtype bf16 on a CPU that "
+            "multiplies in it; nothing on CUDA, where auto is fp16. The run keeps the --dtype.",
+            rich_help_panel=HOW,
+        ),
+    ] = False
     device: Annotated[
         str,
         typer.Option("--device", metavar="NAME", help="Where to draw: auto, cuda, cuda:1, mps or cpu.", rich_help_panel=HOW),
@@ -223,12 +233,13 @@ class Sampling:
     batch_size: Annotated[
         str, typer.Option("--batch-size", metavar="N", help="Images drawn at once, or auto.", rich_help_panel=HOW)
     ] = "auto"
+    threads: options.Threads = None
     deterministic: Annotated[
         bool,
         typer.Option(
             "--deterministic",
             help="Always call the networks with --batch-size rows, so that not even the last bit depends on shards or "
-            "restarts. Give every shard the same --batch-size.",
+            "restarts. Give every shard the same --batch-size and --threads.",
             rich_help_panel=HOW,
         ),
     ] = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from guidegen.cli import options
 from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError
@@ -15,7 +17,7 @@ def open_models(flags: SampleOptions, needs_null: bool) -> Models:
 
     Args:
         flags: the command line.
-        needs_null: mode both: whether some weight of the label's own score is not 1.
+        needs_null: modes cfg and both: whether some weight of the label's own score is not 1.
 
     Raises:
         UsageError: a mode that cannot be served, or networks that do not fit each other.
@@ -23,6 +25,8 @@ def open_models(flags: SampleOptions, needs_null: bool) -> Models:
     """
     size = options.parse_size(flags.size)
     checkpoint = options.find_checkpoint(flags.model, flags.null_label, size, flags.access)
+    if flags.uncond is not None:
+        checkpoint = _with_uncond(flags, checkpoint)
     classifier = None
     if flags.mode in ("classifier", "both"):
         classifier = options.find_classifier(flags.classifier, checkpoint, flags.classifier_input, flags.access)
@@ -33,12 +37,30 @@ def open_models(flags: SampleOptions, needs_null: bool) -> Models:
         )
     needs_null = needs_null or flags.classifier_gradient == "detached"
     reason = checkpoint.refusal(flags.mode, classifier is not None, needs_null)
-    if reason and not (flags.mode == "autoguidance" and flags.guide_model):
+    if reason and (checkpoint.cannot_draw or not (flags.mode == "autoguidance" and flags.guide_model)):
         raise UsageError(f"--mode {flags.mode} cannot be served: {reason}.")
     for part, _ in classifier.parts if classifier else ():
         if part.input == "noisy":
             _check_noisy(part, checkpoint)
+        elif checkpoint.uncond and flags.classifier_gradient != "detached":
+            raise UsageError(
+                f"--uncond {checkpoint.uncond}: the exact gradient of a classifier of denoised images runs through the "
+                "unconditional network, which there is none of. Give --classifier-gradient detached."
+            )
     return Models(checkpoint, classifier, _open_guide(flags, checkpoint, size))
+
+
+def _with_uncond(flags: SampleOptions, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with what stands in for its null label."""
+    flag = f"--uncond {flags.uncond}"
+    if flags.mode not in ("cfg", "classifier", "both"):
+        raise UsageError(f"{flag} is for the modes cfg, classifier and both, not {flags.mode}.")
+    if checkpoint.reads_prompts or not checkpoint.class_conditional:
+        what = "reads prompts, of which the empty one stands for none" if checkpoint.reads_prompts else "is unconditional"
+        raise UsageError(f"{flag}: the model {what}; random labels are for models that take labels.")
+    if len(checkpoint.labels) < 2:
+        raise UsageError(f"{flag}: the model has {len(checkpoint.labels)} label, and random ones take two at least.")
+    return replace(checkpoint, uncond=str(flags.uncond))
 
 
 def _open_guide(flags: SampleOptions, checkpoint: Checkpoint, size: tuple[int, int] | None) -> GuideModel | None:

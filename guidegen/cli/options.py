@@ -21,6 +21,7 @@ from guidegen.models.weight_files import DEFAULT_ACCESS
 from guidegen.schema import LARGEST_TEXT, read_bytes
 from guidegen.spec import limits
 from guidegen.spec.composition import format_labels, prompt_parts, split_weight
+from guidegen.spec.options import HOW
 from guidegen.spec.parse import whole
 from guidegen.zoo import BUNDLED
 
@@ -56,8 +57,8 @@ GuideRef = Annotated[
         "--guide-model",
         metavar="ID|DIR|WORD",
         help="Guiding model of autoguidance: a smaller or less trained checkpoint or network; bundled (the one in the "
-        "checkpoint's folder); or the model itself with identity self-attention (pag) or without some layers (skip, "
-        "skip:mid_block). Default in mode autoguidance: bundled.",
+        "checkpoint's folder); or the model itself with identity self-attention (pag), without some layers (skip, "
+        "skip:mid_block), or at timesteps with noise (tsg, tsg:0.2). Default in mode autoguidance: bundled.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -97,6 +98,17 @@ Force = Annotated[
     typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=_TALK)]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="Threads on a CPU. Another number can move pixels by one level of 255. Default: OMP_NUM_THREADS, or the cores "
+        "that affinity and cgroup allow.",
+        rich_help_panel=HOW,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from guidegen.cli.flags import Input
 from guidegen.errors import UnsafeError, UsageError, quoted
+from guidegen.models.autoguidance import WEAKENINGS
 from guidegen.python_file import split_python_ref
 from guidegen.runs.carried import Carried
 from guidegen.spec.axes import axis_of
@@ -36,6 +37,7 @@ _ONLY_IN = {
 _GO_WITH = {
     "model": ("null_label", "variant", "size"),
     "classifier": ("classifier_input", "classifier_gradient"),
+    "fast": ("dtype",),
     "scheduler": ("eta", "timestep_spacing", "scheduler_opt"),
     "guidance": ("guidance_opt",),
     "seeds": ("seed", "num"),
@@ -115,7 +117,7 @@ def _networks(carried: Carried) -> Options:
     """What names the networks; of files that do not, what their settings say."""
     settings, source = carried.settings, carried.source
     if source is None:
-        guide = settings.guide_model if settings.guide_model and settings.guide_model.startswith(("pag", "skip")) else None
+        guide = settings.guide_model if settings.guide_model and settings.guide_model.startswith(WEAKENINGS) else None
         size = None if settings.size is None else "{1}x{0}".format(*settings.size)
         return {"null_label": settings.null_label, "size": size, "guide_model": guide}
     known = settings.classifier_input if settings.classifier_input in tuple(Input) else None

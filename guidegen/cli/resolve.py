@@ -22,7 +22,7 @@ from guidegen.cli.asked import (
 )
 from guidegen.cli.axes import By, Variants, parse_axes, parse_by, vary
 from guidegen.cli.conditions import Conditions, ask_conditions
-from guidegen.cli.flags import SampleOptions, SweepOptions
+from guidegen.cli.flags import Dtype, SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
 from guidegen.cli.source import source_of
@@ -146,6 +146,7 @@ def plan_job(flags: SampleOptions) -> Job:
 
     check_networks(*models)
     device = pick_device(flags.device)
+    flags = _resolve_fast(flags, device)
     variants = _variants(flags, axes, models, conditions, device)
     plan = _plan(flags, conditions, seeds, (weights, classifier_weights, guide_weights), variants)
     shard = asked_shard(flags, output)
@@ -172,6 +173,24 @@ def plan_job(flags: SampleOptions) -> Job:
         for page in job.grid_files:
             refuse_foreign(page, flags.force)
     return job
+
+
+def _resolve_fast(flags: SampleOptions, device: torch.device) -> SampleOptions:
+    """The flags with what `--fast` means on the device instead of it.
+
+    Raises:
+        UsageError: they say the precision themselves.
+    """
+    from guidegen.sampling.device import pick_dtype
+
+    if not flags.fast:
+        return flags
+    if flags.dtype != "auto":
+        raise UsageError(f"--fast chooses the precision, and --dtype {flags.dtype} does too: give one of them.")
+    dtype = Dtype(pick_dtype("auto", device, fast=True))
+    if not flags.quiet:
+        console.note(f"note: --fast is --dtype {dtype} here")
+    return replace(flags, fast=False, dtype=dtype)
 
 
 def _check_guide(flags: SampleOptions, models: Models, conditions: Conditions, weights: list[float]) -> None:
@@ -230,13 +249,14 @@ def _pages(job: Job) -> grid.Layout:
 
 
 def _run_name(job: Job) -> str:
-    """The default name of its run directory: the same flags give the same one."""
+    """The default name of its run directory: the same flags give the same one, whatever other flags there are."""
     flags, plan, (checkpoint, classifier, guide) = job.flags, job.plan, job.models
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
     names = list(dict.fromkeys(map(job.conditions.name_of, make_cells(plan.labels, plan.seeds[:1], plan.weights[:1]))))
     opened = [checkpoint.ref, checkpoint.revision, classifier.ref if classifier else None]
     refs = [ref and ref.replace(str(BUNDLED), "bundled") for ref in (*opened, *([guide.ref] if guide else []))]
-    return f"{checkpoint.name}-{flags.command}-{flags.mode}-{fingerprint(asdict(job.settings), *refs, drawn, names)}"
+    asked = [{key: value for key, value in each.items() if value is not None} for each in (asdict(job.settings), drawn)]
+    return f"{checkpoint.name}-{flags.command}-{flags.mode}-{fingerprint(*asked, *refs, names)}"
 
 
 def _variants(
@@ -245,7 +265,8 @@ def _variants(
     from guidegen.sampling.setup import plan_setup
 
     checkpoint = models.checkpoint
-    plain = {"scheduler": checkpoint.scheduler_config.get("_class_name", "DDPMScheduler"), "steps": checkpoint.steps}
+    usual = checkpoint.default_scheduler or checkpoint.scheduler_config.get("_class_name", "DDPMScheduler")
+    plain = {"scheduler": usual, "steps": checkpoint.steps}
     config_sha256 = digest(
         *checkpoint.identity,
         models.classifier and models.classifier.config,

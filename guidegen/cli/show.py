@@ -19,6 +19,7 @@ from guidegen.errors import CheckpointError, UsageError, quoted
 from guidegen.models.checkpoint import MODES, Access, Checkpoint, ClassifierInfo
 from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.models.labels import Labels
+from guidegen.models.noise_schedule import parametrisation, sigma_range
 from guidegen.models.weight_files import count_numbers, find_weights
 from guidegen.report import grid
 from guidegen.runs.images import invalid_rows, refusal
@@ -28,6 +29,8 @@ from guidegen.runs.schema import Row, read_plans, read_run
 from guidegen.spec.axes import CELL_AXES, differences, run_names
 from guidegen.spec.parse import parse_seeds
 from guidegen.spec.plan import Plan
+
+_WITHOUT_NULL = "random labels with --uncond icg; weight 1 needs none"
 
 
 def register(app: typer.Typer) -> None:
@@ -71,18 +74,22 @@ def _inspect(
         "condition": "prompt" if checkpoint.reads_prompts else "label" if checkpoint.class_conditional else "none",
         "labels": None if checkpoint.reads_prompts else len(checkpoint.labels),
         "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
-        "prediction type": checkpoint.prediction_type,
-        "scheduler": checkpoint.scheduler_config.get("_class_name"),
-        "default steps": checkpoint.steps,
+        "without a null label": None if checkpoint.has_null or not checkpoint.class_conditional else _WITHOUT_NULL,
+        **_noise(checkpoint),
         "learned variance": checkpoint.learned_variance,
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],
         "cannot serve": {mode: reason for mode, reason in refusals.items() if reason},
+        "published": {name: preset.line() for name, preset in checkpoint.published.items()},
         "missing": checkpoint.missing,
     }
     if as_json:
         console.result(json.dumps({"type": "checkpoint"} | fields, ensure_ascii=False))
-        return
+    else:
+        _print_fields(fields)
+
+
+def _print_fields(fields: Mapping[str, Any]) -> None:
     shown = {key: _text(value) for key, value in fields.items() if value not in (None, [], {})}
     if not sys.stdout.isatty():
         console.result("\n".join(f"{key}: {text}" for key, text in shown.items()))
@@ -96,6 +103,20 @@ def _inspect(
     for row in shown.items():
         table.add_row(*map(console.clean, row))
     Console(highlight=False, markup=False).print(table)
+
+
+def _noise(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the network predicts at which noise, and how it is walked."""
+    noise = sigma_range(checkpoint.scheduler_config)
+    return {
+        "prediction type": checkpoint.prediction_type,
+        "parametrisation": parametrisation(checkpoint.scheduler_config),
+        "noise range": noise and "sigma {:g} to {:g}".format(*noise),
+        "scheduler": checkpoint.scheduler_config.get("_class_name"),
+        "default scheduler": checkpoint.default_scheduler,
+        "default steps": checkpoint.steps,
+        "recommended": checkpoint.recommended,
+    }
 
 
 def _kind(checkpoint: Checkpoint) -> str:

@@ -19,13 +19,13 @@ from guidegen.cli.asked import asked_shard, with_seed
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.draw import check_images
 from guidegen.cli.draw import register as register_draw
-from guidegen.cli.drawing import with_hashes
 from guidegen.cli.dry_run import print_costs
 from guidegen.cli.flags import SampleOptions
 from guidegen.cli.jobs import Task, Work, error_of, has_slurm, is_gone, to_slurm, to_this_machine
 from guidegen.cli.lines import print_line
 from guidegen.cli.resolve import Job, plan_job
 from guidegen.cli.signals import Signals
+from guidegen.cli.weights import with_hashes
 from guidegen.errors import StoppedError, UsageError, quoted
 from guidegen.runs.directory import finished_before
 from guidegen.runs.schema import read_run
@@ -188,7 +188,8 @@ def _plan(flags: SampleOptions, afterwards: Afterwards, shards: int) -> Job:
     folder, settings = job.output.path, job.settings
     if flags.dtype == "auto" and (folder / "run.json").is_file():
         settings = replace(settings, dtype=read_run(folder)["settings"]["dtype"])
-    finished_before(folder, settings, job.cells)
+    variants = {variant: replace(own, dtype=settings.dtype) for variant, own in job.variants.items()}
+    finished_before(folder, settings, job.plan, variants, flags.overwrite, shard=None, wait=True)
     return replace(job, flags=flags)
 
 
@@ -196,7 +197,7 @@ def _work(job: Job, afterwards: Afterwards, count: int, minutes: int) -> Work:
     """A task that draws each shard, and one that finishes the run."""
     run, plan = str(job.output.path), job.plan
     read = {"label": list(map(str, plan.labels)), "prompt": list(plan.prompts or ())}
-    command = command_of(job.flags.command, job.flags).without("json").into(run, read)
+    command = command_of(job.flags.command, job.flags).without("json").into(run, read, source={})
     shards = (replace(command, options={**command.options, "shard": f"{i}/{count}", "wait": True}) for i in range(count))
     last = [["merge", run, "--wait"], ["verify", run]]
     if afterwards.evaluate is not None:

@@ -19,15 +19,19 @@ from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import noise_schedule
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 from guidegen.python_file import split_python_ref
+from guidegen.spec.parse import parse_weight
 
 if TYPE_CHECKING:
     from guidegen.models.networks import Condition, LoadOptions, Networks
 
 BUNDLED_GUIDE = "bundled"
 """The word for the guiding network in the checkpoint's own folder."""
-WEAKENINGS = ("pag", "skip")
-"""The words for a guiding network that is made of the model's own: `guidegen.models.weaken`."""
-NAME_ONE = "Name one: --guide-model ID|DIR, or pag or skip, which make one of the model's own network"
+DISTURBED = "tsg"
+"""The word for the model's own network at disturbed timesteps: `guidegen.scores.independent.disturbed_times`."""
+WEAKENINGS = ("pag", "skip", DISTURBED)
+"""The words for a guiding network that is made of the model's own, the first two by `guidegen.models.weaken`."""
+NAME_ONE = "Name one: --guide-model ID|DIR, or pag, skip or tsg, which make one of the model's own network"
+_SPREAD = 0.1
 _CONDITION = ("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type")
 
 
@@ -42,6 +46,7 @@ class GuideModel:
         shares: whether labels, prompts and null condition are those of the model.
         weakening: one of `WEAKENINGS`; None with a checkpoint.
         layers: which layers it disturbs, as the person named them; empty for the usual ones.
+        spread: of `disturbed_times`; None where the timesteps are those of the model.
     """
 
     ref: str
@@ -50,6 +55,7 @@ class GuideModel:
     shares: bool = False
     weakening: str | None = None
     layers: tuple[str, ...] = ()
+    spread: float | None = None
 
     @property
     def parts(self) -> list[str]:
@@ -83,7 +89,7 @@ class GuideModel:
         """
         if self.checkpoint is not None:
             self.checkpoint.check_networks()
-        if self.weakening is not None:
+        if self.weakening is not None and self.spread is None:
             from guidegen.models.loading import empty_part
             from guidegen.models.weaken import pick_layers
 
@@ -103,6 +109,8 @@ class GuideModel:
         from guidegen.models.loading import ready_network
         from guidegen.models.weaken import weakened
 
+        if self.spread is not None:
+            return networks.condition
         if self.checkpoint is not None and not self.shares:
             return self.checkpoint.load(replace(options, decodes=False)).condition
         assert networks.condition_on is not None  # the kinds that share have it
@@ -148,8 +156,8 @@ def open_guide(
 
     Args:
         ref: what `open_checkpoint` takes; a folder or hub id of a network alone, which shares labels,
-            prompts, null condition and noise schedule with the model; `bundled`; or `pag` or `skip`,
-            perhaps with layers: `skip:mid_block,up_blocks.1`.
+            prompts, null condition and noise schedule with the model; `bundled`; `pag` or `skip`, perhaps
+            with layers: `skip:mid_block,up_blocks.1`; or `tsg`, perhaps with a spread: `tsg:0.2`.
         model: what it is weighed against.
         size: (height, width) that was asked for; None for the checkpoint's own.
         access: how it may be read.
@@ -162,7 +170,13 @@ def open_guide(
     word, colon, layers = ref.partition(":")
     if word in WEAKENINGS:
         if not model.has_layers:
-            raise UsageError(f"--guide-model {ref}: the layers of a custom model are not known; name a second model.")
+            why = "a custom model takes one timestep" if word == DISTURBED else "the layers of a custom model are not known"
+            raise UsageError(f"--guide-model {ref}: {why}; name a second model.")
+        if word == DISTURBED:
+            spread = parse_weight(layers, f"--guide-model {ref}") if colon else _SPREAD
+            if not 0 < spread <= 1:
+                raise UsageError(f"--guide-model {ref}: the spread of the timesteps is above 0 and at most 1.")
+            return GuideModel(ref, f"{word}:{spread:g}" if colon else word, None, True, word, spread=spread)
         names = tuple(filter(None, (name.strip() for name in layers.split(","))))
         if colon and not names:
             raise UsageError(f"--guide-model {ref}: name layers after the colon, such as {word}:mid_block, or leave it out.")
@@ -199,14 +213,15 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
 
 def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:
     """What of a guiding model is not as in the model and has to be; a sentence each."""
+    unconditional = model.guided_by_unconditional and not guiding.conditional
     pairs: list[tuple[str, Any, Any]] = [
-        ("condition", _takes(guiding), _takes(model)),
+        ("condition", _takes(model) if unconditional else _takes(guiding), _takes(model)),
         ("shape", "x".join(map(str, guiding.shape)), "x".join(map(str, model.shape))),
         ("prediction type", guiding.prediction_type, model.prediction_type),
     ]
     its_noise, model_noise = (noise_schedule(c.scheduler_config) for c in (guiding, model))
     pairs += [(key, its_noise.get(key), model_noise.get(key)) for key in {**model_noise, **its_noise}]
-    if shares:
+    if shares and not unconditional:
         pairs += [(key, guiding.config.get(key), model.config.get(key)) for key in _CONDITION]
     elif model.latent and guiding.latent:
         theirs, ours = (c.decoder_config.get("scaling_factor") for c in (guiding, model))

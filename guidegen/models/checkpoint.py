@@ -21,9 +21,11 @@ from guidegen.models.configs import read_config, read_index
 from guidegen.models.discovery import subclasses_in
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
-from guidegen.models.noise_schedule import is_flow
+from guidegen.models.noise_schedule import in_sigma, is_flow
+from guidegen.models.presets import Preset
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, variants, weights_sha256
 from guidegen.python_file import split_python_ref
+from guidegen.schema import convert
 from guidegen.spec.settings import MODE_NAMES
 
 if TYPE_CHECKING:
@@ -59,6 +61,12 @@ class Source:
 class Checkpoint(ABC):
     """A diffusion checkpoint on disk; each kind of checkpoint is a class of its own.
 
+    A kind answers: is this mine (`matches`), what does it draw (`open`), do its configs make networks that draw
+    (`check_networks`), and where are they (`load`). Its noise convention follows from `scheduler_config`, as
+    `guidegen.models.noise_schedule` has it. Where alpha is 1 (variance exploding, EDM) the config says sigma_min and
+    sigma_max, and the denoiser that is loaded takes x = x_0 + sigma eps (B, C, H, W) as it is and sigma () as its
+    timestep, does all preconditioning of its network itself, and predicts x_0: its prediction type is "sample".
+
     Attributes:
         ref: as the person named it.
         folder: its folder.
@@ -71,11 +79,15 @@ class Checkpoint(ABC):
         size: (height, width) of the images.
         steps: the number of steps to take by default.
         missing: what the folder lacks and what stands in for it.
+        uncond: what stands in for a null label, `icg`; None for nothing.
         network: the part that is called at each step.
         reads_prompts: whether prompts condition it, not labels.
         channels_last: whether its network runs fastest in that memory layout.
+        guided_by_unconditional: whether an unconditional network may guide one with labels, as classifier-free guidance
+            with a second network.
         has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
         asked_last: whether a source is only of this kind if it is of no other.
+        default_scheduler: class of the scheduler to draw with by default; None for that of its config.
     """
 
     ref: str
@@ -89,12 +101,15 @@ class Checkpoint(ABC):
     size: tuple[int, int]
     steps: int
     missing: list[str] = field(default_factory=list)
+    uncond: str | None = None
 
     network: ClassVar[str]
     reads_prompts: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
+    guided_by_unconditional: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
     asked_last: ClassVar[bool] = False
+    default_scheduler: ClassVar[str | None] = None
 
     @property
     @abstractmethod
@@ -172,7 +187,7 @@ class Checkpoint(ABC):
     @property
     def part_folders(self) -> dict[str, Path]:
         """Where the config and the weights of each part are."""
-        return {part: self.folder / part if self.index else self.folder for part in self.configs}
+        return {part: part_folder(self.folder, part) if self.index else self.folder for part in self.configs}
 
     @property
     def classes(self) -> int | None:
@@ -191,9 +206,20 @@ class Checkpoint(ABC):
         return self.reads_prompts or self.class_conditional
 
     @property
+    def published(self) -> dict[str, Preset]:
+        """Published settings of it, by their names."""
+        where = f"{self.folder}: published"
+        return convert(self.index.get("published", {}), dict[str, Preset], where, CheckpointError)
+
+    @property
+    def cannot_draw(self) -> str | None:
+        """Why it draws no images in any mode, and can only guide another; None where it draws."""
+        return None
+
+    @property
     def has_null(self) -> bool:
         """Whether the network can be asked without its label; a prompt may always be empty."""
-        return self.reads_prompts or self.null_label is not None
+        return self.reads_prompts or self.null_label is not None or self.uncond is not None
 
     @property
     def learned_variance(self) -> bool:
@@ -212,11 +238,18 @@ class Checkpoint(ABC):
 
     @property
     def prediction_type(self) -> PredictionType:
-        """What the network predicts."""
+        """What the denoiser predicts."""
+        if in_sigma(self.scheduler_config):
+            return "sample"
         if is_flow(self.scheduler_config):
             return "flow"
         predicted: PredictionType = self.scheduler_config.get("prediction_type", "epsilon")
         return predicted
+
+    @property
+    def recommended(self) -> str | None:
+        """Weights and steps that were published for its kind, with the source; None where there are none."""
+        return None
 
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
@@ -262,23 +295,31 @@ class Checkpoint(ABC):
         Args:
             mode: one of `MODES`.
             classifier: whether there is one.
-            needs_null: mode both: whether some weight of the label's own score is not 1.
+            needs_null: modes cfg and both: whether some weight of the label's own score is not 1.
         """
+        if self.cannot_draw:
+            return self.cannot_draw
         if mode == "autoguidance":
             lack = "there is no guiding model beside it. Name one: --guide-model ID|DIR"
-            return None if self.guiding_folder else lack + (", or pag or skip" if self.has_layers else "")
+            return None if self.guiding_folder else lack + (", or pag, skip or tsg" if self.has_layers else "")
         if mode in ("cfg", "both") and not self.conditional:
             return "the model is unconditional: it takes no label. Use --mode classifier with a classifier"
-        needs_null = mode in ("cfg", "classifier") or (mode == "both" and needs_null)
-        if needs_null and self.conditional and not self.has_null:
-            alone = ". --mode both --w 1 adds a classifier to its conditional score" if mode != "cfg" else ""
+        if (needs_null or mode == "classifier") and mode != "none" and self.conditional and not self.has_null:
+            alone = "is its conditional score" if mode == "cfg" else "adds a classifier to its conditional score"
             return (
-                "the model has no null label, so it has no unconditional score to guide from. "
-                f"If it was trained with one, name it: --null-label ID{alone}"
+                "the model has no null label, so it has no unconditional score to guide from. If it was trained with one, "
+                "name it: --null-label ID; --uncond icg takes random labels instead; "
+                f"--mode {'cfg' if mode == 'cfg' else 'both'} --w 1 {alone}"
             )
         if mode in ("classifier", "both") and not classifier:
             return "there is no classifier. Name one: --classifier ID|DIR"
         return None
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part of a pipeline is: in a folder of its name, or beside model_index.json as in the oldest pipelines."""
+    alone = (folder / "config.json").is_file() and not (folder / part).is_dir()
+    return folder if alone else folder / part
 
 
 def open_checkpoint(

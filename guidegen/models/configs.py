@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from guidegen.errors import CheckpointError, UnsafeError
+from guidegen.models.presets import Preset
 from guidegen.models.python_ref import MOST_LABELS, Channels, Edge, Steps
 from guidegen.schema import convert, read_bytes
 
@@ -53,6 +54,7 @@ class Network(Struct, rename={"class_name": "_class_name"}):
     num_embeds_ada_norm: _Classes | None = None
     class_embed_type: _Name | None = None
     scaling_factor: _Number = 1.0
+    train_steps: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     null_label: int | None = None
     default_steps: Steps | None = None
 
@@ -69,6 +71,14 @@ class Transformer(Struct, rename={"class_name": "_class_name"}):
     pretrained_cfg: dict[str, Any] | None = None
 
 
+class Latents(Struct):
+    """How latents are standardised, a number a channel, and the range of the images that their decoder gives."""
+
+    mean: Annotated[list[float], Meta(min_length=1, max_length=64)]
+    std: Annotated[list[_Number], Meta(min_length=1, max_length=64)]
+    image_range: tuple[float, float] = (-1.0, 1.0)
+
+
 class ModelIndex(Struct, rename={"class_name": "_class_name"}):
     """model_index.json, and what guidegen adds to it; each part is a pair of library and class."""
 
@@ -77,6 +87,8 @@ class ModelIndex(Struct, rename={"class_name": "_class_name"}):
     sample_size: Edge | Annotated[list[Edge], Meta(min_length=2, max_length=2)] | None = None
     null_label: int | None = None
     default_steps: Steps | None = None
+    latents: Latents | None = None
+    published: dict[str, Preset] = {}
 
 
 class Scheduler(Struct, rename={"class_name": "_class_name"}):

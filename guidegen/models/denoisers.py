@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,9 @@ class UNetDenoiser(_Network):
         super().__init__(unet, prediction_type, autocast)
         config: Any = unet.config
         self.null_label = null_label
-        self.class_conditional = config.num_class_embeds is not None or config.class_embed_type is not None
-        self.rows = config.num_class_embeds if config.class_embed_type is None else None
+        projected = getattr(config, "class_embed_type", None) is not None  # of UNet2DModel alone
+        self.class_conditional = config.num_class_embeds is not None or projected
+        self.rows = None if projected else config.num_class_embeds
         _check_null(null_label, self.rows)
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -176,10 +177,34 @@ def latent_decoder(vae: Any) -> Callable[[Tensor], Tensor]:
         z = latents.float() / config.scaling_factor
         if mean is not None and std is not None:  # SDXL's successors
             z = z * z.new_tensor(std)[:, None, None] + z.new_tensor(mean)[:, None, None]
-        with autocast(z, None):  # SDXL's decoder overflows in half precision
-            return torch.cat([vae.decode(one, return_dict=False)[0] for one in z.split(1)])
+        return _decoded(vae, z)
 
     return decode
+
+
+def standardized_decoder(
+    vae: Any, mean: Sequence[float], std: Sequence[float], image_range: tuple[float, float]
+) -> Callable[[Tensor], Tensor]:
+    """`latent_decoder` of standardised latents: from (B, C, h, w) to images in about [-1, 1], fp32.
+
+    Args:
+        vae: an `AutoencoderKL`.
+        mean: of each channel of what it decodes.
+        std: of each channel, that is, of one unit of the latents.
+        image_range: of what it gives.
+    """
+    low, high = image_range
+
+    def decode(latents: Tensor) -> Tensor:
+        z = latents.float() * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
+        return (_decoded(vae, z) - low) * (2 / (high - low)) - 1
+
+    return decode
+
+
+def _decoded(vae: Any, z: Tensor) -> Tensor:
+    with autocast(z, None):  # SDXL's decoder overflows in half precision
+        return torch.cat([vae.decode(one, return_dict=False)[0] for one in torch.split(z, 1)])
 
 
 def _check_null(null_label: int | None, rows: int | None) -> None:

@@ -35,7 +35,7 @@ def locate(ref: str, offline: bool = False) -> tuple[Path, str | None]:
     if is_there:
         raise CheckpointError(
             f"{ref} is a file. A checkpoint is a folder with config.json or model_index.json; "
-            "`guidegen convert` makes one of a guided-diffusion .pt file."
+            "`guidegen convert` makes one of a file of guided-diffusion, EDM, EDM2 or SiT."
         )
     if not _REPO.fullmatch(ref) or ref.startswith((".", "/")):
         raise CheckpointError(

@@ -10,6 +10,7 @@ from torch import nn
 from guidegen.arguments import instance, one_of
 from guidegen.errors import CheckpointError, first_line
 from guidegen.models.checkpoint import Checkpoint
+from guidegen.models.lazy import without_compiler
 from guidegen.models.networks import LoadOptions
 from guidegen.models.pretrained import Device, empty_model, load_model
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
@@ -71,7 +72,7 @@ def check_prediction(checkpoint: Checkpoint) -> None:
     network = empty_part(checkpoint, checkpoint.network).eval()
     why = ""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_compiler():
             found = network(x_t, t, class_labels=labels, return_dict=False)[0]
         if found.shape[2:] != x_t.shape[2:] or found.shape[1] not in (x_t.shape[1], 2 * x_t.shape[1]):
             why = f"it gives {tuple(found.shape[1:])} for images of {checkpoint.shape}"
@@ -81,18 +82,40 @@ def check_prediction(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.folder}: config.json makes a network that does not draw: {why}.")
 
 
+def check_decoding(checkpoint: Checkpoint, part: str) -> None:
+    """Decodes latents without numbers, which shows whether images come of those that the network draws.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    decoder: Any = empty_part(checkpoint, part).eval()
+    try:
+        with torch.no_grad():
+            found = decoder.decode(torch.empty((1, *checkpoint.shape), device="meta"), return_dict=False)[0]
+    except Exception as error:  # the library raises whatever its layers raise
+        why = f"{type(error).__name__}: {first_line(error)[:200]}"
+    else:
+        shape = checkpoint.image_shape
+        why = "" if found.shape[1:] == shape else f"it gives {tuple(found.shape[1:])} for {shape}"
+    if why:
+        raise CheckpointError(f"{checkpoint.folder}: {part} does not decode what the {checkpoint.network} draws: {why}.")
+
+
 def _class_of(checkpoint: Checkpoint, part: str) -> Any:
     """The class that the config of the network says, and model_index.json of any other part."""
     import diffusers
-    import transformers
 
-    from guidegen.models import adm_unet
+    from guidegen.models import adm_unet, edm2_unet, edm_unet, sit
 
+    ours = (adm_unet, edm_unet, edm2_unet, sit) if part == checkpoint.network else ()
     name = checkpoint.config["_class_name"] if part == checkpoint.network else checkpoint.index[part][1]
-    cls: Any = next(
-        (getattr(library, name) for library in (diffusers, transformers, adm_unet) if hasattr(library, name)), None
-    )
-    bases = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    if not (isinstance(cls, type) and issubclass(cls, bases)):
-        raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")
-    return cls
+    for library in (diffusers, *ours):
+        cls: Any = getattr(library, name, None)
+        if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin):
+            return cls
+    import transformers  # most checkpoints need none of it, and it takes long
+
+    cls = getattr(transformers, name, None)
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls
+    raise CheckpointError(f"{checkpoint.folder}: the {part} is a {name}, which diffusers and transformers do not have.")

@@ -1,11 +1,21 @@
-"""What a scheduler's config says of the noise that a network was trained with."""
+"""What a scheduler's config says of the noise that a network was trained with.
+
+There are four noise conventions, of x_t = alpha x_0 + sigma eps:
+
+- `vp`, variance preserving: alpha^2 + sigma^2 = 1, timesteps counted from 0.
+- `flow`, flow matching: alpha = 1 - sigma, timesteps of sigma times their number.
+- `sigma`, variance exploding and EDM: alpha = 1, sigma up to 80 and beyond, and sigma itself as the timestep.
+- `consistency`: as `sigma`, of networks that predict where the flow ends, not the mean of x_0.
+
+A denoiser of the last two takes x_t and sigma, and predicts x_0: all preconditioning of its network is its own.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from guidegen.errors import CheckpointError, UsageError, first_line
 from guidegen.models.configs import check_scheduler, read_json
@@ -19,6 +29,53 @@ NOISE_SCHEDULE = (
     "rescale_betas_zero_snr",
 )
 """The keys of a config that make a noise schedule."""
+Convention = Literal["vp", "flow", "sigma", "consistency"]
+EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+"""Classes whose networks have the preconditioning of EDM."""
+_CONVENTIONS: dict[str, Convention] = {
+    **dict.fromkeys((*EDM_CLASSES, "ScoreSdeVeScheduler", "KarrasVeScheduler"), "sigma"),
+    "CMStochasticIterativeScheduler": "consistency",
+}
+
+
+def convention_of(scheduler_config: Mapping[str, Any]) -> Convention:
+    """The noise convention of a scheduler's config."""
+    name = str(scheduler_config.get("_class_name"))
+    return "flow" if is_flow(scheduler_config) else _CONVENTIONS.get(name, "vp")
+
+
+def in_sigma(scheduler_config: Mapping[str, Any]) -> bool:
+    """Whether alpha is 1 at every step and the timestep is sigma: the conventions `sigma` and `consistency`."""
+    return convention_of(scheduler_config) in ("sigma", "consistency")
+
+
+def parametrisation(scheduler_config: Mapping[str, Any]) -> str:
+    """How x_t is made and what the network is told, for people.
+
+    Raises:
+        CheckpointError: as `own_scheduler`.
+    """
+    convention, name = convention_of(scheduler_config), scheduler_config.get("_class_name")
+    if convention == "vp":
+        return "variance preserving: alpha^2 + sigma^2 = 1"
+    if convention == "flow":
+        return "flow matching: alpha = 1 - sigma"
+    text = "alpha = 1, " + ("a score network" if convention == "sigma" else "a consistency function")
+    if name in EDM_CLASSES:
+        text = f"alpha = 1, EDM preconditioning with sigma_data {own_scheduler(scheduler_config).config.sigma_data:g}"
+    return text
+
+
+def sigma_range(scheduler_config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The least and the largest sigma of a network's training where alpha is 1; None elsewhere.
+
+    Raises:
+        CheckpointError: as `own_scheduler`.
+    """
+    if not in_sigma(scheduler_config):
+        return None
+    config = own_scheduler(scheduler_config).config
+    return float(config.sigma_min), float(config.sigma_max)
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -65,9 +122,13 @@ def own_scheduler(config: Mapping[str, Any]) -> Any:
         CheckpointError: diffusers has no such class, the class refuses it, or its betas make no noise schedule.
         UsageError: it needs a package that is not installed.
     """
+    import diffusers
+
     own_class = own_class_of(config)
+    if in_sigma(config):
+        _check_sigmas(config)
     try:
-        own = build(own_class, config)
+        own = build(getattr(diffusers, own_class), config)
     except ImportError as error:
         raise UsageError(
             f"The checkpoint's scheduler {own_class} needs a package: {' '.join(str(error).split())}"
@@ -84,13 +145,22 @@ def own_scheduler(config: Mapping[str, Any]) -> Any:
     return own
 
 
-def build(class_name: str, config: Mapping[str, Any]) -> Any:
-    """A class of diffusers with those keys of a config that it takes; all of them count as given."""
-    import diffusers
+def _check_sigmas(config: Mapping[str, Any]) -> None:
+    """Refuses sigmas that are none, before a class of diffusers computes with them."""
+    least, most = config.get("sigma_min", 1e-9), config.get("sigma_max", 1e9)
+    numbers = {"sigma_min": least, "sigma_max": most, "sigma_data": config.get("sigma_data", 1), "rho": config.get("rho", 1)}
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-9 <= value <= 1e9:
+            found = repr(value)[:40]
+            raise CheckpointError(f"The checkpoint's scheduler config: {key} should be from 1e-9 to 1e9, found {found}.")
+    if least >= most:
+        raise CheckpointError(f"The checkpoint's scheduler config: sigma_min {least:g} is not below sigma_max {most:g}.")
 
-    cls = getattr(diffusers, class_name)
-    known = inspect.signature(cls.__init__).parameters
-    return cls.from_config({key: value for key, value in config.items() if key in known})
+
+def build(cls: Any, config: Mapping[str, Any]) -> Any:
+    """A class of a scheduler with those keys of a config that it takes; all of them count as given."""
+    known = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
+    return cls(**{key: value for key, value in config.items() if key in known})  # from_config would load scipy
 
 
 def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,5 +170,7 @@ def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError, UsageError: as `own_scheduler`.
     """
     own = own_scheduler(config).config
+    if in_sigma(config):
+        return {"noise convention": convention_of(config)}
     keys = ("num_train_timesteps",) if is_flow(config) else NOISE_SCHEDULE  # a flow has no betas, whatever its class takes
     return {key: own[key] for key in keys if own.get(key)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickletools
 import re
 import warnings
@@ -9,7 +10,7 @@ import zipfile
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from guidegen.errors import CheckpointError, UnsafeError
 
@@ -28,8 +29,10 @@ def read_pickle(path: Path) -> Any:
     """
     import torch
 
+    # training scripts keep their arguments beside the weights; a namespace is a record of them
+    arguments = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), arguments:
             warnings.simplefilter("ignore")  # of what is refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
@@ -49,15 +52,21 @@ def read_pickle(path: Path) -> Any:
 
 def _imported(path: Path) -> str | None:
     """A name that its pickle would import and no plain tensors need; torch refuses new protocols before it says so."""
+    with path.open("rb") as file:
+        return imported_name(file)
+
+
+def imported_name(file: IO[bytes]) -> str | None:
+    """`_imported` of an open file."""
     data = b""
-    if zipfile.is_zipfile(path):
-        with suppress(Exception), zipfile.ZipFile(path) as archive:
+    if zipfile.is_zipfile(file):
+        with suppress(Exception), zipfile.ZipFile(file) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(inner) as file:
-                data = file.read(_LARGEST)
+            with archive.open(inner) as pickled:
+                data = pickled.read(_LARGEST)
     else:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST)
+        file.seek(0)
+        data = file.read(_LARGEST)
     texts: list[str] = []
     with suppress(Exception):  # where it is damaged, that is where it ends
         for operation, argument, _ in pickletools.genops(BytesIO(data)):

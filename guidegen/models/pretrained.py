@@ -62,9 +62,11 @@ def empty_model(cls: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
     Raises:
         CheckpointError: its config does not make one.
     """
+    from diffusers.models.modeling_utils import no_init_weights
+
     _quietly(cls)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():  # numbers that are not there need no random values
             network: nn.Module = cls.from_config(dict(config))
     except Exception as error:  # the library raises whatever its layers raise
         why = f"{type(error).__name__}: {first_line(error)[:200]}"

@@ -39,7 +39,8 @@ class Model:
             latents also has `decode(latents) -> images (B, 3, H, W) in [-1, 1]`.
         shape: (C, H, W) of what it draws.
         scheduler: config of a diffusers scheduler, `_class_name` included: the noise schedule it
-            was trained on.
+            was trained on. With one of EDM or a variance exploding SDE (EDMEulerScheduler, ScoreSdeVeScheduler)
+            t is sigma, x_t is x_0 + sigma eps, and the denoiser predicts "sample".
         labels: id -> name; empty for an unconditional model.
         has_null: whether it answers label -1.
         steps: the number of steps to take by default.

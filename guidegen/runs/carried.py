@@ -27,7 +27,7 @@ class Source:
         model: folder, `owner/name@commit` or file.py:NAME; None for the bundled checkpoint.
         classifier: the same of each classifier, `REF:W` where it has a weight.
         classifier_input: as it was given.
-        guide_model: the same of the guiding model, `bundled`, or pag or skip with layers or not.
+        guide_model: the same of the guiding model, `bundled`, or pag, skip or tsg with what follows or not.
         null_label: as it was given.
         variant: of the weight files.
         size: as it was given.

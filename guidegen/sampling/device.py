@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import torch
 
@@ -38,11 +39,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> str:
-    """`auto` is fp16 autocast on CUDA and fp32 elsewhere."""
+def pick_dtype(name: str, device: torch.device, fast: bool = False) -> str:
+    """`auto` is fp16 autocast on CUDA and fp32 elsewhere; with `fast`, bf16 on a CPU that multiplies in it."""
     if name != "auto":
         return name
+    if device.type == "cpu" and fast and multiplies_bf16():
+        return "bf16"
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has instructions for products in bf16, as far as Linux says."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
 def pick_batch_size(name: str, device: torch.device, shape: tuple[int, int, int]) -> int:

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from guidegen.arguments import finite, several, whole
 from guidegen.errors import UsageError, first_line
-from guidegen.sampling.schedulers import check_levels, noise_levels
+from guidegen.sampling.level_checks import check_levels
+from guidegen.sampling.schedulers import noise_levels
 from guidegen.scores.noise import Level
+
+_MOST_SIGMAS = 10_000
+"""Steps where the network is told sigma itself; those that were published have 2000 at most."""
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
@@ -67,10 +71,12 @@ def sample(
     extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
     if eta is not None:
         extra["eta"] = eta
-    scale_input = getattr(scheduler, "scale_model_input", None)
+    scale_input, raise_noise = (getattr(scheduler, name, None) for name in ("scale_model_input", "raise_noise"))
     # schedulers look their t up on the CPU; the networks' are copied at once, since each copy waits for the device
     there = scheduler.timesteps.to(device)
     for index, (t, level) in enumerate(zip(scheduler.timesteps, levels, strict=True)):
+        if raise_noise:
+            x = raise_noise(x, generators)
         x_t = scale_input(x, t) if scale_input else x
         prediction = guide(x_t, there[index], level, index)
         x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
@@ -86,9 +92,12 @@ def try_out(scheduler: Any, steps: int, eta: float | None = None) -> None:
         UsageError: it does not take so many steps, steps at levels that are not its timesteps', or
             gives numbers that are not finite.
     """
-    name, most = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    name, most = type(scheduler).__name__, scheduler.config.get("num_train_timesteps")
+    if scheduler.config.get("sigma_max"):  # of which there are as many as one likes
+        most = _MOST_SIGMAS
     if steps > most:
-        raise UsageError(f"--steps {steps}: more than the {most} timesteps that the network was trained with.")
+        trained = "timesteps that the network was trained with" if most != _MOST_SIGMAS else "that guidegen takes"
+        raise UsageError(f"--steps {steps}: more than the {most} {trained}.")
 
     def nothing(x_t: Tensor, *_: Any) -> Tensor:
         return torch.zeros_like(x_t)

@@ -19,6 +19,7 @@ from guidegen.sampling.schedulers import without_clip
 from guidegen.sampling.setup import Setup
 from guidegen.scores.fixed_rows import FixedDenoiser, fixed_classifier
 from guidegen.scores.guided import Guide
+from guidegen.scores.independent import disturbed_times, independent_labels
 from guidegen.scores.interfaces import Classifier, Mixture
 from guidegen.scores.noise import Level, to_x0
 from guidegen.spec.cell import Cell, mode_weights
@@ -111,7 +112,18 @@ class Sampler:
             clip=self.clip,
             method=self.setup.method,
             schedule=self.setup.schedule.weights,
+            **self._stand_ins([cell.seed for cell in cells]),
         )
+
+    def _stand_ins(self, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What stands in for a null label and for the guiding network's timesteps, of samples with those seeds."""
+        (checkpoint, _, guide), steps = self.setup.models, len(self.scheduler.timesteps)
+        drawn = {}
+        if checkpoint.uncond is not None:
+            drawn["stand_ins"] = independent_labels(seeds, list(checkpoint.labels), steps)
+        if guide is not None and guide.spread is not None:
+            drawn["disturbance"] = disturbed_times(seeds, guide.spread, steps)
+        return drawn
 
     @torch.no_grad()
     def _decoded(self, drawn: torch.Tensor) -> torch.Tensor:

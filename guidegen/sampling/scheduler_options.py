@@ -13,7 +13,7 @@ from guidegen.spec.parse import parse_like, parse_weight
 
 SPACING = "timestep_spacing"
 """The option that has a flag, `--timestep-spacing`."""
-_KINDS = ("use_flow_sigmas", "predict_epsilon")  # what kind of network it walks, which the checkpoint says
+_KINDS = ("use_flow_sigmas", "predict_epsilon", "sigma_data")  # what kind of network it walks, which the checkpoint says
 _NONE = ("none", "null")
 
 

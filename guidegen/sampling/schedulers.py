@@ -1,4 +1,4 @@
-"""The schedulers of diffusers that guidegen walks: which fit, on which noise schedule, at which noise levels.
+"""The schedulers that guidegen walks, of diffusers and of `sigma_schedulers`: which fit, on which schedule, at which levels.
 
 A class fits where the network's input is x_t = alpha x_0 + sigma eps at a level that is known, and where an exact
 score draws the data's own distribution as the steps grow. `tests/oracles/test_schedulers.py` holds each to that.
@@ -7,16 +7,24 @@ score draws the data's own distribution as the steps grow. `tests/oracles/test_s
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
 from guidegen.arguments import instance
 from guidegen.errors import UsageError, first_line
-from guidegen.models.noise_schedule import NOISE_SCHEDULE, build, is_flow, own_class_of, own_scheduler
+from guidegen.models.noise_schedule import (
+    EDM_CLASSES,
+    NOISE_SCHEDULE,
+    Convention,
+    build,
+    convention_of,
+    in_sigma,
+    is_flow,
+    own_class_of,
+    own_scheduler,
+)
 from guidegen.scores.noise import Level
 
 SCHEDULERS = {
@@ -28,6 +36,13 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
 }
 FLOW_SCHEDULERS = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
+SIGMA_SCHEDULERS = {
+    "edm": "EDMHeunScheduler",
+    "euler": "EDMEulerScheduler",
+    "heun": "EDMHeunScheduler",
+    "dpm++": "EDMDPMSolverMultistepScheduler",
+}
+_SHORT = {"vp": SCHEDULERS, "flow": SCHEDULERS | FLOW_SCHEDULERS, "sigma": SIGMA_SCHEDULERS, "consistency": {}}
 Levels = Callable[[Any], list[Level]]
 """From a scheduler with its timesteps set to the level of each step."""
 
@@ -65,6 +80,19 @@ def _sigmas(scheduler: Any, shift: int = 0) -> list[Level]:
     return [_variance_preserving(ratio) for ratio in numbers]
 
 
+def _unit_alpha(scheduler: Any) -> list[Level]:
+    """alpha = 1, and the sigmas that a sampler of `sigma_schedulers` has as timesteps."""
+    return [Level(1.0, sigma) for sigma in scheduler.timesteps.double().tolist()]
+
+
+def _alpha_bars(scheduler: Any) -> list[Level]:
+    return [_of_alpha_bar(alpha_bar) for alpha_bar in scheduler.alpha_bars]
+
+
+def _after_unit_alpha(scheduler: Any) -> list[Level]:
+    return [Level(1.0, sigma) for sigma in scheduler.sigmas.double().tolist()[1:]]
+
+
 def _interpolated(lag: int) -> Levels:
     """DPM-Solver-2 evaluates `sigmas` and the `sigmas_interpol` between them in turn, the latter `lag` places before."""
 
@@ -86,9 +114,8 @@ class _Walk:
 
     Attributes:
         levels: alpha and sigma of the network's input at each step.
-        predictions: the prediction types that its step reads, of models that are no flow.
-        vp: whether it walks variance preserving schedules.
-        flow: whether it walks flow-matching ones.
+        predictions: the prediction types that its step reads, of variance preserving models.
+        conventions: of the noise that it walks.
         orders: the `solver_order`s whose images stay right however many the steps.
         after: the level that each step leads to, where a step only puts x0 and eps together anew: DDIM and Euler.
         strides: whether a step goes T // steps timesteps on, wherever the next timestep is.
@@ -96,8 +123,7 @@ class _Walk:
 
     levels: Levels
     predictions: tuple[str, ...] = _ANY
-    vp: bool = True
-    flow: bool = False
+    conventions: tuple[Convention, ...] = ("vp",)
     orders: tuple[int, ...] = (1, 2, 3)
     after: Levels | None = None
     strides: bool = False
@@ -107,15 +133,16 @@ def _after_euler(scheduler: Any) -> list[Level]:
     return _sigmas(scheduler, shift=1)
 
 
+_VP_AND_FLOW: tuple[Convention, ...] = ("vp", "flow")
 _WALKS = {
     "DDIMScheduler": _Walk(_by_timestep, after=_after_ddim, strides=True),
     "DDIMParallelScheduler": _Walk(_by_timestep, strides=True),
     "DDPMScheduler": _Walk(_by_timestep),
     "DDPMParallelScheduler": _Walk(_by_timestep),
     "PNDMScheduler": _Walk(_by_timestep, ("epsilon",), strides=True),
-    "DPMSolverMultistepScheduler": _Walk(_sigmas, flow=True),
-    "DPMSolverSinglestepScheduler": _Walk(_sigmas, flow=True),
-    "UniPCMultistepScheduler": _Walk(_sigmas, flow=True),
+    "DPMSolverMultistepScheduler": _Walk(_sigmas, conventions=_VP_AND_FLOW),
+    "DPMSolverSinglestepScheduler": _Walk(_sigmas, conventions=_VP_AND_FLOW),
+    "UniPCMultistepScheduler": _Walk(_sigmas, conventions=_VP_AND_FLOW),
     "DEISMultistepScheduler": _Walk(_sigmas, orders=(1, 2)),
     "SASolverScheduler": _Walk(_sigmas),
     "EulerDiscreteScheduler": _Walk(_sigmas, after=_after_euler),
@@ -124,8 +151,15 @@ _WALKS = {
     "LMSDiscreteScheduler": _Walk(_sigmas),
     "KDPM2DiscreteScheduler": _Walk(_interpolated(0), _NOISE_OR_V),
     "KDPM2AncestralDiscreteScheduler": _Walk(_interpolated(1), _NOISE_OR_V),
-    "FlowMatchEulerDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True, after=_after_euler),
-    "FlowMatchHeunDiscreteScheduler": _Walk(_sigmas, vp=False, flow=True),
+    "FlowMatchEulerDiscreteScheduler": _Walk(_sigmas, conventions=("flow",), after=_after_euler),
+    "FlowMatchHeunDiscreteScheduler": _Walk(_sigmas, conventions=("flow",)),
+    "EDMHeunScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
+    "EDMEulerScheduler": _Walk(_unit_alpha, conventions=("sigma",), after=_after_unit_alpha),
+    "EDMDPMSolverMultistepScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
+    "ScoreSdeVpScheduler": _Walk(_alpha_bars, ("epsilon",)),
+    "ScoreSdeVeScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
+    "KarrasVeScheduler": _Walk(_unit_alpha, conventions=("sigma",)),
+    "CMStochasticIterativeScheduler": _Walk(_unit_alpha, conventions=("consistency",)),
 }
 """The classes that fit; any other is refused."""
 _TRAINED_WITH = (
@@ -133,8 +167,12 @@ _TRAINED_WITH = (
     *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"),
 )
 """Classes that do not fit, but whose configs mean a noise schedule as those that do."""
-_MOST_MISSED = 0.05
-"""Of the way over the timesteps. At twice that, DDIM with an exact score draws a Gaussian 6 % too wide at 150 steps."""
+_MODELS = {
+    "vp": "variance preserving models",
+    "flow": "flow-matching models",
+    "sigma": "models of x_0 + sigma eps",
+    "consistency": "consistency models",
+}
 TRAINED = (
     *NOISE_SCHEDULE,
     "prediction_type",
@@ -157,15 +195,16 @@ _SERVED: dict[str, tuple[Any, ...]] = {
 """The values that fit, of the options of a config that decide whether a class does."""
 
 
-def scheduler_class(name: str, flow: bool = False) -> str:
-    """The diffusers class behind a short name; a class name stays as it is."""
-    return (SCHEDULERS | FLOW_SCHEDULERS if flow else SCHEDULERS).get(name.lower(), name)
+def scheduler_class(name: str, convention: Convention = "vp") -> str:
+    """The class behind a short name; a class name stays as it is."""
+    tables = (_SHORT[convention], *_SHORT.values())  # a name of another convention is refused by its class
+    return next((table[name.lower()] for table in tables if name.lower() in table), name)
 
 
-def fitting(flow: bool = False) -> list[str]:
+def fitting(convention: Convention = "vp") -> list[str]:
     """The names of the schedulers that fit: the short ones, then the classes that have none."""
-    classes = [cls for cls, walk in _WALKS.items() if (walk.flow if flow else walk.vp)]
-    short = {name: scheduler_class(name, flow) for name in SCHEDULERS}
+    classes = [cls for cls, walk in _WALKS.items() if convention in walk.conventions]
+    short = _SHORT[convention]
     return [n for n, cls in short.items() if cls in classes] + [cls for cls in classes if cls not in short.values()]
 
 
@@ -190,15 +229,16 @@ def make_scheduler(
     """
     instance("config", config, Mapping, "the config of a scheduler as a mapping")
     instance("name", name, str | None, "the name of a scheduler")
-    own_class, flow = own_class_of(config), is_flow(config)
+    own_class, convention = own_class_of(config), convention_of(config)
+    flow = convention == "flow"
     if own_class not in (*_WALKS, *_TRAINED_WITH):
         raise UsageError(
             f"The checkpoint's scheduler {own_class} does not fit: guidegen does not know its noise levels. "
-            f"It walks checkpoints of {', '.join(fitting(flow))}."
+            f"It walks checkpoints of {', '.join(fitting(convention))}."
         )
-    asked = own_class if name is None else scheduler_class(name, flow)
+    asked = own_class if name is None else scheduler_class(name, convention)
     what = f"The checkpoint's scheduler {asked}" if name is None else f"--scheduler {name}"
-    walk = _walk_of(asked, flow, what)
+    walk = _walk_of(asked, convention, what)
     what += "".join(f" with {key} = {value}" for key, value in options.items())
     own = own_scheduler(config)
     settings = {**config, **{key: own.config[key] for key in TRAINED if key in own.config}}
@@ -211,24 +251,34 @@ def make_scheduler(
         and "algorithm_type" in own.config
     ):
         settings.pop("algorithm_type", None)  # the same key, of other algorithms
+    if in_sigma(config):
+        settings |= {key: own.config[key] for key in ("sigma_min", "sigma_max") if key in own.config}
     if flow:
         shift = next((c[key] for c in (own.config, config) for key in ("shift", "flow_shift") if key in c), 1.0)
         settings |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "shift": shift, "flow_shift": shift}
     try:
-        scheduler = build(asked, settings | dict(options))
+        scheduler = build(_class_of(asked), settings | dict(options))
     except ImportError as error:
         raise UsageError(f"{what} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:
         raise UsageError(f"{what}: {asked} refuses this checkpoint's scheduler config: {first_line(error)}") from error
-    _check_options(own, scheduler, walk, flow, what)
+    _check_options(own, scheduler, walk, convention, what)
     return scheduler
 
 
-def _walk_of(asked: str, flow: bool, what: str) -> _Walk:
+def _class_of(name: str) -> Any:
+    import diffusers
+
+    from guidegen.sampling import score_sde_vp, sigma_schedulers
+
+    return next(getattr(place, name) for place in (sigma_schedulers, score_sde_vp, diffusers) if hasattr(place, name))
+
+
+def _walk_of(asked: str, convention: Convention, what: str) -> _Walk:
     import diffusers
 
     walk = _WALKS.get(asked)
-    use = f"Use {', '.join(fitting(flow))}."
+    use = f"Use {', '.join(fitting(convention))}."
     if walk is None and not (asked.endswith("Scheduler") and hasattr(diffusers, asked)):
         name = what.removeprefix("--scheduler ")
         raise UsageError(f"--scheduler {name!r}: no such scheduler. {use}")
@@ -237,27 +287,32 @@ def _walk_of(asked: str, flow: bool, what: str) -> _Walk:
             f"{what} does not fit: {asked} is not known to show the network x_t = alpha x_0 + sigma eps "
             f"and to draw what the network has learnt. {use}"
         )
-    if flow and not walk.flow:
+    if convention == "flow" and convention not in walk.conventions:
         raise UsageError(f"{what}: cannot walk a flow-matching model. {use}")
-    if not flow and not walk.vp:
-        raise UsageError(f"{what}: is for flow-matching models; this checkpoint is not one. {use}")
+    if convention not in walk.conventions:
+        models = " and ".join(_MODELS[each] for each in walk.conventions)
+        raise UsageError(f"{what}: is for {models}; this checkpoint is not one. {use}")
     return walk
 
 
-def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, what: str) -> None:
+def _check_options(own: Any, scheduler: Any, walk: _Walk, convention: Convention, what: str) -> None:
     """Refuses what of a config makes a class that fits wrong, and a class that does not take over its noise schedule."""
     options = {**own.config, **scheduler.config}
     for key, served in {**_SERVED, "solver_order": walk.orders}.items():
         if key in options and options[key] not in served:
             fit = ", ".join(str(value) for value in served if value is not None) or "none"
             raise UsageError(f"{what}: {key} = {options[key]} in its config does not fit; what does: {fit}.")
+    flow, name = convention == "flow", type(own).__name__
     own_flow = "flow_prediction" if flow else None
     predicts = own.config.get("prediction_type", own_flow)
-    reads = ("flow_prediction",) if flow else walk.predictions
+    reads: tuple[str | None, ...] = ("flow_prediction",) if flow else walk.predictions
+    if in_sigma({"_class_name": name}):
+        _check_range(own.config, scheduler.config, what)
+        reads = _NOISE_OR_V if name in EDM_CLASSES else (None,)
     if predicts not in reads:
         raise UsageError(
             f"{what}: {type(scheduler).__name__} with a model whose config says prediction_type {predicts!r}; "
-            f"it reads {', '.join(reads)} here."
+            f"it reads {', '.join(map(str, reads))} here."
         )
     kept, walked = (getattr(each, "alphas_cumprod", None) for each in (own, scheduler))
     if flow or kept is None or walked is None:
@@ -271,6 +326,15 @@ def _check_options(own: Any, scheduler: Any, walk: _Walk, flow: bool, what: str)
         )
 
 
+def _check_range(own: Any, walked: Any, what: str) -> None:
+    """Refuses sigmas beyond those of the training."""
+    if walked.sigma_min < own.sigma_min or walked.sigma_max > own.sigma_max:
+        raise UsageError(
+            f"{what}: sigma from {walked.sigma_min:g} to {walked.sigma_max:g}; the checkpoint was trained from "
+            f"{own.sigma_min:g} to {own.sigma_max:g}."
+        )
+
+
 def without_clip(scheduler: Any) -> tuple[Any, float | None]:
     """A scheduler that does not clip the denoised estimate, and the bound that `scheduler` would clip it to.
 
@@ -279,7 +343,8 @@ def without_clip(scheduler: Any) -> tuple[Any, float | None]:
     """
     if not getattr(scheduler.config, "clip_sample", False):
         return scheduler, None
-    return type(scheduler).from_config(scheduler.config, clip_sample=False), float(scheduler.config.clip_sample_range)
+    unclipped = build(type(scheduler), {**scheduler.config, "clip_sample": False})
+    return unclipped, float(scheduler.config.clip_sample_range)
 
 
 def takes_eta(scheduler: Any) -> bool:
@@ -310,53 +375,6 @@ def levels_after(scheduler: Any) -> list[Level] | None:
     return walk.after(scheduler) if walk and walk.after else None
 
 
-def check_levels(scheduler: Any) -> None:
-    """Refuses steps whose timestep means to the network another noise level than its input has, after `set_timesteps`.
-
-    Raises:
-        UsageError: such a step, one that adds noise, or pure noise where the network predicts it.
-    """
-    name, levels, config = type(scheduler).__name__, noise_levels(scheduler), scheduler.config
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and any(now < then for now, then in pairwise(sigmas.tolist())):
-        raise UsageError(f"{name} would step from less noise to more with so many steps of this config: take fewer.")
-    if not levels[0].alpha and config.get("prediction_type") == "epsilon":
-        raise UsageError(
-            f"{name} starts from pure noise (rescale_betas_zero_snr), of which a prediction of the noise says nothing: "
-            "the network should predict v_prediction, or the timestep_spacing be leading."
-        )
-    if _WALKS[name].strides:
-        _check_strides(scheduler)
-    for t, level in zip(scheduler.timesteps.tolist(), levels, strict=True):
-        if not _is_trained_level(t, level, getattr(scheduler, "alphas_cumprod", None), config):
-            raise UsageError(
-                f"{name} with this config gives the network timestep {t:g} at a noise level of sigma / alpha "
-                f"{level.sigma / level.alpha if level.alpha else math.inf:.4g}, which is not that of its training there. "
-                "Leave out its options on sigmas, or name another: --scheduler."
-            )
-
-
-def _check_strides(scheduler: Any) -> None:
-    """Refuses timesteps that are further apart than the steps go, which leave noise in the image."""
-    name, config = type(scheduler).__name__, scheduler.config
-    times = sorted(set(getattr(scheduler, "_timesteps", scheduler.timesteps).tolist()))  # PNDM repeats some of them
-    stride = config.num_train_timesteps // scheduler.num_inference_steps
-    gone, asked = stride * (len(times) - 1), times[-1] - times[0]
-    if abs(asked - gone) > _MOST_MISSED * asked:
-        raise UsageError(
-            f"{name} goes {stride} timesteps at a step, and with timestep_spacing {config.timestep_spacing} these "
-            f"{len(times)} are {asked / (len(times) - 1):.4g} apart: the image would keep noise. Take another number of "
-            "--steps, --timestep-spacing leading, or another --scheduler."
-        )
-
-
-def _is_trained_level(t: float, level: Level, kept: Any, config: Mapping[str, Any]) -> bool:
-    """Whether timestep t means this level, within one timestep for those that are rounded."""
-    if is_flow({"_class_name": "FlowMatch" * (kept is None), **config}):
-        return 0 <= level.sigma <= 1 and abs(t - level.sigma * config["num_train_timesteps"]) <= 1 + 1e-3
-    last = len(kept) - 1
-    if not 0 <= t <= last:
-        return False
-    least, most = float(kept[min(math.ceil(t) + 1, last)]), float(kept[max(math.floor(t) - 1, 0)])
-    # fp32's rounding, and the 2**-24 that stands for an alpha of zero
-    return least - 1e-6 <= level.alpha**2 <= most + 1e-6
+def goes_by_strides(scheduler: Any) -> bool:
+    """Whether a step goes T // steps timesteps on, wherever the next timestep is: DDIM and PNDM."""
+    return _WALKS[type(scheduler).__name__].strides

@@ -148,7 +148,7 @@ def plan_scheduler(
         UsageError: no such scheduler, one that does not fit the checkpoint, or that does not take these steps, eta,
             spacing of the timesteps or options.
     """
-    config = checkpoint.scheduler_config
+    config, name = checkpoint.scheduler_config, name or checkpoint.default_scheduler
     scheduler = make_scheduler(config, name)
     texts = split_options(options or ()) | ({} if spacing is None else {SPACING: spacing})
     if texts:
@@ -198,6 +198,11 @@ def make_setup(models: Models, settings: Settings, scheduler: Any) -> Setup:
         raise UsageError(
             f"--guidance {method.name}: renoises with the unguided prediction, which is exact only for "
             f"--scheduler ddim with --eta 0 and --scheduler euler; this is {found}."
+        )
+    if method.gain is not None and models.checkpoint.conditional and not models.checkpoint.has_null:
+        raise UsageError(
+            f"--guidance {method.name}: reads the unconditional prediction at every weight, and the model has no null "
+            "label. --uncond icg takes random labels instead."
         )
     schedule = make_schedule(noise_levels(scheduler), settings.interval, settings.w_schedule, method, after)
     bound = replace(method, combine=partial(method.combine, **options)) if options else method

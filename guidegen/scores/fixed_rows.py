@@ -32,6 +32,8 @@ class FixedDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """As the denoiser's own."""
+        if t.ndim:  # a timestep for each row
+            return in_fixed_rows(self.size, self.denoiser, x_t, t, labels)
         return in_fixed_rows(self.size, lambda x, y: self.denoiser(x, t, y), x_t, labels)
 
 

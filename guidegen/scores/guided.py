@@ -12,7 +12,7 @@ from torch import Tensor
 from guidegen.arguments import finite, instance, one_of, several, whole
 from guidegen.scores.calls import Needs, StepCalls, cost_with, needs_of
 from guidegen.scores.guidance import autoguided, classifier_guided, clipped, jointly
-from guidegen.scores.interfaces import FREE, Classifier, Denoiser, Mixture, Schedule, Step, Weights, as_mixture
+from guidegen.scores.interfaces import FREE, NULL, Classifier, Denoiser, Mixture, Schedule, Step, Weights, as_mixture
 from guidegen.scores.methods import METHODS, Combine, Method
 from guidegen.scores.noise import PREDICTION_TYPES, Level, score_shift
 
@@ -44,6 +44,8 @@ class Guide:
         schedule: the weights of each step; None for the same at all.
         steps: how many evaluations a method can count on.
         clip: keeps the denoised estimate of each prediction within [-clip, clip], before guidance.
+        stand_ins: labels (steps, B) that are asked for in place of `NULL`, as `independent_labels` draws them.
+        disturbance: what the guiding network's timesteps are multiplied by (steps, B), as `disturbed_times` has it.
 
     Raises:
         TypeError, ValueError: an argument that cannot be, by its name: a list of another length than `labels`, weights
@@ -66,6 +68,8 @@ class Guide:
     schedule: Schedule | None = None
     steps: int = 1
     clip: float | None = None
+    stand_ins: Tensor | None = None
+    disturbance: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._labels = [as_mixture(label) for label in several("labels", self.labels)]
@@ -85,6 +89,7 @@ class Guide:
         self._targets = [as_mixture(label, "classifier_labels") for label in targets]
         self._starts = None if self.starts is None else several("starts", self.starts, count)
         self._check_labels()
+        self._here = [None if each is None else each.to(self.device) for each in (self.stand_ins, self.disturbance)]
         self._step_calls: dict[tuple[bool, tuple[Weights, ...]], StepCalls] = {}
         self._memory: list[dict[str, Any]] = [{} for _ in self._weights]
         self.calls = [0] * count
@@ -108,7 +113,7 @@ class Guide:
             self._memory = [{} for _ in self._weights]
         self.calls = [before + now for before, now in zip(self.calls, calls.calls, strict=True)]
         self.made += calls.made
-        rows = self._rows(calls, x_t, t, level)
+        rows = self._rows(calls, x_t, t, level, index)
         null, conditional = calls.null(rows), calls.conditional(rows)
         shift = self._gradient(calls, x_t, t, level, null)
         prediction = self._combined(calls, null, conditional, shift, x_t, level, index)
@@ -129,7 +134,10 @@ class Guide:
                 (self.classifier, need.gradients),
             ):
                 if check := getattr(network, "check_labels", None):
-                    check([label for label, _ in asked])
+                    labels = [label for label, _ in asked]
+                    if self.stand_ins is not None and network is not self.classifier:
+                        labels = [label for label in labels if label != NULL] + list(set(self.stand_ins.flatten().tolist()))
+                    check(labels)
 
     def _calls_of(self, index: int) -> StepCalls:
         weights = tuple(self.schedule(index, each) if self.schedule else each for each in self._weights)
@@ -140,16 +148,21 @@ class Guide:
             self._step_calls[key] = StepCalls(weights, self._needs(weights), starts, self._cost, self.device)
         return self._step_calls[key]
 
-    def _rows(self, calls: StepCalls, x_t: Tensor, t: Tensor, level: Level) -> Tensor:
+    def _rows(self, calls: StepCalls, x_t: Tensor, t: Tensor, level: Level, index: int) -> Tensor:
         """What the networks predict, a row a call; those of the guiding network last."""
         made = []
+        stand_ins, disturbance = self._here
         for network, samples, labels in (
             (self.denoiser, calls.samples, calls.labels),
             (self.guiding, calls.guiding_samples, calls.guiding_labels),
         ):
             if network is not None and len(samples):
                 x_some = x_t.index_select(0, samples)
-                rows = network(x_some, t, labels)
+                if stand_ins is not None:
+                    labels = torch.where(labels == NULL, stand_ins[index].index_select(0, samples), labels)
+                disturbed = disturbance is not None and samples is calls.guiding_samples
+                times = t * disturbance[index].index_select(0, samples) if disturbed else t  # type: ignore[index]
+                rows = network(x_some, times, labels)
                 made.append(rows if self.clip is None else clipped(rows, x_some, level, network.prediction_type, self.clip))
         return made[0] if len(made) == 1 else torch.cat(made)
 

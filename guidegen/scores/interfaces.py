@@ -29,7 +29,10 @@ class Denoiser(Protocol):
     prediction_type: PredictionType
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Prediction (B, C, H, W) fp32 from x_t (B, C, H, W) fp32, timestep t () and labels (B,)."""
+        """Prediction (B, C, H, W) fp32 from x_t (B, C, H, W) fp32, timestep t () and labels (B,).
+
+        Where alpha is 1 at every step the timestep is sigma.
+        """
         ...
 
 

@@ -1,7 +1,8 @@
 """Noise levels and prediction types: x_t = alpha_t x_0 + sigma_t eps.
 
 Every sign and scale that relates a network's prediction to the score grad log p(x_t) is here.
-Variance preserving models have alpha^2 + sigma^2 = 1; flow matching has alpha = 1 - sigma.
+Variance preserving models have alpha^2 + sigma^2 = 1; flow matching has alpha = 1 - sigma; variance exploding ones
+and EDM's have alpha = 1.
 Sources: Song et al. 2021 (arXiv 2011.13456) for scores, Salimans & Ho 2022 (2202.00512) for v.
 """
 

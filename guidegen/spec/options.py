@@ -12,6 +12,10 @@ WHAT, HOW = "What to draw", "How to draw it"
 """Panels of the help."""
 
 
+class Uncond(StrEnum):
+    icg = "icg"
+
+
 class Spacing(StrEnum):
     leading = "leading"
     linspace = "linspace"
@@ -29,6 +33,16 @@ class PlainOptions:
             metavar="TEXT",
             help="Text of the unconditional prediction, instead of the empty prompt.",
             rich_help_panel=WHAT,
+        ),
+    ] = None
+    uncond: Annotated[
+        Uncond | None,
+        typer.Option(
+            "--uncond",
+            metavar="NAME",
+            help="What stands in for the unconditional prediction of a model without a null label: icg, the prediction for "
+            "a random label at each step (independent condition guidance, Sadat et al. 2024, arXiv 2407.02687).",
+            rich_help_panel=HOW,
         ),
     ] = None
     interval: Annotated[

@@ -17,6 +17,8 @@ from guidegen.spec import limits
 
 _WHOLE = re.compile(r"[0-9]{1,100}")  # int() takes 4300 digits at most, and other scripts' digits
 LARGEST_SEED = 2**63 - 1
+NOISE_SEEDS = 2**32
+"""Seeds that far apart are the same noise: torch's generator on the CPU takes the low 32 bits."""
 
 
 def whole(text: str) -> int | None:
@@ -202,6 +204,26 @@ def parse_seeds(text: str) -> Seeds:
     if not ends or max(last for _, last in ends) > LARGEST_SEED:
         raise UsageError(f"--seeds {quoted(text)}: give seeds from 0 to 2^63-1, such as 0-63,100.")
     return Seeds(range(first, last + 1) for first, last in ends)
+
+
+def check_noise(seeds: Seeds) -> Seeds:
+    """The seeds, if no two of them are the same noise.
+
+    Raises:
+        UsageError: two are.
+    """
+    if not seeds.ranges or max(some.stop for some in seeds.ranges) <= NOISE_SEEDS:
+        return seeds
+    turns = [(some.start % NOISE_SEEDS, some.start, some.stop - some.start) for some in seeds.ranges]
+    wrapped = [(0, start + NOISE_SEEDS - low, low + n - NOISE_SEEDS) for low, start, n in turns if low + n > NOISE_SEEDS]
+    in_order = sorted([*turns, *wrapped])
+    for (low, start, count), (following, other, _) in pairwise(in_order):
+        if low + count > following:
+            raise UsageError(
+                f"Seeds {start + following - low} and {other} are the same noise: torch takes the low 32 bits of a seed. "
+                "Give seeds below 4294967296."
+            )
+    return seeds
 
 
 def _ends(word: str) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class Settings(PlainOptions):
         config_sha256: of the configs of all parts: networks, scheduler, preprocessing.
         guidance: name of the method, or path/to/file.py:Name; None for plain guidance.
         guidance_options: its options that were given, and the sha256 of the file of a custom method as `file_sha256`.
-        guide_model: name of the guiding model of autoguidance, or `pag` or `skip`, with layers or not; None without.
+        guide_model: name of the guiding model of autoguidance, or `pag`, `skip` or `tsg`, with what follows or not; None.
         guide_model_sha256: of its weights; None where they are the model's.
     """
 

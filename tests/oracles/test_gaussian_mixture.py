@@ -25,6 +25,8 @@ PRIOR = torch.tensor([0.5, 0.2, 0.3]).double()
 SPREAD = 0.2
 SHAPE = (2, 1, 1)  # two numbers, as an image of two channels and one pixel
 LEVELS = [Level(0.999, math.sqrt(1 - 0.999**2)), Level(0.8, 0.6), Level(0.1, math.sqrt(0.99))]
+UNIT_ALPHA = [Level(1.0, 0.02), Level(1.0, 0.7), Level(1.0, 80.0)]
+"""Those of variance exploding models and EDM."""
 
 
 class Mixture:
@@ -103,7 +105,7 @@ def points(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS + UNIT_ALPHA)
 def test_predictions_and_scores_are_inverse(kind: PredictionType, level: Level) -> None:
     mixture, x = Mixture(kind), points(16)
     mixture.level = level
@@ -115,7 +117,7 @@ def test_predictions_and_scores_are_inverse(kind: PredictionType, level: Level) 
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-@pytest.mark.parametrize("level", [*LEVELS, Level(0.3, 0.7)])  # the last one is flow matching's alpha = 1 - sigma
+@pytest.mark.parametrize("level", [*LEVELS, *UNIT_ALPHA, Level(0.3, 0.7)])  # the last one is of flow matching
 def test_shift_adds_the_gradient_to_the_score(kind: PredictionType, level: Level) -> None:
     prediction, x, gradient = points(8, 1), points(8, 2), points(8, 3)
     before = to_score(prediction, x, level, kind)
@@ -129,7 +131,7 @@ def test_shift_at_pure_noise_is_zero_not_infinite() -> None:
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-@pytest.mark.parametrize("level", [*LEVELS, Level(0.3, 0.7)])
+@pytest.mark.parametrize("level", [*LEVELS, *UNIT_ALPHA, Level(0.3, 0.7)])
 def test_classifier_guidance_and_cfg_are_the_same_score(kind: PredictionType, level: Level) -> None:
     mixture, x = Mixture(kind), points(12)
     mixture.level = level
@@ -286,3 +288,67 @@ def test_larger_w_makes_the_label_likelier() -> None:
     assert likelihood == sorted(likelihood)
     assert likelihood[0] < 0.3
     assert likelihood[-1] > 0.99
+
+
+EDM = {"_class_name": "EDMEulerScheduler", "sigma_max": 20.0}
+
+
+class Wider(Mixture):
+    """A guiding model that is worse: of Gaussians twice as wide."""
+
+    def posterior_mean(self, x: Tensor, labels: Tensor) -> Tensor:
+        alpha, sigma = self.level
+        gain = alpha * 4 * SPREAD**2 / (alpha**2 * 4 * SPREAD**2 + sigma**2)
+        return (MEANS[labels] + gain * (x.flatten(1) - alpha * MEANS[labels])).view_as(x)
+
+
+@pytest.mark.parametrize("level", LEVELS[:2] + UNIT_ALPHA)
+def test_autoguidance_has_its_closed_form(level: Level) -> None:
+    """score + (w - 1)(score - weak score) of two Gaussians, which is linear in x."""
+    mixture, wider, x, t = Mixture("sample"), Wider("sample"), points(5), torch.tensor(0)
+    mixture.level = wider.level = level
+    w, label = [0.0, 0.5, 1.0, 2.0, 3.5], 1
+    guided = Guide(mixture, [label] * 5, [1.0] * 5, guiding=wider, w_guide=w)(x, t, level)
+    slopes = [
+        (level.alpha * MEANS[label] - x.flatten(1)) / (level.alpha**2 * spread**2 + level.sigma**2)
+        for spread in (SPREAD, 2 * SPREAD)
+    ]
+    expected = slopes[1] + torch.tensor(w).double()[:, None] * (slopes[0] - slopes[1])
+    found = to_score(guided, x, level, "sample").flatten(1)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["edm", "euler", "dpm++"])
+def test_both_modes_draw_the_same_samples_where_alpha_is_one(name: str) -> None:
+    drawn = []
+    for mode in ("cfg", "classifier"):
+        mixture = Mixture("sample")
+        guide = follow(make_guide(mixture, mode, [0, 1, 2, 0], [0.0, 1.0, 3.0, 1.5]), mixture)
+        drawn.append(sample(guide, make_scheduler(EDM, name), [0, 1, 2, 3], SHAPE, steps=15))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["cfg", "classifier"])
+def test_w0_and_w1_have_the_exact_moments_where_alpha_is_one(mode: str) -> None:
+    count = 3000
+    for w, share in ((0.0, PRIOR), (1.0, torch.tensor([0.0, 0.0, 1.0]).double())):
+        mixture = Mixture("sample")
+        guide = follow(make_guide(mixture, mode, [2] * count, [w] * count), mixture)
+        drawn = sample(guide, make_scheduler(EDM, "edm"), list(range(count)), SHAPE, steps=40).flatten(1)
+        mean = share @ MEANS
+        centred = MEANS - mean
+        covariance = SPREAD**2 * torch.eye(2) + centred.T @ (share[:, None] * centred)
+        # as above: standard errors of 0.011, and 0.01 for the solver
+        torch.testing.assert_close(drawn.mean(0), mean, rtol=0, atol=0.055)
+        torch.testing.assert_close(drawn.T.cov(), covariance, rtol=0, atol=0.055)
+
+
+def test_w1_is_the_exact_conditional_flow_where_alpha_is_one() -> None:
+    label, count = 1, 64
+    mixture = Mixture("sample")
+    guide = follow(make_guide(mixture, "cfg", [label] * count, [1.0] * count), mixture)
+    drawn = sample(guide, make_scheduler(EDM, "edm"), list(range(count)), SHAPE, steps=150).flatten(1)
+    noise = torch.cat([torch.randn((1, 2), generator=torch.Generator().manual_seed(i)) for i in range(count)]).double()
+    exact = MEANS[label] + SPREAD * (20.0 * noise - MEANS[label]) / math.sqrt(SPREAD**2 + 20.0**2)
+    # of second order in 150 steps
+    torch.testing.assert_close(drawn, exact, rtol=0, atol=2e-3)

@@ -30,7 +30,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
     For a custom classifier, save a folder of this class, or wrap any module with
     `forward(sample, timestep) -> logits` in `guidegen.NoisyScore`. It must
     have been trained on images noised by the *same* schedule as the UNet it guides
-    (x_t = alpha_t x_0 + sigma_t eps, x_0 in [-1, 1], integer timesteps), and must give
+    (x_t = alpha_t x_0 + sigma_t eps, x_0 in [-1, 1], integer timesteps; sigma itself where alpha is 1), and must give
     un-normalised logits, one column for each entry of `id2label`, in that order.
 
     Args:

@@ -5,12 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
+
+import typer
 
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.models.discovery import subclasses_in
 from guidegen.models.python_ref import label_names
 from guidegen.schema import decode, read_bytes
+
+HIDDEN = "What its weights do not show"
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help='Label names, which such files lack, as JSON: {"0": "tench", ...} or ["tench", ...].',
+        rich_help_panel=HIDDEN,
+    ),
+]
+Heads = Annotated[
+    int | None,
+    typer.Option("--heads", min=1, metavar="N", help="Attention heads of every layer (num_heads).", rich_help_panel=HIDDEN),
+]
 
 
 class Converted(Protocol):
@@ -37,6 +54,8 @@ class Format(ABC):
     """A frozen dataclass of its flags: the annotation of each field is an option of Typer. Formats may share a flag."""
     written: ClassVar[frozenset[str]]
     """Names at the top of a folder that `Converted.save` writes."""
+    asked_last: ClassVar[bool] = False
+    """Whether a file is only of this format if it is of no other."""
 
     @classmethod
     @abstractmethod
@@ -61,8 +80,9 @@ class Format(ABC):
 
 @cache
 def formats() -> list[type[Format]]:
-    """Every format, in the order of the modules' names."""
-    return subclasses_in("guidegen.models.convert", Format)  # type: ignore[type-abstract]
+    """Every format, in the order in which a file is held against them."""
+    found = subclasses_in("guidegen.models.convert", Format)  # type: ignore[type-abstract]
+    return sorted(found, key=lambda format: format.asked_last)
 
 
 def find_format(path: Path) -> type[Format]:

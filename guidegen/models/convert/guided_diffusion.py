@@ -13,9 +13,9 @@ import typer
 from guidegen.errors import UsageError
 from guidegen.models.convert import adm
 from guidegen.models.convert.adm_layout import Choices
-from guidegen.models.convert.format import Format, read_label_names
+from guidegen.models.convert.format import HIDDEN, Format, Heads, Labels, read_label_names
 
-_PANEL = "What its weights do not show"
+_PANEL = HIDDEN
 
 
 class Preset(StrEnum):
@@ -55,12 +55,7 @@ class Options:
             "--size", min=1, metavar="N", help="Height and width of its images (image_size).", rich_help_panel=_PANEL
         ),
     ] = None
-    heads: Annotated[
-        int | None,
-        typer.Option(
-            "--heads", min=1, metavar="N", help="Attention heads of every layer (num_heads).", rich_help_panel=_PANEL
-        ),
-    ] = None
+    heads: Heads = None
     head_channels: Annotated[
         int | None,
         typer.Option(
@@ -89,15 +84,7 @@ class Options:
             rich_help_panel=_PANEL,
         ),
     ] = None
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels",
-            metavar="FILE",
-            help='Label names, which a .pt lacks, as JSON: {"0": "tench", ...} or ["tench", ...].',
-            rich_help_panel=_PANEL,
-        ),
-    ] = None
+    labels: Labels = None
 
 
 class GuidedDiffusion(Format):
@@ -118,6 +105,7 @@ A classifier in the folder of its UNet is found there:
 - guidegen sample -m adm-256 --mode classifier --label 207 --w 10"""
     options = Options
     written = frozenset({"unet", "scheduler", "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"})
+    asked_last = True
 
     @classmethod
     def matches(cls, path: Path) -> bool:

@@ -72,7 +72,7 @@ class CustomCheckpoint(Checkpoint):
 
     @property
     def has_null(self) -> bool:
-        return self.model.has_null
+        return self.model.has_null or self.uncond is not None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
-from guidegen.models.checkpoint import DEFAULT_STEPS, Checkpoint, Source, checkpoint_kinds
+from guidegen.models.checkpoint import DEFAULT_STEPS, Checkpoint, Source, checkpoint_kinds, part_folder
 from guidegen.models.configs import named_parts, read_config
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import scheduler_config_in
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from guidegen.scores.interfaces import Denoiser
 
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+"""Beside `deprecated`, where diffusers has old schedulers, and guidegen for networks."""
 
 
 class FolderCheckpoint(Checkpoint):
@@ -35,7 +36,9 @@ class FolderCheckpoint(Checkpoint):
         others: parts with weights beside the network.
         tokenizers: parts that turn a prompt into tokens.
         not_loaded: parts that it may have, and draws without.
+        scheduler_class: that of its scheduler, which says what its network gives; None for any that no kind has.
         scheduler_changes: what replaces keys of the scheduler's config.
+        default_steps: the number of steps to take where nothing else is declared.
         last_is_null: whether the last class always means "no label".
     """
 
@@ -45,7 +48,9 @@ class FolderCheckpoint(Checkpoint):
     others: ClassVar[tuple[str, ...]] = ()
     tokenizers: ClassVar[tuple[str, ...]] = ()
     not_loaded: ClassVar[tuple[str, ...]] = ()
+    scheduler_class: ClassVar[str | None] = None
     scheduler_changes: ClassVar[Mapping[str, Any]] = {}
+    default_steps: ClassVar[int] = DEFAULT_STEPS
     last_is_null: ClassVar[bool] = False
 
     @classmethod
@@ -79,7 +84,7 @@ class FolderCheckpoint(Checkpoint):
             labels=Labels({}),
             null_label=None,
             size=(0, 0),
-            steps=declared.get("default_steps") or DEFAULT_STEPS,
+            steps=declared.get("default_steps") or cls.default_steps,
             missing=missing,
         )
         checkpoint.check_config()
@@ -111,7 +116,7 @@ class FolderCheckpoint(Checkpoint):
         return {**configs, cls.network: {**channels, **configs[cls.network]}}
 
     def check_config(self) -> None:
-        """Refuses a network of another class, or with inputs that guidegen does not feed.
+        """Refuses a network of another class, with inputs that guidegen does not feed, or a scheduler of others.
 
         Raises:
             CheckpointError: that is what its config says.
@@ -122,6 +127,16 @@ class FolderCheckpoint(Checkpoint):
             found = str(name or ", ".join(self.config.get("architectures") or []) or "no _class_name")[:80]
             where = self.part_folders[self.network]
             raise CheckpointError(f"{where}/config.json says {found}; guidegen opens {' or '.join(wanted)} there.")
+        scheduler = self.scheduler_config.get("_class_name")
+        pipelines: dict[Any, str | None] = {
+            kind.scheduler_class: kind.pipeline for kind in _folder_kinds() if kind.scheduler_class
+        }
+        if scheduler != self.scheduler_class and (self.scheduler_class or scheduler in pipelines):
+            found = f"{self.folder} is a {self.index.get('_class_name', name)} with a {scheduler}"
+            fits = (
+                f"it should have a {self.scheduler_class}" if self.scheduler_class else f"a {pipelines[scheduler]} has one"
+            )
+            raise CheckpointError(f"{found}; {fits}, which says what the network gives.")
 
     def check_size(self, size: tuple[int, int], native: tuple[int, int]) -> None:
         """Raises UsageError where the network does not draw images of that (height, width)."""
@@ -138,6 +153,12 @@ class FolderCheckpoint(Checkpoint):
         if self.decoder is not None and self.index:
             empty_part(self, self.decoder)
 
+    def preconditioned(self, denoiser: Denoiser) -> Denoiser:
+        """A network behind the preconditioning that the scheduler's config means: its own where alpha is not 1."""
+        from guidegen.models.preconditioning import preconditioned
+
+        return preconditioned(denoiser, self.scheduler_config)
+
     def load_decoder(self, options: LoadOptions) -> Callable[[Tensor], Tensor] | None:
         """From latents to images; None where the network draws images, or they are not asked for."""
         from guidegen.models.denoisers import latent_decoder
@@ -153,7 +174,7 @@ class FolderCheckpoint(Checkpoint):
         folder, index = source.folder, source.index
         parts = named_parts(index)
         for part, (library, _) in parts.items():
-            known = _LIBRARIES + (("guidegen",) if part == cls.network else ())
+            known = (*_LIBRARIES, {cls.network: "guidegen", "scheduler": "deprecated"}.get(part))
             if library is not None and library not in known:
                 raise UnsafeError(f"{folder}: the part {part!r} comes from {library!r}; guidegen runs no remote code.")
         named = {part: entry[1] for part, entry in parts.items() if any(entry)}
@@ -213,7 +234,7 @@ class LabelCheckpoint(FolderCheckpoint):
         from guidegen.models.networks import Networks, by_label
 
         def condition_on(network: Any, null_label: int | None) -> Condition:
-            return by_label(self.denoiser(options.compiled(network), null_label, options))
+            return by_label(self.preconditioned(self.denoiser(options.compiled(network), null_label, options)))
 
         network = ready_network(self, options)
         condition = condition_on(network, self.null_label)
@@ -224,14 +245,17 @@ class LabelCheckpoint(FolderCheckpoint):
         """A network of this kind as a denoiser."""
 
 
+def _folder_kinds() -> list[type[FolderCheckpoint]]:
+    return [kind for kind in checkpoint_kinds() if issubclass(kind, FolderCheckpoint)]
+
+
 def _opens() -> str:
-    kinds = [kind for kind in checkpoint_kinds() if issubclass(kind, FolderCheckpoint)]
-    pipelines = [kind.pipeline for kind in kinds if kind.pipeline]
+    pipelines = [kind.pipeline for kind in _folder_kinds() if kind.pipeline]
     return f"guidegen opens {', '.join(pipelines)}, and pipelines of a UNet2DModel and a scheduler."
 
 
 def _part_config(folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / "config.json"
+    path = part_folder(folder, part) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is incomplete: model_index.json names a {part}, but {part}/config.json is missing.")
     return read_config(path)

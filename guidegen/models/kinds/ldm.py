@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from guidegen.errors import CheckpointError, first_line
+from guidegen.errors import CheckpointError
 from guidegen.models.kinds.folder import LabelCheckpoint
 
 if TYPE_CHECKING:
@@ -51,31 +51,14 @@ class LatentDiffusion(LabelCheckpoint):
             raise CheckpointError(f"{where} gives {self.image_shape[0]} channels; guidegen opens models of 1 or 3.")
 
     def check_networks(self) -> None:
-        from guidegen.models.loading import check_prediction
+        from guidegen.models.loading import check_decoding, check_prediction
 
         super().check_networks()
         check_prediction(self)
         if self.index:
-            self._check_decoding()
+            check_decoding(self, self.decoder)
 
     def denoiser(self, network: Any, null_label: int | None, options: LoadOptions) -> Denoiser:
         from guidegen.models.denoisers import UNetDenoiser
 
         return UNetDenoiser(network, self.prediction_type, null_label, options.autocast)
-
-    def _check_decoding(self) -> None:
-        """Decodes latents without numbers, which shows whether images come of those that the UNet draws."""
-        import torch
-
-        from guidegen.models.loading import empty_part
-
-        decoder: Any = empty_part(self, self.decoder).eval()
-        try:
-            with torch.no_grad():
-                found = decoder.decode(torch.empty((1, *self.shape), device="meta"), return_dict=False)[0]
-        except Exception as error:  # the library raises whatever its layers raise
-            why = f"{type(error).__name__}: {first_line(error)[:200]}"
-        else:
-            why = "" if found.shape[1:] == self.image_shape else f"it gives {tuple(found.shape[1:])} for {self.image_shape}"
-        if why:
-            raise CheckpointError(f"{self.folder}: {self.decoder} does not decode what the unet draws: {why}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from guidegen.errors import CheckpointError
@@ -10,6 +10,7 @@ from guidegen.models.kinds.folder import FolderCheckpoint
 
 if TYPE_CHECKING:
     from guidegen.models.networks import Condition, LoadOptions, Networks
+    from guidegen.scores.interfaces import Denoiser
 
 _ZEROS = "force_zeros_for_empty_prompt"
 
@@ -60,7 +61,12 @@ class StableDiffusion(FolderCheckpoint):
 
         def condition_on(network: Any, null_label: int | None) -> Condition:
             compiled = options.compiled(network)
-            return by_prompt(lambda texts: TextDenoiser(compiled, self.prediction_type, encoder(texts), options.autocast))
+
+            def denoiser(prompts: Sequence[str]) -> Denoiser:
+                texts = encoder(prompts)
+                return self.preconditioned(TextDenoiser(compiled, self.prediction_type, texts, options.autocast))
+
+            return by_prompt(denoiser)
 
         condition = condition_on(network, None)
         return Networks(condition, self.load_decoder(options), encoder.is_cut, network, condition_on)
@@ -87,6 +93,14 @@ class StableDiffusionXL(StableDiffusion):
     others = ("vae", "text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     scheduler_changes: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def recommended(self) -> str | None:
+        """What Playground v2.5 was published with, the one of this kind with an EDM scheduler."""
+        weight = {"EDMDPMSolverMultistepScheduler": 3, "EDMEulerScheduler": 5}.get(
+            self.scheduler_config.get("_class_name", "")
+        )
+        return weight and f"--w {weight}, 50 steps (the model card of Playground v2.5)"  # type: ignore[return-value]
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from guidegen.errors import CheckpointError
 from guidegen.models.checkpoint import Source
 from guidegen.models.kinds.folder import LabelCheckpoint
+from guidegen.models.noise_schedule import EDM_CLASSES
 from guidegen.python_file import split_python_ref
 
 if TYPE_CHECKING:
@@ -28,9 +29,19 @@ class UNet(LabelCheckpoint):
     def kind(self) -> str:
         return "guided-diffusion UNet" if self.config["_class_name"] == _ADM else "pixel UNet"
 
+    @property
+    def recommended(self) -> str | None:
+        """What Karras et al. 2022 give for EDM's networks."""
+        if self.scheduler_config.get("_class_name") not in EDM_CLASSES:
+            return None
+        return (
+            "--scheduler edm: 18 steps for CIFAR-10, 40 for FFHQ and AFHQ at 64, 256 with S_churn=40 S_tmin=0.05 S_tmax=50 "
+            "S_noise=1.003 for ImageNet at 64 (Karras et al. 2022, arXiv 2206.00364, table 5)"
+        )
+
     @classmethod
     def matches(cls, source: Source) -> bool:
-        return split_python_ref(source.ref) is None
+        return super().matches(source) if cls.pipeline else split_python_ref(source.ref) is None
 
     def check_config(self) -> None:
         super().check_config()
