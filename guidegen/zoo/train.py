@@ -99,7 +99,7 @@ def main(
     guiding_images: Annotated[int, typer.Option(help="Images the guiding UNet sees.")] = 64_000,
     classifier_images: Annotated[
         int, typer.Option(help="Images the classifier sees, two in three of all labels of the data.")
-    ] = 300_000,
+    ] = 1_500_000,
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
     ] = None,
