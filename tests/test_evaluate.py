@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from guidegen.cli.evaluate import EvaluateFlags, evaluate
+from guidegen.cli.evaluate import evaluate
+from guidegen.cli.evaluate_flags import EvaluateFlags
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
 from guidegen.evaluate import features, metrics
 from guidegen.evaluate.measure import METRICS_FILE, open_drawn, read_metrics

@@ -156,6 +156,7 @@ def merged(model: Path, folder: Path) -> None:
         (folder / name).write_text("")
     (folder / "features").mkdir()
     (folder / "features/0123456789abcdef.npz").write_text("")
+    (folder / "features/0123456789abcdef-0123456789abcdef.npy").write_text("")
     for name in (".grid.png.4194304.part", "images/w3.0/label0000/.000000.png.4194304-abcdef01.part"):
         (folder / name).write_text("")
 

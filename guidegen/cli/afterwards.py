@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from guidegen.cli.evaluate import EvaluateFlags, check_before, evaluate
+from guidegen.cli.evaluate import check_before, evaluate
+from guidegen.cli.evaluate_flags import EvaluateFlags
 from guidegen.cli.output import Output
 from guidegen.cli.preview import check_preview, preview
 from guidegen.cli.report import write_report

@@ -129,11 +129,16 @@ def with_seed(flags: SampleOptions) -> SampleOptions:
 
 
 def asked_seeds(flags: SampleOptions) -> Seeds:
+    if flags.labels_random is not None and (flags.num is not None or flags.seeds is not None or flags.prompt):
+        raise UsageError("--labels-random N stands instead of --num, --seeds and prompts: give one or the other.")
+    if flags.labels_random is not None and flags.labels_random < 1:
+        raise UsageError(f"--labels-random must be at least 1, found {flags.labels_random}.")
     if flags.seeds is not None:
         if flags.num is not None or flags.seed is not None:
             raise UsageError("--seeds stands instead of --num and --seed: give one or the other.")
         return check_noise(parse_seeds(flags.seeds))
-    num, first = 1 if flags.num is None else flags.num, 0 if flags.seed is None else whole(flags.seed.strip())
+    num = flags.labels_random or (1 if flags.num is None else flags.num)
+    first = 0 if flags.seed is None else whole(flags.seed.strip())
     if num < 1:
         raise UsageError(f"--num must be at least 1, found {num}.")
     if first is None or first > LARGEST_SEED:

@@ -98,7 +98,7 @@ def _texts(flags: SampleOptions, models: Models, known: Labels, prompts: list[st
 def _labels(flags: SampleOptions, models: Models, known: Labels, prompts: list[str] | None) -> list[int | str] | list[None]:
     """Label ids and mixtures of them that are asked for; [None] where none is needed."""
     checkpoint, classifier, _ = models
-    if not flags.label:
+    if not flags.label and flags.labels_random is None:
         if not _needs_label(flags.mode, models, prompts):
             return [None]
         first = next(iter(known), 0)
@@ -107,7 +107,7 @@ def _labels(flags: SampleOptions, models: Models, known: Labels, prompts: list[s
     if not len(known):
         takes = "it takes prompts: --prompt" if checkpoint.reads_prompts else "the model is unconditional, it takes none"
         raise UsageError(f"--label: {takes}.")
-    ids = options.resolve_labels(flags.label, known)
+    ids = options.resolve_labels(flags.label or ["all"], known)
     for part, _ in classifier.parts if classifier else ():
         knows = part.columns(known) if prompts is None or part.takes_labels else single_labels(ids)
         if missing := [i for i in single_labels(ids) if i not in knows]:

@@ -105,12 +105,12 @@ def result_bytes(data: bytes) -> None:
 class Progress:
     """Steps and images done: a bar on a terminal, elsewhere a plain line every 30 seconds."""
 
-    def __init__(self, steps: int, images: int, bar: Any = None, plain: bool = False):
+    def __init__(self, steps: int, images: int, bar: Any = None, plain: bool = False, what: str = "drawing"):
         self._steps, self._images, self._bar = steps, images, bar
         self._done = self._drawn = 0
         self._began = self._printed = time.monotonic()
         self._plain = plain
-        self._task = bar.add_task("drawing", total=steps, count=f"0/{images}") if bar else None
+        self._task = bar.add_task(what, total=steps, count=f"0/{images}") if bar else None
 
     def step(self, cells: int) -> None:
         """`cells` images are one step further."""
@@ -128,9 +128,15 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, count=f"{self._drawn}/{self._images}")
 
+    def images(self, count: int) -> None:
+        """So many images are done, of one step each."""
+        for _ in range(count):
+            self.image()
+        self.step(count)
+
 
 @contextmanager
-def progress(steps: int, images: int, quiet: bool) -> Iterator[Progress]:
+def progress(steps: int, images: int, quiet: bool, what: str = "drawing") -> Iterator[Progress]:
     """Shows progress of `images` images over `steps` steps in all."""
     console = stderr()
     if quiet or not images:
@@ -150,4 +156,4 @@ def progress(steps: int, images: int, quiet: bool) -> Iterator[Progress]:
             TimeRemainingColumn(),
         )
         with Bar(*columns, console=console, transient=True, refresh_per_second=4) as bar:
-            yield Progress(steps, images, bar)
+            yield Progress(steps, images, bar, what=what)

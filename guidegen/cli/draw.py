@@ -79,7 +79,7 @@ def check_images(job: Job) -> None:
     if job.shard is not None:
         raise UsageError("--evaluate needs the images of all shards: run guidegen evaluate when they are drawn.")
     plan = job.plan
-    images = len(plan.labels) * len(plan.prompts or [""]) * len(plan.seeds)
+    images = plan.samples // max(1, len(plan.variants()))
     if images < MIN_IMAGES and not (job.output.path / "run.json").exists():  # which may hold others
         raise UsageError(
             f"--evaluate needs at least {MIN_IMAGES} images at each weight, and these are {images}: draw more with --num or "

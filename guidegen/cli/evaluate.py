@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guidegen.cli import console, options, threads
+from guidegen.cli import console, threads
 from guidegen.cli.command import make_command
+from guidegen.cli.evaluate_flags import EvaluateFlags
+from guidegen.cli.evaluate_protocol import (
+    check_free,
+    check_networks,
+    check_protocol,
+    counter,
+    make_features,
+    measure_by_protocol,
+    require_matplotlib,
+    write,
+)
+from guidegen.cli.metrics_table import about_free, notes_on_few, print_metrics
 from guidegen.errors import UsageError
 from guidegen.models.checkpoint import Access
 from guidegen.models.classifiers.info import SEPARATOR
@@ -23,118 +34,15 @@ if TYPE_CHECKING:
     from guidegen.evaluate.measure import Drawn
     from guidegen.evaluate.reference import Reference
 
-_AGAINST, _HOW = "What to measure against", "How to measure"
-
-
-@dataclass(frozen=True)
-class EvaluateFlags:
-    """The flags, a field each."""
-
-    reference: Annotated[
-        Path,
-        typer.Option(
-            "--reference",
-            metavar="PATH",
-            help="Real images: a folder, .npz (arr_0, arr_1), .parquet (image, label), another run, or a file of "
-            "--save-reference.",
-            rich_help_panel=_AGAINST,
-        ),
-    ]
-    reference_labels: Annotated[
-        str,
-        typer.Option(
-            "--reference-labels",
-            metavar="LIST",
-            help="Labels to keep: run (those of the run), all, or ids such as 1,5-9.",
-            rich_help_panel=_AGAINST,
-        ),
-    ] = "run"
-    resize: Annotated[
-        str | None,
-        typer.Option(
-            "--resize",
-            metavar="FILTER",
-            help="Resize images of another size to that of the run after a centre crop: box, bilinear, hamming, bicubic, "
-            "lanczos or nearest. Without it they are an error.",
-            rich_help_panel=_AGAINST,
-        ),
-    ] = None
-    save_reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--save-reference", metavar="NPZ", help="Save the features of the reference for reuse.", rich_help_panel=_AGAINST
-        ),
-    ] = None
-    features: Annotated[
-        str | None,
-        typer.Option(
-            "--features",
-            metavar="ID|DIR",
-            help="Network that makes the features: an image model of transformers or timm, bundled, or inception "
-            "(the distance is then the FID). Default: bundled.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge",
-            metavar="ID|DIR",
-            help="Evaluation classifier, which measures how often an image shows its label; choose one that did not guide. "
-            "Default: bundled.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None
-    halves: Annotated[
-        int,
-        typer.Option(
-            "--halves",
-            metavar="N",
-            min=0,
-            help="Random splits into half-samples and quarter-samples, for the standard errors of distances and recall; "
-            "0: no standard errors.",
-            rich_help_panel=_HOW,
-        ),
-    ] = 20
-    partial: Annotated[
-        bool,
-        typer.Option(
-            "--partial",
-            help="Measure an incomplete or damaged run by the images that it has; otherwise it is refused.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Images read at once.", rich_help_panel=_HOW)
-    ] = 64
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu.", rich_help_panel=_HOW)
-    ] = "auto"
-    threads: options.Threads = None
-    curves: Annotated[
-        bool, typer.Option("--curves/--no-curves", help="Draw curves.svg and curves.png.", rich_help_panel=options._OUTPUT)
-    ] = True
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            help="For the curves. Default: the first run.",
-            rich_help_panel=options._OUTPUT,
-        ),
-    ] = None
-    force: options.Force = False
-    offline: options.Offline = False
-    allow_pickle: options.AllowPickle = False
-    json_rows: options.Json = False
-    quiet: options.Quiet = False
-    debug: options.Debug = False
+    Pairs = Sequence[tuple[Drawn, Sequence[dict[str, Any]]]]
 
 
 @dataclass(frozen=True)
 class _Runs:
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; their curves share one figure.")]
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN...", help="Run directories, or images: .npz (arr_0), .parquet or a folder of others."),
+    ] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -146,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 def _run(given: _Runs, flags: EvaluateFlags) -> None:
     threads.use(flags.threads)
-    evaluate(given.runs, flags)
+    evaluate(given.runs or [], flags)
 
 
 def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
@@ -156,38 +64,62 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
         UsageError: a run that is incomplete, or images of another size or too few.
         CheckpointError: a network that cannot be opened.
     """
-    from guidegen.cli.metrics_table import notes_on_few, print_metrics
-    from guidegen.evaluate.measure import measure_run, write_metrics
-    from guidegen.evaluate.metrics import Meter
-
+    if flags.check:
+        check_networks(flags)
+        return
     _check(flags)
+    if not runs:
+        raise UsageError("Name the runs to evaluate: guidegen evaluate RUN... --reference PATH")
     drawn = [_open_run(run, flags.partial) for run in runs]
     _check_alike(drawn)
-    for kind in ("svg", "png") if flags.curves else ():
+    curves = flags.curves and flags.shard is None and not any(isinstance(run.axes, tuple) and not run.axes for run in drawn)
+    for kind in ("svg", "png") if curves else ():
         refuse_foreign((flags.out or drawn[0].folder) / f"curves.{kind}", flags.force)
-    names = {label: name for run in drawn for label, name in run.label_names.items()}
-    reader, classifier = _open_networks(drawn[0].size, names, flags)
-    if not flags.quiet:
-        _note_networks(drawn, reader, classifier, names)
-    with _counter("images read", flags.quiet) as on_image:
-        reference = _reference(drawn, reader, classifier, names, flags, on_image)
-        meter = Meter(reference.features)
-        pairs = [
-            (run, measure_run(run, reader, reference, meter, classifier, flags.halves, flags.batch_size, on_image))
-            for run in drawn
-        ]
+    if curves:
+        require_matplotlib()
+    measured = measure_by_protocol(drawn, flags) if flags.protocol else _measure_free(drawn, flags)
+    if measured is None:  # a shard
+        return
+    pairs, about = measured
     for run, rows in pairs:
-        write_metrics(run.folder, rows)
-    if not flags.quiet:
-        for note in notes_on_few(pairs):
-            console.note(note)
-    print_metrics(pairs, reader, reference, flags.json_rows, flags.quiet)
-    if flags.curves:
+        if run.axes:
+            write(run.folder, rows)
+    print_metrics(pairs, about, flags.json_rows, flags.quiet)
+    if curves:
         from guidegen.report.curves import draw_curves
 
         for path in draw_curves(pairs, flags.out or drawn[0].folder):
             if not flags.quiet:
                 console.note(f"curves: {path}")
+
+
+def _measure_free(drawn: Sequence[Drawn], flags: EvaluateFlags) -> tuple[Pairs, str] | None:
+    """The free form: the metrics of any features against images; None of a shard."""
+    from guidegen.evaluate.measuring import measure_run, per_class, read_features
+    from guidegen.evaluate.metrics import Meter
+
+    names = {label: name for run in drawn for label, name in run.label_names.items()}
+    reader, classifier = _open_networks(drawn[0].size, names, flags)
+    if not flags.quiet:
+        _note_networks(drawn, reader, classifier, names)
+    readers = [reader] if classifier is None else [reader, classifier.reader]
+    if flags.shard is not None:
+        make_features(drawn, readers, flags)
+        return None
+    with counter(drawn, len(readers), flags.quiet) as on_image:
+        reference = _reference(drawn, reader, classifier, names, flags, lambda _: None)
+        meter = Meter(reference.features)
+        pairs = [
+            (run, measure_run(run, reader, reference, meter, classifier, flags.halves, flags.batch_size, on_image))
+            for run in drawn
+        ]
+    for run in drawn if flags.per_class else ():
+        caches = read_features(run, [reader], flags.batch_size, lambda _: None)
+        write(run.folder, per_class(run, caches, meter), "per_class.jsonl")
+    if not flags.quiet:
+        for note in notes_on_few(pairs):
+            console.note(note)
+    return pairs, about_free([row for _, rows in pairs for row in rows], reader, reference)
 
 
 def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
@@ -202,6 +134,7 @@ def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
     _check(flags)
     require("torchmetrics", "--evaluate")
     require("matplotlib", "--evaluate")
+    assert flags.reference is not None
     image = first_image(flags.reference)
     if image is not None:
         fit(image, size, flags.resize)
@@ -212,11 +145,21 @@ def _check(flags: EvaluateFlags) -> None:
 
     if flags.resize is not None and flags.resize not in FILTERS:
         raise UsageError(f"--resize {flags.resize}: choose {', '.join(FILTERS)}.")
+    if flags.protocol is not None:
+        check_protocol(flags)
+    elif flags.extrapolate:
+        raise UsageError("--extrapolate is for --protocol.")
     if flags.save_reference:
-        check_writable(flags.save_reference)
+        check_writable(flags.save_reference, ".pkl" if flags.protocol == "edm2" else ".npz")
         refuse_foreign(flags.save_reference, flags.force, "--save-reference")
+    if flags.reference is None:
+        if flags.shard is None:
+            raise UsageError("Missing option '--reference': name the real images to measure against.")
+        return
     if not flags.reference.exists():
         raise UsageError(f"--reference {flags.reference}: no such file or folder.")
+    if flags.protocol is None:
+        check_free(flags)
     if flags.reference_labels not in ("run", "all"):
         _ids(flags.reference_labels)
     if flags.out is not None and not flags.out.is_dir():
@@ -238,8 +181,9 @@ def _ids(text: str) -> list[int]:
 
 def _open_run(folder: Path, partial: bool) -> Drawn:
     from guidegen.evaluate.measure import open_drawn
+    from guidegen.evaluate.samples import is_samples, open_samples
 
-    drawn = open_drawn(folder)
+    drawn = open_samples(folder) if is_samples(folder) else open_drawn(folder)
     if drawn.corrupt and not partial:
         raise refusal(
             drawn.corrupt,
@@ -275,10 +219,13 @@ def _open_networks(
     from guidegen.sampling.device import pick_device
 
     require("torchmetrics", "guidegen evaluate")
-    if flags.curves:
-        require("matplotlib", "Drawing curves (--no-curves leaves them out)")
     device, access = pick_device(flags.device), Access(flags.offline, flags.allow_pickle)
-    reader = open_features(flags.features or "bundled", device, access)
+    if flags.features == "inception":
+        from guidegen.evaluate.published import open_inception
+
+        reader: Reader = open_inception(flags.inception, device, access)
+    else:
+        reader = open_features(flags.features or "bundled", device, access)
     if reader.size is not None and reader.size != size:
         raise UsageError(
             f"The {reader.name} reads images of {reader.size[1]}x{reader.size[0]}, and the run has {size[1]}x{size[0]}: "
@@ -324,6 +271,7 @@ def _reference(
     from guidegen.evaluate.reference import open_source, read_reference, save_reference, saved_reference
 
     wanted, size = _wanted(drawn, flags.reference_labels), drawn[0].size
+    assert flags.reference is not None
     reference = saved_reference(flags.reference, reader, wanted, size)
     if reference is None:
         source = open_source(flags.reference, {name.casefold(): label for label, name in names.items() if name})
@@ -350,18 +298,3 @@ def _wanted(drawn: Sequence[Drawn], text: str) -> set[Any] | None:
     if text != "run":
         return set(_ids(text))
     return {subject for run in drawn for row in run.rows if (subject := subject_of(row)) is not None} or None
-
-
-@contextmanager
-def _counter(what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Counts on a terminal what is read; silent elsewhere."""
-    err = console.stderr()
-    if quiet or not err.is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    text = TextColumn("{task.completed:.0f} {task.description}")
-    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(what)
-        yield lambda count: bar.advance(task, count)

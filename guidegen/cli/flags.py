@@ -93,6 +93,10 @@ class Draw:
             "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
         ),
     ] = None
+    labels_random: Annotated[
+        int | None,
+        typer.Option("--labels-random", metavar="N", help="N samples, each of a label by its seed.", rich_help_panel=WHAT),
+    ] = None
     seed: Annotated[
         str | None,
         typer.Option(

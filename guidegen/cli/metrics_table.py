@@ -68,17 +68,16 @@ def notes_on_few(pairs: Pairs) -> list[str]:
     return notes
 
 
-def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows: bool, quiet: bool) -> None:
+def print_metrics(pairs: Pairs, about: str, json_rows: bool, quiet: bool) -> None:
     """Prints the rows on standard output: JSON, columns of text, or a table on a terminal.
 
     Args:
         pairs: each run with its rows of metrics.
-        reader: made the features.
-        reference: what was measured against.
+        about: a line that describes the numbers, for standard error.
         json_rows: whether to print one JSON object per row.
-        quiet: whether to leave out the line on standard error that describes the numbers.
+        quiet: whether to leave that line out.
     """
-    from guidegen.evaluate.metrics import METRICS, title_of
+    from guidegen.evaluate.metrics import shown_metrics, titles_of
 
     if json_rows:
         for run, rows in pairs:
@@ -88,18 +87,20 @@ def print_metrics(pairs: Pairs, reader: Reader, reference: Reference, json_rows:
     runs, every_row = [run for run, _ in pairs], [row for _, rows in pairs for row in rows]
     axes = list(dict.fromkeys(axis for run in runs for axis in run.axes))
     head = ["run" if len({run.mode for run in runs}) < len(runs) else "mode", *axes, "images"]
-    metrics = [metric for metric in METRICS if any(row["metrics"][metric.name] for row in every_row)]
+    metrics = shown_metrics(every_row)
     lines = []
     for run, rows in pairs:
         name = run.folder.name if head[0] == "run" else run.mode
         for row in rows:
-            figures = [_figure(row["metrics"][metric.name], row["images"]) for metric in metrics]
+            figures = [_figure(row["metrics"].get(metric.name), row["images"]) for metric in metrics]
             lines.append([name, *(_value(axis, row.get(axis)) for axis in axes), f"{row['images']:,}", *figures])
-    titles = [title_of(metric, reader.inception) for metric in metrics]
+    titles = titles_of(metrics, every_row)
     if not quiet:
-        console.note(_about(every_row, reader, reference))
+        console.note(about)
     if not sys.stdout.isatty():
-        short = [title.lower() if title.isupper() else metric.name for metric, title in zip(metrics, titles, strict=True)]
+        plain = {metric.title for metric in metrics}
+        short = [metric.name if title in plain else title for metric, title in zip(metrics, titles, strict=True)]
+        short = [text.replace(" ", "_").lower() for text in short]
         table = [[*head, *short], *lines]
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         for line in table:
@@ -145,7 +146,8 @@ def print_table(lines: Sequence[Sequence[str]], terminal: Console) -> None:
         terminal.print(table)
 
 
-def _about(rows: Sequence[dict[str, Any]], reader: Reader, reference: Reference) -> str:
+def about_free(rows: Sequence[dict[str, Any]], reader: Reader, reference: Reference) -> str:
+    """The line that describes the numbers of the free form."""
     about = f"{reader.name} features, {len(reference.features):,} reference images of {reference.source}"
     if reference.accuracy is not None:
         about += f", {reference.accuracy:.1%} of which the evaluation classifier classifies correctly"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,22 +93,26 @@ Wait = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
-Force = Annotated[
-    bool,
-    typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=_TALK)]
-Threads = Annotated[
-    int | None,
-    typer.Option(
+
+
+def threads_option(panel: str) -> Any:
+    """`--threads`, in this panel of a command's help."""
+    return typer.Option(
         "--threads",
         metavar="N",
         min=1,
         help="Threads on a CPU. Another number can move pixels by one level of 255. Default: OMP_NUM_THREADS, or the cores "
         "that affinity and cgroup allow.",
-        rich_help_panel=HOW,
-    ),
+        rich_help_panel=panel,
+    )
+
+
+Threads = Annotated[int | None, threads_option(HOW)]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=_TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]
 

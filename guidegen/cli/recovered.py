@@ -143,7 +143,11 @@ def _of_plan(plan: Plan) -> Options:
         "w_guide": _numbers(plan.guide_weights),
         "label": label_words(plan.labels),
         "prompt": None if plan.prompts is None else _prompts(plan.prompts),
-        "seeds": format_seeds(plan.seeds),
+        **(
+            {"seed": str(plan.seeds[0]), "labels_random": len(plan.seeds)}
+            if plan.labels_random
+            else {"seeds": format_seeds(plan.seeds)}
+        ),
         "seeds_per_label": plan.seeds_per_label or None,
         "by": [*_by(plan)] or None,
         "columns": ",".join(plan.columns) or None,

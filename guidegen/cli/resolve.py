@@ -230,6 +230,7 @@ def _plan(
         parse_axes(sweep.columns) if sweep else (),
         parse_axes(sweep.rows) if sweep else (),
         flags.seeds_per_label,
+        flags.labels_random is not None,
     )
 
 

@@ -284,9 +284,9 @@ def _chosen(rows: Sequence[Row], labels: list[str] | None, seeds: str | None) ->
 def _measured(run: Path, rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
     """The rows, each with what was measured of its group as its caption."""
     from guidegen.evaluate.measure import key_of, open_drawn, read_metrics
-    from guidegen.evaluate.metrics import METRICS
+    from guidegen.evaluate.metrics import METRICS, PUBLISHED_METRICS
 
-    titles = {metric.name: metric.short for metric in METRICS}
+    titles = {metric.name: metric.short for metric in (*METRICS, *PUBLISHED_METRICS)}
     if unknown := [name for name in metrics if name not in titles]:
         raise UsageError(f"--metric {unknown[0]!r}: choose of {', '.join(titles)}.")
     drawn = open_drawn(run, check_hashes=False)

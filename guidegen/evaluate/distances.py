@@ -1,15 +1,20 @@
-"""Distances between the features of drawn and of real images; both are torchmetrics'."""
+"""Distances between the features of drawn and of real images."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guidegen.evaluate import standard_errors
+from guidegen.evaluate.cache import Features
+from guidegen.evaluate.moments import Moments, Sums, square_root, trace_of_root
 
+_FEWEST = 4  # images of a quarter of a sample
+_IMAGES_A_FEATURE = 4.5  # so that the covariance of a quarter of them is not near to singular
+_SPLITS = 4  # for the part of a variance that is of second order
 _KERNEL_SUBSET_SIZE = 1000
 _KERNEL_DRAWS = 20_000
 
@@ -18,82 +23,128 @@ class FrechetDistance:
     """‖μ₁−μ₂‖² + Tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) between Gaussians fitted to features (Heusel et al. 2017, arXiv 1706.08500).
 
     Args:
-        reference: features (M, D) to measure against.
+        reference: features (M, D) to measure against, or the moments of them.
     """
 
-    def __init__(self, reference: Tensor):
-        from torchmetrics.image.fid import FrechetInceptionDistance
+    def __init__(self, reference: Tensor | Moments):
+        self.reference = reference if isinstance(reference, Moments) else Moments.of(reference)
+        self._root = square_root(self.reference.covariance)
 
-        self._metric = FrechetInceptionDistance(_Given(reference.shape[1]), reset_real_features=False)
-        self._metric.update(reference.double(), real=True)
-        values, vectors = torch.linalg.eigh(torch.cov(reference.double().T))
-        self._mean, self._root = reference.double().mean(0), vectors * values.clamp_min(0).sqrt() @ vectors.T
-
-    def __call__(self, features: Tensor) -> float:
+    def __call__(self, features: Features) -> float:
         """The distance of features (N, D), N at least 2; not negative but for rounding."""
-        self._metric.reset()
-        self._metric.update(features.double(), real=False)
-        return float(self._metric.compute())
+        return self.of_moments(Moments.of(features))
 
-    def of_subsamples(self, features: Tensor, subsamples: Sequence[Tensor]) -> list[float]:
+    def of_moments(self, moments: Moments) -> float:
+        """The distance of a Gaussian. The trace of (Σ₁Σ₂)^½ is that of the symmetric (Σ₂^½ Σ₁ Σ₂^½)^½."""
+        cross = trace_of_root(self._root @ moments.covariance @ self._root)
+        traces = moments.covariance.trace() + self.reference.covariance.trace() - 2 * cross
+        return float((moments.mean - self.reference.mean).square().sum() + traces)
+
+    def of_subsamples(self, features: Features, subsamples: Sequence[Tensor]) -> list[float]:
         """The distance of each subsample of features (N, D).
 
-        The trace of the root is the sum of the singular values of X₁Σ₂^½ over (n − 1)^½, X₁ centred: those of the smaller
-        side, where torchmetrics takes eigenvalues of a D x D matrix each time.
+        The trace of the root is the sum of the singular values of X₁Σ₂^½ over (n − 1)^½, X₁ centred: of the smaller side.
         """
-        features = features.double()
-        rotated = features @ self._root
+        everything = features[:].double()
+        rotated = everything @ self._root
         found = []
         for index in subsamples:
-            x, y = features[index], rotated[index]
+            x, y = everything[index], rotated[index]
             mean, count = x.mean(0), len(index) - 1
             y = y - y.mean(0)
             roots = torch.linalg.eigvalsh(y.T @ y if y.shape[1] < len(y) else y @ y.T).clamp_min(0).sqrt()
             traces = ((x - mean).square().sum() - 2 * roots.sum() * count**0.5) / count + self._root.square().sum()
-            found.append(float((mean - self._mean).square().sum() + traces))
+            found.append(float((mean - self.reference.mean).square().sum() + traces))
         return found
+
+    def measure(self, features: Features, labels: Sequence[Any], splits: int) -> tuple[float, float | None]:
+        """The distance of features (N, D) and its standard error; without splits there is none.
+
+        Of many images the error is that of the influence of each, which takes one pass, less what that
+        counts twice; of fewer, where a quarter's covariance is singular, of `splits` whole splits.
+        """
+        moments = Moments.of(features)
+        value = self.of_moments(moments)
+        if not splits or len(features) < standard_errors.LEAST * _FEWEST:
+            return value, None
+        if len(features) < _IMAGES_A_FEATURE * features.shape[1]:
+            parts = standard_errors.subsamples(labels, splits)
+            return value, standard_errors.of_subsamples(self.of_subsamples(features, parts))
+        influence = self._influence(features, moments)
+        first = standard_errors.of_mean(influence, labels, range(len(features)))
+        if first is None:
+            return value, None
+        second = self._second_order(features, influence, labels, min(splits, _SPLITS))
+        return value, max(first**2 - second, first**2 / 2) ** 0.5
+
+    def _influence(self, features: Features, moments: Moments) -> Tensor:
+        """The derivative of the distance by the weight of each image (N,), but for a constant.
+
+        With A = I − Σ₂^½ (Σ₂^½ Σ₁ Σ₂^½)^−½ Σ₂^½ it is 2(μ₁ − μ₂)·(x − μ₁) + (x − μ₁)ᵀ A (x − μ₁).
+        """
+        values, vectors = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
+        inverse = torch.where(values > values.max() * 1e-12, values.clamp_min(1e-300).rsqrt(), 0)
+        transport = self._root @ (vectors * inverse @ vectors.T) @ self._root
+        found = []
+        for part in blocks(features):
+            x = part.double() - moments.mean
+            found.append(2 * x @ (moments.mean - self.reference.mean) + x.square().sum(1) - ((x @ transport) * x).sum(1))
+        return torch.cat(found)
+
+    def _second_order(self, features: Features, influence: Tensor, labels: Sequence[Any], splits: int) -> float:
+        """The part of the variance that comes from two images at once, which the variance of the influence counts twice.
+
+        An eighth of the variance, between the quarters of a split, of their distance less their mean influence.
+        """
+        variances = []
+        for quarters in standard_errors.quarters(labels, splits):
+            rest = []
+            for index in quarters:
+                sums = Sums(features.shape[1], self.reference.mean)
+                for chosen in torch.split(index.sort().values, 4096):
+                    sums.update(features[chosen])
+                rest.append(self.of_moments(sums.moments()) - float(influence[index].mean()))
+            variances.append(float(torch.tensor(rest, dtype=torch.float64).var()))
+        return sum(variances) / len(variances) / 8
 
 
 class KernelDistance:
     """Squared maximum mean discrepancy under (x·y/D + 1)³ (Bińkowski et al. 2018, arXiv 1801.01401, section 4).
 
     It is unbiased, so unlike the Fréchet distance it may be compared between sample sizes, and it
-    may come out slightly negative. A mean over random subsets of equal size, as in the paper.
+    may come out slightly negative. A mean over random subsets of equal size, as in the paper; of each by torchmetrics.
 
     Args:
         reference: features (M, D) to measure against.
     """
 
     def __init__(self, reference: Tensor):
-        self._reference = reference.double()
+        self._reference = reference
 
-    def __call__(self, features: Tensor) -> float:
+    def __call__(self, features: Features) -> float:
         """The distance of features (N, D), N at least 2."""
         return self._over_subsets(features)[0]
 
-    def measure(self, features: Tensor, subsamples: Sequence[Tensor]) -> tuple[float, float | None]:
+    def measure(self, features: Features, subsamples: Sequence[Tensor]) -> tuple[float, float | None]:
         """The distance, and its standard error; with it that of the random subsets, where one is not all images."""
         value, of_subsets = self._over_subsets(features)
-        error = standard_errors.of_subsamples(self._of_subsamples(features.double(), subsamples))
+        error = standard_errors.of_subsamples(self._of_subsamples(features, subsamples))
         return value, None if error is None else (error**2 + of_subsets**2) ** 0.5
 
-    def _over_subsets(self, features: Tensor) -> tuple[float, float]:
-        from torchmetrics.image.kid import KernelInceptionDistance
+    def _over_subsets(self, features: Features) -> tuple[float, float]:
+        from torchmetrics.image.kid import poly_mmd
 
         size = min(_KERNEL_SUBSET_SIZE, len(features), len(self._reference))
         subsets = min(100, _KERNEL_DRAWS // size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it keeps features in memory; ours are there anyway
-            metric = KernelInceptionDistance(_Given(features.shape[1]), subsets=subsets, subset_size=size)
-        metric.update(self._reference, real=True)
-        metric.update(features.double(), real=False)
-        # its subsets come from torch's generator, which is ours to leave alone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            mean, deviation = metric.compute()
-        return float(mean), float(deviation) / subsets**0.5 if size < len(features) else 0.0
+        generator, values = torch.Generator().manual_seed(0), []
+        for _ in range(subsets):
+            chosen = (x[torch.randperm(len(x), generator=generator)[:size]].double() for x in (self._reference, features))
+            values.append(float(poly_mmd(*chosen)))
+        found = torch.tensor(values, dtype=torch.float64)
+        error = float(found.std(correction=0)) / subsets**0.5 if size < len(features) else 0.0
+        return float(found.mean()), error
 
-    def _of_subsamples(self, features: Tensor, subsamples: Sequence[Tensor]) -> list[float]:
+    def _of_subsamples(self, features: Features, subsamples: Sequence[Tensor]) -> list[float]:
         """The distance of each subsample to the whole reference, but for what is the same in all."""
         if not subsamples:
             return []
@@ -103,28 +154,20 @@ class KernelDistance:
         within = torch.zeros(len(subsamples), dtype=torch.float64)
         across = torch.zeros_like(within)
         for part, mine in zip(blocks(features), blocks(chosen), strict=True):
-            diagonal = (part.square().sum(1) / part.shape[1] + 1) ** 3
-            within += (mine * (_kernel(part, features) @ chosen - mine * diagonal[:, None])).sum(0)
-            across += mine.T @ _kernel(part, self._reference).mean(1)
+            x = part.double()
+            diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
+            among = sum(_kernel(x, other) @ theirs for other, theirs in zip(blocks(features), blocks(chosen), strict=True))
+            within += (mine * (among - mine * diagonal[:, None])).sum(0)
+            to_reference = sum(_kernel(x, other).sum(1) for other in blocks(self._reference))
+            across += mine.T @ to_reference / len(self._reference)
         count = chosen.sum(0)
         return (within / (count * (count - 1)) - 2 * across / count).tolist()  # type: ignore[no-any-return]
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
 
 
-class _Given(torch.nn.Module):
-    """torchmetrics asks for a network that makes features of images; ours are made already."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
-def blocks(x: Tensor) -> tuple[Tensor, ...]:
+def blocks(x: Features, size: int = 1024) -> Iterator[Tensor]:
     """(N, ...) in parts, so that a matrix of distances to them fits into memory."""
-    return torch.split(x, 1024)
+    return (x[start : start + size] for start in range(0, len(x), size))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from guidegen.errors import CheckpointError, GuidegenError, UsageError
-from guidegen.evaluate import arrays
-from guidegen.evaluate.metrics import require
+from guidegen.errors import UsageError
+from guidegen.evaluate.cache import FeatureCache
 from guidegen.models.classifiers.info import ClassifierInfo, ImageModel
 from guidegen.models.classifiers.opening import open_classifier, open_image_model
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
-from guidegen.runs.files import write_atomically
-from guidegen.runs.images import LARGEST_FILE, decode, read_drawn
+from guidegen.runs.images import LARGEST_FILE, decode
 from guidegen.runs.schema import Row
 from guidegen.schema import read_bytes
 from guidegen.spec.cell import digest
@@ -30,6 +27,7 @@ from guidegen.zoo import BUNDLED
 
 BUNDLED_CLASSIFIER = BUNDLED / "classifier"
 Pixels = NDArray[np.uint8]
+_PART_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Reader:
         network: uint8 images (B, 3, H, W) to features or logits (B, D), fp32.
         size: (height, width) that it reads; None where it resizes what it gets.
         weights: sha256 of its weights; None where they have none on disk.
-        inception: whether distances between its features are called FID and KID.
+        inception: whether its weights are those of published numbers: only then are distances called FID, KID and so on.
     """
 
     name: str
@@ -69,7 +67,7 @@ class Reader:
 
 
 def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCESS) -> Reader:
-    """The features that `--features` names: `bundled`, `inception`, or a folder or hub id.
+    """The features that `--features` names: `bundled`, or a folder or hub id.
 
     Of a classifier they are what its last linear layer reads; of any other transformers model, its
     pooled output. A timm folder is read by timm where that is installed.
@@ -79,8 +77,6 @@ def open_features(ref: str, device: torch.device, access: Access = DEFAULT_ACCES
         UnsafeError: it asks for custom code, or has only pickled weights.
         UsageError: a package that it needs is not installed.
     """
-    if ref == "inception":
-        return _inception(device)
     model = open_image_model(_path_of(ref), True, access)
     weights = model.sha256(access)
     identity = digest("features", weights, model.config, model.preprocessor)
@@ -161,34 +157,55 @@ def bundled_size() -> tuple[int, int] | None:
 
 
 def read_rows_with(
-    reader: Reader, run: Path, rows: Iterable[Row], batch: int, on_image: Callable[[int], None]
-) -> dict[str, tuple[NDArray[np.float32], str]]:
-    """Output of `reader` for a run's images, each read once and cached in the run: sha256 -> (D,) and a hash of the pixels.
+    reader: Reader,
+    cache: FeatureCache,
+    rows: Iterable[Row],
+    batch: int,
+    on_image: Callable[[int], None],
+    read: Callable[[Sequence[Row]], Iterable[Pixels]],
+) -> None:
+    """Puts the output of `reader` for images into `cache`, of those that are not in it yet, each read once.
 
-    Kept by the file's sha256 and the reader's identity, in `RUN/features/`, so that the next call reads only what was
-    drawn since. Memory holds one batch of images and the features. The hash of the pixels identifies equal images, whose
-    files differ, since they name the label.
+    Memory holds one batch of images and one part of the cache, which is on disk as soon as it is full. The hash of the
+    pixels that it keeps identifies equal images, whose files differ, since they name the label.
+
+    Args:
+        reader: the network.
+        cache: of that network.
+        rows: of the images.
+        batch: images at once.
+        on_image: called with the number of images that are done.
+        read: the pixels of some rows.
 
     Raises:
         CorruptImageError: an image is not the one that was drawn.
         UsageError: what the reader makes of one is not finite.
     """
-    path = run / "features" / f"{reader.identity[:16]}.npz"
-    kept = _read_cache(path, reader.identity)
     rows = list(rows)
-    todo = list({row["sha256"]: row for row in rows if row["sha256"] not in kept}.values())
+    todo = list({row["sha256"]: row for row in rows if row["sha256"] not in cache}.values())
     on_image(len(rows) - len(todo))
-    for part in batches(todo, batch):
-        pixels = [np.asarray(read_drawn(run, row).convert("RGB")) for row in part]
-        values = reader(np.stack(pixels))
-        if not np.isfinite(values).all():
-            raise UsageError(f"What {reader.name} makes of {run / part[0]['file']} or those after it is not finite.")
-        made = zip(values, map(_pixel_hash, pixels), strict=True)
-        kept.update(zip((row["sha256"] for row in part), made, strict=True))
-        on_image(len(part))
-    if todo:
-        _write_cache(path, reader.identity, kept)
-    return {row["sha256"]: kept[row["sha256"]] for row in rows}
+    made: dict[str, tuple[str, NDArray[np.float32]]] = {}
+    kept: NDArray[np.float32] | None = None
+    try:
+        for part in batches(todo, batch):
+            pixels = list(read(part))
+            values = reader(np.stack(pixels))
+            if not np.isfinite(values).all():
+                raise UsageError(f"What {reader.name} makes of {part[0]['file']} or those after it is not finite.")
+            most = max(1, _PART_BYTES // values[0].nbytes)
+            if kept is None:  # one array for all batches: what each allocates for itself scatters the heap
+                kept = np.empty((min(most, len(todo)) + batch, values.shape[1]), np.float32)
+            mine = kept[len(made) : len(made) + len(part)]
+            mine[:] = values
+            files = (row["sha256"] for row in part)
+            made.update(zip(files, zip(map(_pixel_hash, pixels), mine, strict=True), strict=True))
+            on_image(len(part))
+            if len(made) >= most:
+                cache.write(made)
+                made = {}
+    finally:
+        if made:
+            cache.write(made)
 
 
 def read_image(path: Path) -> Pixels:
@@ -202,32 +219,6 @@ def read_image(path: Path) -> Pixels:
 
 def _pixel_hash(image: Pixels) -> str:
     return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()[:32]
-
-
-def _read_cache(path: Path, identity: str) -> dict[str, tuple[NDArray[np.float32], str]]:
-    try:
-        with arrays.opened(path, str(path), UsageError) as archive:
-            if str(arrays.read(archive, "identity")) != identity:
-                return {}
-            features, hashes, pixels = (arrays.read(archive, name) for name in ("features", "sha256", "pixels"))
-            if features.dtype != np.float32 or features.ndim != 2 or not np.isfinite(features).all():
-                return {}
-            return dict(zip(hashes.tolist(), zip(features, pixels.tolist(), strict=True), strict=True))
-    except GuidegenError:  # none yet, or damaged: made again
-        return {}
-
-
-def _write_cache(path: Path, identity: str, kept: Mapping[str, tuple[NDArray[np.float32], str]]) -> None:
-    buffer = io.BytesIO()
-    features, pixels = zip(*kept.values(), strict=True)
-    np.savez(
-        buffer,
-        identity=np.array(identity),
-        sha256=np.array(list(kept)),
-        pixels=np.array(pixels),
-        features=np.stack(features),
-    )
-    write_atomically(path, buffer.getvalue())
 
 
 def _path_of(ref: str) -> str:
@@ -247,21 +238,6 @@ def _on_device(network: nn.Module, device: torch.device, model: ImageModel) -> C
         return network(images[:, :1] if grey else images)  # type: ignore[no-any-return]
 
     return read
-
-
-def _inception(device: torch.device) -> Reader:
-    """Inception-v3 with the weights of the original FID, as torchmetrics and torch-fidelity have it."""
-    require("torchmetrics", "--features inception")
-    require("torch_fidelity", "--features inception")
-    from torchmetrics.image.fid import NoTrainInceptionV3
-
-    try:
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device).eval()
-    except OSError as error:
-        raise CheckpointError(
-            f"The weights of Inception could not be downloaded ({error}). Take other features: --features bundled|ID|DIR."
-        ) from error
-    return Reader("Inception-v3", digest("inception-v3-compat", "2048"), lambda x: network(x.to(device)), None, None, True)
 
 
 def iterate(images: Iterable[tuple[Pixels, Any]], batch: int) -> Iterator[tuple[Pixels, list[Any]]]:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from msgspec import Meta
-from torch import Tensor
 
 from guidegen.errors import UsageError
-from guidegen.evaluate.features import EvaluationClassifier, Reader, read_rows_with
-from guidegen.evaluate.metrics import Measured, Meter
-from guidegen.evaluate.neighbourhoods import MIN_IMAGES
-from guidegen.evaluate.reference import Reference, subject_of
+from guidegen.evaluate.features import Pixels
 from guidegen.runs.files import write_atomically
-from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn_bytes, refusal
+from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn, read_drawn_bytes, refusal
 from guidegen.runs.manifest import read_rows, with_axes
 from guidegen.runs.schema import Row, dumps, read_plans, read_run
 from guidegen.runs.status import check, is_intact
 from guidegen.schema import convert, read_bytes
-from guidegen.spec.axes import describe
 from guidegen.spec.cell import Cell, digest
 from guidegen.spec.plan import Plan, listed
 
@@ -62,6 +57,38 @@ class Drawn:
     def size(self) -> tuple[int, int]:
         """(height, width) of its images."""
         return self.rows[0]["shape"][0], self.rows[0]["shape"][1]
+
+    def read(self, rows: Sequence[Row]) -> Iterator[Pixels]:
+        """The images of some rows, uint8 (H, W, 3).
+
+        Raises:
+            CorruptImageError: an image is not the one that was drawn.
+        """
+        return (np.asarray(read_drawn(self.folder, row).convert("RGB")) for row in rows)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the order of its images means something: those of a run come label by label."""
+        return False
+
+    @property
+    def rounding(self) -> str | None:
+        """How its pixels were rounded to 8 bits; None where that is not known."""
+        return "to the nearest"
+
+    def label_sampling(self, rows: Sequence[Row]) -> str | None:
+        """How the labels of some of its images were chosen, which moves a Fréchet distance; None without labels."""
+        counts = Counter(row["label"] for row in rows if row["label"] is not None)
+        if not counts:
+            return None
+        if any(isinstance(plan, dict) and plan.get("labels_random") for plan in self.about.get("plans", ())):
+            return f"random, of {len(counts)} labels"
+        return f"balanced, {max(counts.values())} of each" if len(set(counts.values())) == 1 else "of unequal numbers"
+
+    @property
+    def features(self) -> Path:
+        """Where the features of its images are kept."""
+        return self.folder / "features"
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -175,72 +202,10 @@ def images_digest(rows: Iterable[Row]) -> str:
     return digest(sorted(row["sha256"] for row in rows))[:16]
 
 
-def measure_run(
-    drawn: Drawn,
-    reader: Reader,
-    reference: Reference,
-    meter: Meter,
-    classifier: EvaluationClassifier | None,
-    splits: int,
-    batch: int,
-    on_image: Callable[[int], None],
-) -> list[dict[str, Any]]:
-    """Rows of metrics, one for each group of the run, in the order of w.
-
-    Args:
-        drawn: the run.
-        reader: makes the features.
-        reference: what to measure against.
-        meter: made of the reference.
-        classifier: None leaves out accuracy and confidence.
-        splits: random splits for the standard errors of distances and recall; 0: no standard errors.
-        batch: images read at once.
-        on_image: called with the number of images that were read.
-
-    Raises:
-        UsageError: a group of fewer than `MIN_IMAGES` images.
-    """
-    groups = drawn.groups()
-    for key, rows in groups.items():
-        if len(rows) < MIN_IMAGES:
-            raise UsageError(
-                f"{drawn.folder} has {len(rows)} images at {describe(drawn.axes, key)}, and the metrics need {MIN_IMAGES} "
-                "at least: draw more seeds or labels."
-            )
-    features = read_rows_with(reader, drawn.folder, drawn.rows, batch, on_image)
-    logits = None
-    if classifier is not None:
-        logits = read_rows_with(classifier.reader, drawn.folder, drawn.rows, batch, on_image)
-    found = []
-    for key, rows in groups.items():
-        labels = [subject_of(row) for row in rows]
-        unknown = torch.full((len(rows),), torch.nan)
-        probability = correct = unknown
-        if classifier is not None and logits is not None:
-            probability, correct = classifier.read(_stack(logits, rows), labels)
-        hashes = [features[row["sha256"]][1] for row in rows]
-        measured = meter.measure(Measured(_stack(features, rows), hashes, labels, probability, correct), splits)
-        found.append(
-            {
-                "mode": drawn.mode,
-                **dict(zip(drawn.axes, key, strict=True)),
-                "images": len(rows),
-                "distinct": len(set(hashes)),
-                "metrics": measured,
-                "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
-                "judge": classifier and _about(classifier.reader) | {"accuracy_on_reference": reference.accuracy},
-                "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
-                "spread": "standard error over images, the reference held fixed" if splits else None,
-                "images_sha256": images_digest(rows),
-            }
-        )
-    return found
-
-
-def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]], name: str = METRICS_FILE) -> None:
     """The metrics of a run, in it; those of an earlier evaluation are replaced."""
     lines = "".join(dumps(finite(row)) + "\n" for row in rows)
-    write_atomically(folder / METRICS_FILE, lines.encode())
+    write_atomically(folder / name, lines.encode())
 
 
 @dataclass(frozen=True)
@@ -282,6 +247,24 @@ class _ReferenceAbout:
 
 
 @dataclass(frozen=True)
+class _ProtocolNetwork:
+    """A network of a protocol."""
+
+    name: str
+    published: bool
+    sha256: str | None = None
+    preprocessing: str = ""
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """Whose numbers these are."""
+
+    name: str
+    networks: list[_ProtocolNetwork]
+
+
+@dataclass(frozen=True)
 class _MetricsRow:
     """A line of metrics.jsonl; the axes are beside these, under their names."""
 
@@ -293,6 +276,7 @@ class _MetricsRow:
     features: _Network = field(default_factory=_Network)
     judge: _ClassifierAbout | None = None
     reference: _ReferenceAbout = field(default_factory=_ReferenceAbout)
+    protocol: _Protocol | None = None
 
 
 def read_metrics(drawn: Drawn) -> tuple[list[dict[str, Any]], int]:
@@ -321,6 +305,8 @@ def _metrics_row(line: bytes) -> dict[str, Any] | None:
     try:
         row = finite(json.loads(line))  # the standard library's, which also reads the NaN that it writes
         known = asdict(convert(row, _MetricsRow, "", UsageError))
+        if known["protocol"] is None:
+            del known["protocol"]
     except (ValueError, RecursionError, UsageError):
         return None
     if not all(isinstance(value, str | int | float | bool | None) for key, value in row.items() if key not in known):
@@ -337,11 +323,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _about(reader: Reader) -> dict[str, Any]:
-    return {"name": reader.name, "sha256": reader.weights}
-
-
-def _stack(values: Mapping[str, tuple[Any, str]], rows: Sequence[Row]) -> Tensor:
-    return torch.from_numpy(np.stack([values[row["sha256"]][0] for row in rows]))

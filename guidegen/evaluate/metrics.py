@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guidegen.errors import UsageError
 from guidegen.evaluate import standard_errors
+from guidegen.evaluate.cache import Features, Stored
 from guidegen.evaluate.distances import FrechetDistance, KernelDistance
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES, PRECISION_NEIGHBOURS, Neighbourhoods
 
@@ -51,11 +52,61 @@ METRICS = (
 )
 
 
+PUBLISHED_METRICS = (
+    Metric("spatial_frechet_distance", "Spatial Fréchet distance", -1),
+    Metric("dinov2_frechet_distance", "DINOv2 Fréchet distance", -1),
+    Metric("clip_distance", "CLIP distance", -1),
+    *(
+        Metric(f"{name}_extrapolated", f"{title}, extrapolated", -1)
+        for name, title in (
+            ("frechet_distance", "Fréchet distance"),
+            ("spatial_frechet_distance", "Spatial Fréchet distance"),
+            ("dinov2_frechet_distance", "DINOv2 Fréchet distance"),
+        )
+    ),
+    Metric("class_score", "Class score", 1),
+)
+"""Those of protocols alone."""
+_TITLES = {
+    "Inception-v3": {
+        "frechet_distance": "FID",
+        "kernel_distance": "KID",
+        "spatial_frechet_distance": "sFID",
+        "frechet_distance_extrapolated": "FID∞",
+        "spatial_frechet_distance_extrapolated": "sFID∞",
+        "class_score": "Inception Score",
+    },
+    "DINOv2": {"dinov2_frechet_distance": "FD-DINOv2", "dinov2_frechet_distance_extrapolated": "FD-DINOv2∞"},
+    "CLIP": {"clip_distance": "CMMD"},
+}
+
+
 def title_of(metric: Metric, inception: bool) -> str:
     """The metric's name; only with Inception's features is it FID or KID."""
-    return (
-        {"frechet_distance": "FID", "kernel_distance": "KID"}.get(metric.name, metric.title) if inception else metric.title
-    )
+    return _TITLES["Inception-v3"].get(metric.name, metric.title) if inception else metric.title
+
+
+def titles_of(metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics' names: the published ones only where all of the rows are of networks with the published weights."""
+    titles = {}
+    for metric in metrics:
+        mine = [row for row in rows if row["metrics"].get(metric.name)]
+        network = next((name for name, titles in _TITLES.items() if metric.name in titles), None)
+        published = network is not None and all(network in _published(row) for row in mine)
+        titles[metric.name] = _TITLES[network][metric.name] if network and published and mine else metric.title
+    return list(titles.values())
+
+
+def _published(row: Mapping[str, Any]) -> list[str]:
+    """The networks of a row that have the published weights."""
+    if row.get("protocol"):
+        return [one["name"] for one in row["protocol"]["networks"] if one["published"]]
+    return ["Inception-v3"] if row["features"]["inception"] else []
+
+
+def shown_metrics(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """Those that some of the rows have."""
+    return [metric for metric in (*METRICS, *PUBLISHED_METRICS) if any(row["metrics"].get(metric.name) for row in rows)]
 
 
 def require(package: str, what: str) -> None:
@@ -100,7 +151,7 @@ def pairwise_distance(features: Tensor) -> float:
     return float((n * n - unit.sum(0).square().sum()) / (n * (n - 1)))
 
 
-def mean_over_classes(score: Callable[[Tensor], float], features: Tensor, labels: Sequence[Any]) -> float | None:
+def mean_over_classes(score: Callable[[Tensor], float], features: Features, labels: Sequence[Any]) -> float | None:
     """Mean of `score` over the classes that have two images or more; None where there is none."""
     scores = [score(features[index]) for index in standard_errors.indices_of(labels).values() if len(index) > 1]
     return sum(scores) / len(scores) if scores else None
@@ -111,14 +162,14 @@ class Measured:
     """Images as the networks see them.
 
     Attributes:
-        features: (N, D).
+        features: (N, D), in memory or on disk.
         hashes: of each image; equal ones are one image, drawn for several labels (as at w = 0).
         labels: what each was meant to show: an id, a prompt, or None.
         probability: of the intended label under the evaluation classifier (N,); NaN where it does not know the label.
         correct: whether the most likely label is the intended one (N,); NaN likewise.
     """
 
-    features: Tensor
+    features: Features
     hashes: list[str]
     labels: list[Any]
     probability: Tensor
@@ -126,7 +177,7 @@ class Measured:
 
     def __getitem__(self, index: list[int]) -> Measured:
         return Measured(
-            self.features[index],
+            self.features.of(index) if isinstance(self.features, Stored) else self.features[index],
             [self.hashes[i] for i in index],
             [self.labels[i] for i in index],
             self.probability[index],
@@ -166,7 +217,7 @@ class Meter:
         """
         found = self._against_reference(images.distinct(), splits) | _of_labels(images) | _within_classes(images, splits > 0)
         if not splits:
-            found = {name: figure and {**figure, "spread": None} for name, figure in found.items()}
+            found = {name: one and {**one, "spread": None} for name, one in found.items()}
         return found
 
     def _against_reference(self, images: Measured, splits: int) -> Figures:
@@ -175,16 +226,16 @@ class Meter:
             return dict.fromkeys(("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"))
         enough = count >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)  # a quarter has neighbours
         subsamples = standard_errors.subsamples(images.labels, splits) if enough else []
-        error = standard_errors.of_subsamples(self._frechet.of_subsamples(features, subsamples))
         found = {
-            "frechet_distance": (self._frechet(features), error),
+            "frechet_distance": self._frechet.measure(features, images.labels, splits),
             "kernel_distance": self._kernel.measure(features, subsamples),
             **self._neighbourhoods.measure(features, images.labels, subsamples),
         }
-        return {name: _figure(value, spread, count) for name, (value, spread) in found.items()}
+        return {name: figure(value, spread, count) for name, (value, spread) in found.items()}
 
 
-def _figure(value: float | None, spread: float | None, images: int) -> dict[str, Any] | None:
+def figure(value: float | None, spread: float | None, images: int) -> dict[str, Any] | None:
+    """A value with its standard error and number of images; None for what is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return {"value": value, "spread": spread if spread is not None and math.isfinite(spread) else None, "images": images}
@@ -196,7 +247,7 @@ def _of_labels(images: Measured) -> Figures:
     if known.labels:
         for name, values in (("accuracy", known.correct), ("confidence", known.probability)):
             error = standard_errors.of_mean(values, known.labels, known.hashes)
-            found[name] = _figure(float(values.mean()), error, len(values))
+            found[name] = figure(float(values.mean()), error, len(values))
     return found
 
 
@@ -211,6 +262,6 @@ def _within_classes(images: Measured, errors: bool) -> Figures:
     ):
         value = mean_over_classes(score, images.features, images.labels)
         error = standard_errors.of_classes(parts, score, scale)
-        figure = _figure(value, error, sum(sizes))
-        found[name] = figure and figure | {"per_class": [min(sizes), max(sizes)]}
+        one = figure(value, error, sum(sizes))
+        found[name] = one and one | {"per_class": [min(sizes), max(sizes)]}
     return found

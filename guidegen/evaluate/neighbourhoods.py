@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from guidegen.evaluate import standard_errors
+from guidegen.evaluate.cache import Features
 from guidegen.evaluate.distances import blocks
 
 PRECISION_NEIGHBOURS = 3
 COVERAGE_NEIGHBOURS = 5
 MIN_IMAGES = COVERAGE_NEIGHBOURS + 1
+_ROWS, _COLUMNS = 256, 8192  # of a matrix of distances
 _NEAREST = 64  # kept of each image, to find its nearest ones in any half-sample or quarter-sample among
 
 
@@ -29,16 +31,16 @@ class Neighbourhoods:
     """
 
     def __init__(self, reference: Tensor):
-        self._reference = reference
+        self.reference = reference
         radii = neighbour_distances(reference, (PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS))
         self._precision_radius, self._coverage_radius = radii.unbind(1)
 
-    def __call__(self, features: Tensor) -> dict[str, float]:
+    def __call__(self, features: Features) -> dict[str, float]:
         """The four of features (N, D), N at least `MIN_IMAGES`; all but density are within [0, 1]."""
         return {name: value for name, (value, _) in self.measure(features, [None] * len(features), ()).items()}
 
     def measure(
-        self, features: Tensor, labels: Sequence[Any], subsamples: Sequence[Tensor]
+        self, features: Features, labels: Sequence[Any], subsamples: Sequence[Tensor]
     ) -> dict[str, tuple[float, float | None]]:
         """The four, each with its standard error.
 
@@ -47,26 +49,25 @@ class Neighbourhoods:
             labels: of the images.
             subsamples: of `standard_errors.subsamples`, for the error of recall; without any it has none.
         """
-        own_radius = neighbour_distances(features, (PRECISION_NEIGHBOURS,))[:, 0]
-        radii = _radii_of_subsamples(features, subsamples)
-        count, points = len(features), len(self._reference)
+        own_radius, radii = _radii(features, subsamples)
+        radii_of = torch.stack([own_radius, *radii], 1)
+        largest = radii_of.amax(1)
+        count, points = len(features), len(self.reference)
         precise = torch.zeros(count, dtype=torch.bool)
         inside_of, alone = torch.zeros(2, count, dtype=torch.int64)
         names = torch.randint(-(2**62), 2**62, (count,), generator=torch.Generator().manual_seed(0))
         covers, sets, recalled = [], [], torch.zeros(1 + len(subsamples), dtype=torch.int64)
         for part, precision_radius, coverage_radius in zip(
-            *map(blocks, (self._reference, self._precision_radius, self._coverage_radius)), strict=True
+            *(blocks(x, _ROWS) for x in (self.reference, self._precision_radius, self._coverage_radius)), strict=True
         ):
-            distance = _distances(part, features)  # (m, N)
+            distance = torch.cat([_distances(part, other) for other in blocks(features, _COLUMNS)], 1)  # (m, N)
             precise |= (distance <= precision_radius[:, None]).any(0)
             inside = distance <= coverage_radius[:, None]
             inside_of += inside.sum(0)
             covers.append(inside.sum(1))
             alone += inside[covers[-1] == 1].sum(0)
             sets.append(torch.where(inside, names, 0).sum(1))
-            recalled[0] += (distance <= own_radius).any(1).sum()
-            for i, (index, radius) in enumerate(zip(subsamples, radii, strict=True), 1):
-                recalled[i] += (distance[:, index] <= radius).any(1).sum()
+            recalled += _recalled(distance, largest, radii_of)
         covered = torch.cat(covers)
         recall, *of_subsamples = (recalled.double() / points).tolist()
         error = partial(standard_errors.of_mean, labels=labels, images=range(count))
@@ -81,36 +82,59 @@ class Neighbourhoods:
         }
 
 
-def neighbour_distances(features: Tensor, ranks: Sequence[int]) -> Tensor:
+def neighbour_distances(features: Features, ranks: Sequence[int]) -> Tensor:
     """Distances (N, len(ranks)) of each of (N, D) to its nearest other ones of these ranks, 1 the nearest."""
+    return _nearest(features, max(ranks) + 1)[0][:, list(ranks)]  # itself comes first, at 0
+
+
+def _nearest(features: Features, kept: int) -> tuple[Tensor, Tensor]:
+    """Distances and indices (N, kept) of the nearest ones of each, itself among them, the nearest first."""
     found = []
     for part in blocks(features):
-        nearest = _distances(part, features).topk(max(ranks) + 1, largest=False).values  # itself comes first, at 0
-        found.append(nearest[:, list(ranks)])
-    return torch.cat(found)
+        best: tuple[Tensor, Tensor] | None = None
+        for i, other in enumerate(blocks(features, _COLUMNS)):
+            distance = _distances(part, other)
+            near, where = distance.topk(min(kept, len(other)), largest=False)
+            where = where + i * _COLUMNS
+            if best is not None:
+                near, where = torch.cat([best[0], near], 1), torch.cat([best[1], where], 1)
+                near, order = near.topk(min(kept, near.shape[1]), largest=False)
+                where = where.gather(1, order)
+            best = near, where
+        assert best is not None
+        found.append(best)
+    return torch.cat([near for near, _ in found]), torch.cat([where for _, where in found])
 
 
-def _radii_of_subsamples(features: Tensor, subsamples: Sequence[Tensor]) -> list[Tensor]:
-    """Distance of each image of each subsample to its third nearest other one there, (n,) a subsample.
+def _radii(features: Features, subsamples: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Distance of each image to its third nearest other one (N,), and so in each subsample (N,), -1 of those not in it.
 
     Found among the nearest ones in the whole, and for the few that have too few of them there, anew.
     """
-    if not subsamples:
-        return []
-    kept = min(_NEAREST, len(features))
-    found = [_distances(part, features).topk(kept, largest=False) for part in blocks(features)]
-    nearest, where = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
-    radii = []
+    kept = min(_NEAREST if subsamples else PRECISION_NEIGHBOURS + 1, len(features))
+    nearest, where = _nearest(features, kept)
+    found = []
     for index in subsamples:
         chosen = torch.zeros(len(features), dtype=torch.bool)
         chosen[index] = True
         rank = chosen[where[index]].cumsum(1)  # itself is the first
         radius = nearest[index].gather(1, (rank <= PRECISION_NEIGHBOURS).sum(1, keepdim=True).clamp_max(kept - 1))[:, 0]
         short = rank[:, -1] <= PRECISION_NEIGHBOURS
-        if short.any():
-            radius[short] = _distances(features[index[short]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
-        radii.append(radius)
-    return radii
+        for part in torch.split(short.nonzero()[:, 0], 256):
+            radius[part] = _distances(features[index[part]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
+        found.append(torch.full((len(features),), -1.0, dtype=radius.dtype).index_copy(0, index, radius))
+    return nearest[:, PRECISION_NEIGHBOURS], found
+
+
+def _recalled(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
+    """How many of the points (m,) are within the ball of some image, for each set of radii (N, R), of distances (m, N).
+
+    Only the pairs within the largest of an image's radii are looked at again for each of them.
+    """
+    point, image = (distance <= largest).nonzero(as_tuple=True)
+    within = (distance[point, image][:, None] <= radii[image]).int()
+    found = torch.zeros(len(distance), radii.shape[1], dtype=torch.int32).index_add_(0, point, within)
+    return (found > 0).sum(0)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

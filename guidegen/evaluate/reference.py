@@ -31,7 +31,7 @@ from guidegen.schema import decode as decode_json
 from guidegen.spec.cell import digest
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _DIGITS = 19  # of a label
 Labelled = Iterator[tuple[Pixels, Any]]
 
@@ -62,11 +62,13 @@ class Source:
     Attributes:
         name: to show.
         labelled: whether its images have labels.
+        count: how many there are, of all labels.
         images: yields uint8 (H, W, 3) and the label, None where it has none, of those with the given labels.
     """
 
     name: str
     labelled: bool
+    count: int
     images: Callable[[Collection[Any] | None], Labelled]
 
 
@@ -206,7 +208,7 @@ def saved_reference(path: Path, reader: Reader, wanted: Collection[Any] | None, 
         UsageError: it was saved with other features, for other labels or another size, or is damaged.
         UnsafeError: it holds pickled objects.
     """
-    if not _is_saved(path):
+    if not is_saved(path):
         return None
     with _opened(path) as archive:
         about = decode_json(str(arrays.read(archive, "guidegen", LARGEST_TEXT)).encode(), _About, path, UsageError)
@@ -232,7 +234,7 @@ def first_image(path: Path) -> Pixels | None:
     Raises:
         UsageError: it is nothing that can be measured against.
     """
-    if _is_saved(path):
+    if is_saved(path):
         return None
     for image, _ in open_source(path, {}).images(None):
         return image
@@ -243,7 +245,8 @@ def _opened(path: Path) -> AbstractContextManager[zipfile.ZipFile]:
     return arrays.opened(path, f"--reference {path}", UsageError)
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
+    """Whether `save_reference` wrote it."""
     if path.suffix != ".npz" or path.is_dir():
         return False
     with _opened(path) as archive:
@@ -251,7 +254,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _folder_source(folder: Path, names: Mapping[str, int]) -> Source:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.is_dir())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     if not paths:
         raise UsageError(f"--reference {folder}: there are no images in that folder.")
 
@@ -266,7 +269,7 @@ def _folder_source(folder: Path, names: Mapping[str, int]) -> Source:
             if wanted is None or label_of(path) in wanted:
                 yield read_image(path), label_of(path)
 
-    return Source(folder.name, labelled, images)
+    return Source(folder.name, labelled, len(paths), images)
 
 
 def _run_source(folder: Path) -> Source:
@@ -277,7 +280,7 @@ def _run_source(folder: Path) -> Source:
             if wanted is None or subject_of(row) in wanted:
                 yield np.asarray(read_drawn(folder, row).convert("RGB")), subject_of(row)
 
-    return Source(folder.name, any(subject_of(row) is not None for row in rows), images)
+    return Source(folder.name, any(subject_of(row) is not None for row in rows), len(rows), images)
 
 
 def _npz_source(path: Path) -> Source:
@@ -288,7 +291,8 @@ def _npz_source(path: Path) -> Source:
         with arrays.member(archive, "arr_0") as (_, shape, kind, fortran):
             if len(shape) != 4 or shape[3] not in (1, 3) or kind != np.uint8 or fortran or not 0 < prod(shape[1:]) < 1 << 28:
                 raise UsageError(f"--reference {path}: arr_0 should be uint8 (N, H, W, 3), found {kind} {shape}.")
-        labels = _labels(arrays.read(archive, "arr_1"), shape[0], path) if "arr_1" in found else None
+        count = shape[0]
+        labels = _labels(arrays.read(archive, "arr_1"), count, path) if "arr_1" in found else None
 
     def images(wanted: Collection[Any] | None) -> Labelled:
         with _opened(path) as archive, arrays.member(archive, "arr_0") as (file, shape, *_):
@@ -298,7 +302,7 @@ def _npz_source(path: Path) -> Source:
                 if wanted is None or label in wanted:
                     yield np.broadcast_to(image, (*image.shape[:2], 3)), label
 
-    return Source(path.name, labels is not None and any(label is not None for label in labels), images)
+    return Source(path.name, labels is not None and any(label is not None for label in labels), count, images)
 
 
 def _labels(array: NDArray[Any], count: int, path: Path) -> list[Any]:
@@ -338,7 +342,8 @@ def _parquet_source(path: Path) -> Source:
             raise UsageError(f"--reference {path} cannot be read as .parquet: {first_line(error)}") from error
 
     with readable():
-        schema = pq.ParquetFile(path).schema_arrow
+        file = pq.ParquetFile(path)
+        schema, count = file.schema_arrow, file.metadata.num_rows
     if "image" not in schema.names:
         raise UsageError(f"--reference {path} has no column image, found {', '.join(schema.names[:6])}.")
     labelled = "label" in schema.names
@@ -358,11 +363,11 @@ def _parquet_source(path: Path) -> Source:
                     raise UsageError(f"--reference {path}: image {i} is not encoded bytes, found {type(raw).__name__}.")
                 yield np.asarray(decode(raw, f"--reference {path}: image {i}", UsageError).convert("RGB")), label
 
-    return Source(path.name, labelled, images)
+    return Source(path.name, labelled, count, images)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, suffix: str = ".npz") -> None:
     """Raises UsageError if `--save-reference` could not be written at the end of a long measurement."""
     parent = path.resolve().parent
-    if path.suffix != ".npz" or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"--save-reference {path}: name an .npz file in a folder that is there.")
+    if path.suffix != suffix or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"--save-reference {path}: name an {suffix} file in a folder that is there.")

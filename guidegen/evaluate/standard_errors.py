@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -95,19 +95,21 @@ def of_union(covers: Tensor, only: Tensor, sets: Tensor, labels: Sequence[Hashab
     return math.sqrt(max(least, variance)) / len(covers)
 
 
-def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:
-    """Indices of half-samples and quarter-samples: for each random split 3 times 2 half-samples, then its 4 quarters.
-
-    Each has its share of every label, one image more or less; drawn from seed 0.
-    """
+def quarters(labels: Sequence[Hashable], splits: int) -> Iterator[list[Tensor]]:
+    """Indices of the 4 quarters of each random split of seed 0: each has its share of every label, an image more or less."""
     generator = torch.Generator().manual_seed(0)
     parts = strata(labels)
-    found = []
     for _ in range(splits):
         order = torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])
-        quarters = [order[i::4] for i in range(4)]
-        found += [torch.cat([quarters[i] for i in half]) for pairing in _PAIRINGS for half in pairing]
-        found += quarters
+        yield [order[i::4] for i in range(4)]
+
+
+def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:
+    """Indices of half-samples and quarter-samples: for each random split 3 times 2 half-samples, then its 4 quarters."""
+    found = []
+    for four in quarters(labels, splits):
+        found += [torch.cat([four[i] for i in half]) for pairing in _PAIRINGS for half in pairing]
+        found += four
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guidegen.evaluate.measure import Drawn
-from guidegen.evaluate.metrics import METRICS, Metric, title_of
+from guidegen.evaluate.metrics import METRICS, Metric, titles_of
 from guidegen.report.series import Series, about_series, make_series, shown
 from guidegen.runs.files import write_atomically
 
@@ -109,9 +109,9 @@ def _over(axes: Any, metric: Metric, series: Sequence[Series]) -> None:
             ring = {"ms": 9, "mfc": "none", "mew": 1.4, "clip_on": False, "zorder": 5}
             axes.plot(line.x[index], line.values(metric)[index], "o", color=colour, **ring)
             best.append((f"{line.x[index]:g}", colour))
-    inception = any(row["features"]["inception"] for line in series for row in line.rows)
+    (title,) = titles_of([metric], [row for line in series for row in line.rows])
     arrow = "lower is better" if metric.better < 0 else "higher is better"
-    axes.set_title(title_of(metric, inception), loc="left", fontsize=10, fontweight="bold", pad=17)
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=17)
     axes.text(0, 1.045, arrow, transform=axes.transAxes, fontsize=7.5, color=_FAINT)
     _name_best(axes, series, best)
     axes.set_xlabel(series[0].axis, labelpad=1, fontsize=8.5)

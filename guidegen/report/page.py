@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from guidegen import __version__
 from guidegen.evaluate.measure import Drawn, finite, key_of, sortable
-from guidegen.evaluate.metrics import title_of
+from guidegen.evaluate.metrics import titles_of
 from guidegen.evaluate.reference import subject_of
 from guidegen.report.grid import axes_of
 from guidegen.report.series import Series, about_series, make_series, names_of, shown
@@ -286,9 +286,9 @@ def _words(row: Row) -> list[str]:
 
 def _curves(series: Sequence[Series]) -> dict[str, Any]:
     metrics = shown(series)
-    inception = any(row["features"]["inception"] for line in series for row in line.rows)
+    titles = titles_of(metrics, [row for line in series for row in line.rows])
     return {
-        "metrics": [{"name": m.name, "title": title_of(m, inception), "better": m.better} for m in metrics],
+        "metrics": [{"name": m.name, "title": title, "better": m.better} for m, title in zip(metrics, titles, strict=True)],
         "about": about_series(series).replace("\n", "; ") + ".",
         "series": [
             {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guidegen.evaluate.measure import Drawn, key_of, sortable
-from guidegen.evaluate.metrics import METRICS, Metric
+from guidegen.evaluate.metrics import METRICS, PUBLISHED_METRICS, Metric
 from guidegen.spec.axes import describe, run_names
 
 _VENDI = next(metric for metric in METRICS if metric.name == "vendi_score")
@@ -98,7 +98,8 @@ def names_of(runs: Sequence[Drawn]) -> list[str]:
 
 def shown(series: Sequence[Series]) -> list[Metric]:
     """The metrics that some line has."""
-    return [metric for metric in METRICS if any(value is not None for line in series for value in line.values(metric))]
+    every = (*METRICS, *PUBLISHED_METRICS)
+    return [metric for metric in every if any(value is not None for line in series for value in line.values(metric))]
 
 
 def _along(drawn: Drawn, rows: Sequence[Mapping[str, Any]]) -> str:

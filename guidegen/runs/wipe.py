@@ -19,7 +19,7 @@ _MANIFEST = re.compile(r"manifest(\.\d+-of-\d+)?\.jsonl")
 _MADE = re.compile(r"manifest.*\.jsonl|grid(-[1-9]\d*)?\.png|metrics\.jsonl|curves\.(svg|png)|report\.html")
 _EXPORT = re.compile(r"(.+,)?w-?\d[\d.e+-]*(_[cg]-?\d[\d.e+-]*)*(-\d{5,}\.tar|\.npz)")
 _IMAGE = re.compile(r"\d{6,}\.png")
-_FEATURES = re.compile(r"[0-9a-f]{16}\.npz")
+_FEATURES = re.compile(r"[0-9a-f]{16}(\.npz|-[0-9a-f]{16}\.npy)")
 
 
 def clear_leftovers(folder: Path, files: Collection[str] | None = None) -> None:

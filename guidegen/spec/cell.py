@@ -132,3 +132,8 @@ def digest(*parts: Any) -> str:
 def fingerprint(*parts: Any) -> str:
     """Eight hex digits that name a plan: the same flags give the same ones."""
     return digest(*parts)[:8]
+
+
+def random_index(seed: int, count: int) -> int:
+    """A number below `count`, uniform over seeds and a function of the seed alone: the label of `--labels-random`."""
+    return int.from_bytes(hashlib.sha256(f"label {seed}".encode()).digest()) % count

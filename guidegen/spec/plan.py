@@ -18,7 +18,7 @@ from msgspec import Meta
 from guidegen.errors import UsageError, quoted
 from guidegen.schema import convert
 from guidegen.spec import limits
-from guidegen.spec.cell import Cell, Variant
+from guidegen.spec.cell import Cell, Variant, random_index
 from guidegen.spec.composition import format_labels, label_parts, main_label
 from guidegen.spec.parse import Seeds, format_seeds, parse_seeds, whole
 from guidegen.spec.shard import Shard
@@ -43,6 +43,7 @@ class Plan:
         columns: axes across the grid; none means as `guidegen.report.grid.layout` has it.
         rows: axes down the grid, before those that are not named.
         seeds_per_label: whether no two labels share a seed.
+        labels_random: whether each seed has one of the labels, by `random_index`, instead of all of them.
 
     Raises:
         UsageError: more cells than a sequence can hold, or labels or seeds that `seeds_per_label` cannot keep apart.
@@ -60,9 +61,12 @@ class Plan:
     columns: Sequence[str] = ()
     rows: Sequence[str] = ()
     seeds_per_label: bool = False
+    labels_random: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", Seeds.of(self.seeds))
+        if self.seeds_per_label and self.labels_random:
+            raise UsageError("--labels-random gives each seed one label, so --seeds-per-label has nothing to keep apart.")
         if self.seeds_per_label:
             _check_apart(self.labels, Seeds.of(self.seeds))
         if (count := self.samples * self.each) > sys.maxsize:
@@ -72,7 +76,8 @@ class Plan:
     def samples(self) -> int:
         """How many (prompt, label, seed) of one variant there are, each with all its weights."""
         texts = 1 if self.prompts is None else len(self.prompts)
-        return math.prod(len(values) for _, values in self.by) * texts * len(self.labels) * len(self.seeds)
+        labels = 1 if self.labels_random else len(self.labels)
+        return math.prod(len(values) for _, values in self.by) * texts * labels * len(self.seeds)
 
     @property
     def each(self) -> int:
@@ -110,7 +115,7 @@ class Plan:
         """One of the `samples`, counted prompt by prompt through the variants: its first cell, and its `weights`."""
         block, index_of_seed = divmod(number, len(self.seeds))
         seed = self.first_seed(block) + self.seeds[index_of_seed]
-        rest, name = divmod(block, len(self.labels))
+        rest, name = (block, random_index(seed, len(self.labels))) if self.labels_random else divmod(block, len(self.labels))
         which, index = (rest, None) if self.prompts is None else divmod(rest, len(self.prompts))
         prompt = None if self.prompts is None or index is None else self.prompts[index]
         variant, weights = self._variants[which]
@@ -222,6 +227,9 @@ class Cells(Sequence[Cell]):
 
     def groups(self) -> Iterator[tuple[Cell, int]]:
         """The first of the cells that differ in nothing but the seed, and how many these are; none may be left out."""
+        if self._plan.labels_random:
+            yield from ((cell, 1) for cell in self)
+            return
         seeds, each = len(self._plan.seeds), self._plan.each
         first, stop = -(-self._span.start // each), self._span.stop // each
         while first < stop:
@@ -252,7 +260,9 @@ class Cells(Sequence[Cell]):
     def _folders(self) -> dict[str, tuple[int, int]]:
         """Folder -> what its cells have but the seed: the number of the first sample in seeds, and which cell of it."""
         return {
-            self._plan.cell(block * len(self._plan.seeds), which).folder: (block, which) for block, which in self._blocks()
+            cell.folder: (block, which)
+            for block, which in self._blocks()
+            for cell in self._of_labels(self._plan.cell(block * len(self._plan.seeds), which))
         }
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -263,7 +273,15 @@ class Cells(Sequence[Cell]):
     def of_one_seed(self) -> Iterator[Cell]:
         """The cells of the plan that differ in more than the seed, each with the one that its seeds are counted from."""
         for block, which in self._blocks():
-            yield replace(self._plan.cell(block * len(self._plan.seeds), which), seed=self._plan.first_seed(block))
+            yield from self._of_labels(
+                replace(self._plan.cell(block * len(self._plan.seeds), which), seed=self._plan.first_seed(block))
+            )
+
+    def _of_labels(self, cell: Cell) -> list[Cell]:
+        """The cell; with random labels one of each, as the label goes with the seed."""
+        if not self._plan.labels_random:
+            return [cell]
+        return [replace(cell, label=label, mixture=mixture) for label, mixture in self._plan._names]
 
     def windows(self, size: int) -> Iterator[Sequence[Cell]]:
         """Consecutive parts of at most this size."""
@@ -328,6 +346,7 @@ class _Stored:
     columns: tuple[_Axis, ...] = ()
     rows: tuple[_Axis, ...] = ()
     seeds_per_label: bool = False
+    labels_random: bool = False
 
 
 def read_plan(data: Any, where: object = "The plan") -> Plan:

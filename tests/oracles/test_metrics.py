@@ -152,7 +152,8 @@ def test_neighbourhoods_by_their_definitions(shift: float) -> None:
 def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = cloud(0, M), cloud(1, N)
     whole = neighbourhoods.Neighbourhoods(real)(fake)
-    monkeypatch.setattr(neighbourhoods, "blocks", lambda x: torch.split(x, 7))
+    monkeypatch.setattr(neighbourhoods, "blocks", lambda x, size=0: torch.split(x, 7))
+    monkeypatch.setattr(neighbourhoods, "_COLUMNS", 7)
     assert neighbourhoods.Neighbourhoods(real)(fake) == whole
 
 

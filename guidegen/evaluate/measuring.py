@@ -1,0 +1,195 @@
+"""Images against a reference: one row of metrics for each w and each other axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidegen.errors import UsageError
+from guidegen.evaluate import protocols, scores
+from guidegen.evaluate.cache import FeatureCache
+from guidegen.evaluate.features import EvaluationClassifier, Reader, read_rows_with
+from guidegen.evaluate.measure import Drawn, images_digest
+from guidegen.evaluate.metrics import Figures, Measured, Meter, figure
+from guidegen.evaluate.neighbourhoods import MIN_IMAGES
+from guidegen.evaluate.published import PublishedReader
+from guidegen.evaluate.reference import Reference, subject_of
+from guidegen.runs.schema import Row
+from guidegen.spec.axes import describe
+from guidegen.spec.shard import Shard
+
+OnImage = Callable[[int], None]
+
+
+def read_features(
+    drawn: Drawn, readers: Sequence[Reader], batch: int, on_image: OnImage, shard: Shard | None = None
+) -> list[FeatureCache]:
+    """What each network makes of the images, or of those of one shard, kept in the run.
+
+    Args:
+        drawn: the images.
+        readers: the networks.
+        batch: images read at once.
+        on_image: called with the number of images that were read.
+        shard: which of them; None for all.
+    """
+    rows = drawn.rows[shard.index :: shard.count] if shard else drawn.rows
+    caches = [FeatureCache(drawn.features, reader.identity) for reader in readers]
+    for reader, cache in zip(readers, caches, strict=True):
+        read_rows_with(reader, cache, rows, batch, on_image, drawn.read)
+    return caches
+
+
+def _groups(drawn: Drawn) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
+    groups = drawn.groups()
+    for key, rows in groups.items():
+        if len(rows) < MIN_IMAGES:
+            where = f" at {describe(drawn.axes, key)}" if key else ""
+            raise UsageError(
+                f"{drawn.folder} has {len(rows)} images{where}, and the metrics need {MIN_IMAGES} at least: "
+                "draw more seeds or labels."
+            )
+    yield from groups.items()
+
+
+def measure_run(
+    drawn: Drawn,
+    reader: Reader,
+    reference: Reference,
+    meter: Meter,
+    classifier: EvaluationClassifier | None,
+    splits: int,
+    batch: int,
+    on_image: OnImage,
+) -> list[dict[str, Any]]:
+    """Rows of metrics, one for each group of the run, in the order of w.
+
+    Args:
+        drawn: the run.
+        reader: makes the features.
+        reference: what to measure against.
+        meter: made of the reference.
+        classifier: None leaves out accuracy and confidence.
+        splits: random splits for the standard errors of distances and recall; 0: no standard errors.
+        batch: images read at once.
+        on_image: called with the number of images that were read.
+
+    Raises:
+        UsageError: a group of fewer than `MIN_IMAGES` images.
+    """
+    groups = list(_groups(drawn))
+    (features,) = read_features(drawn, [reader], batch, on_image)
+    logits = read_features(drawn, [classifier.reader], batch, on_image)[0] if classifier else None
+    found = []
+    for key, rows in groups:
+        labels = [subject_of(row) for row in rows]
+        probability = correct = torch.full((len(rows),), torch.nan)
+        if classifier is not None and logits is not None:
+            probability, correct = classifier.read(_whole(logits, rows), labels)
+        hashes = [features.pixels[row["sha256"]] for row in rows]
+        stored = features.stored(row["sha256"] for row in rows)
+        figures = meter.measure(Measured(stored, hashes, labels, probability, correct), splits)
+        about = {
+            "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
+            "judge": classifier and _about(classifier.reader) | {"accuracy_on_reference": reference.accuracy},
+            "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
+        }
+        found.append(_row(drawn, key, rows, hashes, figures, splits) | about)
+    return found
+
+
+def measure_protocol(
+    drawn: Drawn,
+    protocol: protocols.Protocol,
+    readers: Sequence[PublishedReader],
+    target: protocols.Target,
+    splits: int,
+    batch: int,
+    on_image: OnImage,
+    extrapolate: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of a protocol's metrics, one for each group of the run, in the order of w.
+
+    Args:
+        drawn: the images.
+        protocol: how to measure.
+        readers: the protocol's networks.
+        target: what to measure against.
+        splits: 0: no standard errors.
+        batch: images read at once.
+        on_image: called with the number of images that were read.
+        extrapolate: also the Fréchet distances at infinitely many images.
+
+    Raises:
+        UsageError: a group of fewer than `MIN_IMAGES` images.
+    """
+    groups = list(_groups(drawn))
+    caches = read_features(drawn, readers, batch, on_image)
+    found = []
+    for key, rows in groups:
+        labels = [subject_of(row) for row in rows]
+        stored = [cache.stored(row["sha256"] for row in rows) for cache in caches]
+        figures = protocols.measure_group(protocol, target, readers, stored, labels, splits, drawn.in_order)
+        if extrapolate:
+            layers = protocols.layers_of(readers, stored)
+            for layer, distance in target.distances.items():
+                value = scores.extrapolated(distance, layers[layer])
+                figures[f"{protocols.LAYER_METRICS[layer]}_extrapolated"] = figure(value, None, len(rows))
+        hashes = [caches[0].pixels[row["sha256"]] for row in rows]
+        width, first = stored[0].shape[1], readers[0]
+        about = {
+            "features": _about(first) | {"width": width, "inception": first.inception},
+            "judge": None,
+            "reference": {"source": target.source, "images": target.count or target.images, "sha256": target.identity},
+            "protocol": protocols.about(protocol, target, readers)
+            | {"images": len(rows), "rounding": drawn.rounding, "order": "as they come" if drawn.in_order else "shuffled"},
+        }
+        found.append(_row(drawn, key, rows, hashes, figures, splits) | about)
+    return found
+
+
+def per_class(drawn: Drawn, caches: Sequence[FeatureCache], meter: Meter) -> list[dict[str, Any]]:
+    """Distances within and to the reference for each label of each group: of few images, so only between equal numbers.
+
+    Args:
+        drawn: the run.
+        caches: of the features, one.
+        meter: made of the reference.
+    """
+    found = []
+    for key, rows in _groups(drawn):
+        labels = sorted({subject_of(row) for row in rows if subject_of(row) is not None}, key=str)
+        for label in labels:
+            mine = [row for row in rows if subject_of(row) == label]
+            stored = caches[0].stored(row["sha256"] for row in mine)
+            nan = torch.full((len(mine),), torch.nan)
+            hashes = [caches[0].pixels[row["sha256"]] for row in mine]
+            figures = meter.measure(Measured(stored, hashes, [label] * len(mine), nan, nan), 0)
+            found.append(dict(zip(drawn.axes, key, strict=True)) | {"label": label, "images": len(mine), "metrics": figures})
+    return found
+
+
+def _row(
+    drawn: Drawn, key: Sequence[Any], rows: Sequence[Row], hashes: Sequence[str], figures: Figures, splits: int
+) -> dict[str, Any]:
+    return {
+        "mode": drawn.mode,
+        **dict(zip(drawn.axes, key, strict=True)),
+        "images": len(rows),
+        "labels": drawn.label_sampling(rows),
+        "distinct": len(set(hashes)),
+        "metrics": figures,
+        "spread": "standard error over images, the reference held fixed" if splits else None,
+        "images_sha256": images_digest(rows),
+    }
+
+
+def _about(reader: Reader) -> dict[str, Any]:
+    return {"name": reader.name, "sha256": reader.weights}
+
+
+def _whole(cache: FeatureCache, rows: Sequence[Row]) -> Tensor:
+    return cache.stored(row["sha256"] for row in rows)[:]

@@ -1,0 +1,114 @@
+"""Numbers from the features of drawn images that published tables have beside the Fréchet distance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidegen.evaluate import standard_errors
+from guidegen.evaluate.cache import Features
+from guidegen.evaluate.distances import FrechetDistance, blocks
+from guidegen.evaluate.moments import Sums
+
+_SHUFFLE_SEED = 2020  # torch-fidelity's
+_SPLITS = 10
+_BANDWIDTH, _SCALE = 10, 1000  # of CMMD
+_POINTS = 15
+
+
+def inception_score(features: Features, head: Tensor, size: int, shuffled: bool) -> tuple[float, float | None]:
+    """exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016, arXiv 1606.03498), a mean over splits.
+
+    Args:
+        features: (N, D).
+        head: (K, D), to logits.
+        size: images of each split but the last, as in guided-diffusion's suite; 0: ten equal splits, as in torch-fidelity.
+        shuffled: whether the splits are of shuffled images: those of a run come label by label.
+
+    Returns:
+        The score, and its standard error by the influence of each image on the score of its split; None of one image.
+    """
+    count = len(features)
+    order = np.random.RandomState(_SHUFFLE_SEED).permutation(count) if shuffled or not size else np.arange(count)
+    ends = [*range(size, count, size), count] if size else [(i + 1) * count // _SPLITS for i in range(_SPLITS)]
+    scores, variance, start = [], 0.0, 0
+    for end in ends:
+        if end > start:
+            score, of_split = _split_score(features, head, order[start:end])
+            scores.append(score)
+            variance += of_split
+            start = end
+    return sum(scores) / len(scores), math.sqrt(variance) / len(scores) if count > 1 else None
+
+
+def _split_score(features: Features, head: Tensor, index: Any) -> tuple[float, float]:
+    """exp of the mean of KL(p(y|x) ‖ p(y)), and the variance of it: the derivative by an image's weight is its KL times it.
+
+    The derivative by p(y) adds −Σ p(y|x), the same for all images.
+    """
+    marginal, entropies = torch.zeros(len(head), dtype=torch.float64), []
+    for part in np.array_split(index, max(1, len(index) // 512)):
+        log = (features[part].double() @ head.T).log_softmax(1)
+        marginal += log.exp().sum(0)
+        entropies.append((log.exp() * log).sum(1))
+    log_marginal = (marginal / len(index)).log()
+    kl = []
+    for part, entropy in zip(np.array_split(index, max(1, len(index) // 512)), entropies, strict=True):
+        kl.append(entropy - (features[part].double() @ head.T).softmax(1) @ log_marginal)
+    every = torch.cat(kl)
+    score = math.exp(float(every.mean()))
+    return score, score**2 * float(every.var()) / len(every) if len(every) > 1 else 0.0
+
+
+def clip_distance(features: Features, reference: Tensor, labels: Sequence[Any], splits: int) -> tuple[float, float | None]:
+    """1000 times the squared maximum mean discrepancy under exp(−|x − y|²/200), all pairs of each set counted (CMMD).
+
+    Args:
+        features: (N, D), of unit length.
+        reference: (M, D), likewise.
+        labels: of the images.
+        splits: 0: no standard error, which is that of the influence of each image.
+    """
+    own = torch.cat([_mean_kernel(part, features) for part in blocks(features)])
+    across = torch.cat([_mean_kernel(part, reference) for part in blocks(features)])
+    real = torch.cat([_mean_kernel(part, reference) for part in blocks(reference)])
+    value = _SCALE * float(own.mean() + real.mean() - 2 * across.mean())
+    influence = 2 * _SCALE * (own - across)
+    return value, standard_errors.of_mean(influence, labels, range(len(labels))) if splits else None
+
+
+def _mean_kernel(x: Tensor, others: Features) -> Tensor:
+    x = x.double()
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for part in blocks(others, 4096):
+        total += (-torch.cdist(x, part.double()).square() / (2 * _BANDWIDTH**2)).exp().sum(1)
+    return total / len(others)
+
+
+def extrapolated(distance: FrechetDistance, features: Features) -> float | None:
+    """At infinitely many images: a line in 1/N through those of subsets (Chong & Forsyth 2020, arXiv 1911.07023).
+
+    Of 15 nested random subsets, from a fifth of the images, and of no fewer than the features are wide, to all.
+
+    Returns:
+        None of too few images for it.
+    """
+    count, width = features.shape
+    least = max(count // 5, width + 1)
+    if count < 1.5 * least:
+        return None
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    sizes = torch.linspace(least, count, _POINTS).round().long().tolist()
+    sums, values, start = Sums(width, distance.reference.mean), [], 0
+    for size in sizes:
+        for part in torch.split(order[start:size].sort().values, 4096):
+            sums.update(features[part])
+        values.append(distance.of_moments(sums.moments()))
+        start = size
+    design = np.stack([np.ones(len(sizes)), 1 / np.array(sizes)], 1)
+    return float(np.linalg.lstsq(design, np.array(values), rcond=None)[0][0])
