@@ -79,7 +79,7 @@ class SettingJobs:
         name = (
             f"{job.models.checkpoint.name}-tune-{flags.mode}-{fingerprint(asdict(job.settings), job.plan.as_json(), named)}"
         )
-        self.folder: Path = job.output.path / name if flags.out is None else job.output.path
+        self.folder: Path = output.path / name if flags.out is None else output.path
         self._given["out"] = f"{self.folder}/"
         self.base = with_hashes(job)
 
