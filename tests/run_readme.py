@@ -1,8 +1,8 @@
 """Runs the README from top to bottom in a new environment: `python tests/run_readme.py [--installed]`.
 
 The first install command runs as it stands, in a clone of the repository; then every command line, in one folder, in the
-order of the page. Checkpoints that the README names by a hub id or as DIR are small ones, made here, and counts above nine
-images are one image. Prints a line a command: exit code, seconds, the command.
+order of the page. Checkpoints that the README names by a hub id or as DIR are small ones, made here, counts above nine
+images are one image, and the budget of a search is 400. Prints a line a command: exit code, seconds, the command.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def stood_in(line: str, stand_ins: dict[str, Path], run: Path, reference: Path) 
     for name, path in (stand_ins | {"RUN": run, "photographs.parquet": reference}).items():
         *before, _ = name.split()
         line = re.sub(rf"(?<![\w/]){re.escape(name)}(?![\w/])", " ".join([*before, str(path)]), line)
+    line = re.sub(r"--label all (--by .*) --budget \d+", r"--label 145,207 \1 --budget 400 --steps 4", line)
     return re.sub(r"(-n|--num) [1-9]\d+", r"\1 1", line)
 
 

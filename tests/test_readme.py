@@ -75,6 +75,8 @@ def test_commands_do_what_they_are_for(tmp_path: Path, monkeypatch: pytest.Monke
         words = [word for word in words if word != "--open"]
         if name in ("sample", "sweep"):
             words += ["-n", "1"]
+        if name == "tune":
+            words += ["--steps", "1"]
         if name in ("sample", "sweep", "again") and "steps=" not in line:
             words += ["--steps", "2"]
         assert call(name, *words).stdout_bytes or name == "verify", line

@@ -27,6 +27,7 @@ from guidegen.cli.presets import register as register_presets
 from guidegen.cli.report import register as register_report
 from guidegen.cli.show import register as register_show
 from guidegen.cli.submit import register as register_submit
+from guidegen.cli.tune import register as register_tune
 from guidegen.errors import GuidegenError, UsageError, quoted
 from guidegen.models import lazy
 from guidegen.python_file import blame
@@ -120,6 +121,7 @@ def _root(
 
 
 register_draw(app)
+register_tune(app)
 register_again(app)
 register_finish(app)
 register_show(app)

@@ -39,7 +39,7 @@ from guidegen.spec.composition import prompt_parts
 from guidegen.spec.plan import Cells
 
 if TYPE_CHECKING:
-    from guidegen.sampling.sampler import Sampler
+    from guidegen.sampling.sampler import Sampler, Samplers
 
 _LISTED = 20
 """Failed images that are named one by one."""
@@ -68,10 +68,10 @@ def carry_out(job: Job, command: Command) -> None:
     _note_models(job)
     folder = job.output.folder or Path(tempfile.mkdtemp(prefix="guidegen-"))
     try:
-        run_of = partial(Run, folder, job.settings, _about(job, command), flags.overwrite, job.plan, job.shard)
+        run_of = partial(Run, folder, job.settings, about_run(job, command), flags.overwrite, job.plan, job.shard)
         with Signals() as signals, run_of(job.variants, waiting(signals.check, flags.quiet) if flags.wait else None) as run:
             there = _there_now(job, folder) if flags.wait else None
-            rows: Sequence[Row] = there or _draw(job, run, signals)
+            rows: Sequence[Row] = there or draw_missing(job, run, signals, open_networks)
             made = job.output.path if there else _finish(job, folder, rows)
             failures = find_failures(rows, job)
             _print_result(job, rows, made)
@@ -136,8 +136,25 @@ def _note_models(job: Job) -> None:
             console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
 
 
-def _draw(job: Job, run: Run, signals: Signals) -> Rows:
-    """Draws the cells that are not finished; rows of all."""
+def open_networks(job: Job) -> Samplers:
+    """The networks of a job, loaded."""
+    from guidegen.sampling.device import pick_batch_size
+    from guidegen.sampling.sampler import Samplers
+
+    flags = job.flags
+    fixed = pick_batch_size(flags.batch_size, job.device, job.models.checkpoint.image_shape) if flags.deterministic else None
+    return Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
+
+
+def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job], Samplers]) -> Rows:
+    """Draws the cells that are not finished; rows of all.
+
+    Args:
+        job: what to draw.
+        run: where to.
+        signals: that end it.
+        networks: of the job; called where anything is to be drawn.
+    """
     flags = job.flags
     kept = run.finished(job.cells)
     there = sorted(index for cell in kept if (index := job.cells.find(cell.file)) is not None)
@@ -150,21 +167,20 @@ def _draw(job: Job, run: Run, signals: Signals) -> Rows:
             f"{len(kept)} images kept, {len(todo)} to draw in {job.settings.dtype} on {job.device}, into {run.folder}"
         )
     if todo:
-        _draw_rest(job, run, todo, signals, show_rows)
+        _draw_rest(job, run, todo, signals, networks(job))
     return run.rows(job.cells)
 
 
-def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, show_rows: bool) -> None:
+def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, samplers: Samplers) -> None:
     from guidegen.sampling.device import pick_batch_size
     from guidegen.sampling.equal_images import EqualImages
-    from guidegen.sampling.sampler import Samplers, Tally
+    from guidegen.sampling.sampler import Tally
     from guidegen.sampling.timings import Stopwatch, keep_seconds
     from guidegen.sampling.worker import draw
 
     flags, name_of = job.flags, job.conditions.name_of
+    show_rows = flags.json_rows and not job.output.is_file
     size = pick_batch_size(flags.batch_size, job.device, job.models.checkpoint.image_shape)
-    fixed = size if flags.deterministic else None
-    samplers = Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
     parts = [(_observed(samplers(setup), flags.stepwise), some) for setup, some in job.by_variant(todo)]
     if not flags.quiet:
         _note_cut_prompts(samplers.is_cut, job.plan.prompts or ())
@@ -267,7 +283,8 @@ def draw_grid(
     return paths
 
 
-def _about(job: Job, command: Command) -> dict[str, Any]:
+def about_run(job: Job, command: Command) -> dict[str, Any]:
+    """The rest of run.json."""
     import platform
     from importlib.metadata import version
 

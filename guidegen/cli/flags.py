@@ -18,7 +18,7 @@ _W = (
     "Ho & Salimans' 1+w, and ADM's classifier_scale."
 )
 _W_CLASSIFIER = "Weight of the classifier's gradient in mode both, where --w is that of classifier-free guidance."
-_W_GUIDE = "Weight of autoguidance on top of the modes cfg, classifier and both; 1 turns it off."
+_W_GUIDE = "Weight of autoguidance on top of cfg, classifier and both; 1 turns it off. [default: 2 with --guide-model]"
 
 
 class Mode(StrEnum):
@@ -47,8 +47,8 @@ class Dtype(StrEnum):
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What to draw."""
+class What:
+    """What to draw, but for how many."""
 
     mode: Annotated[
         Mode,
@@ -87,16 +87,6 @@ class Draw:
             rich_help_panel=WHAT,
         ),
     ] = None
-    num: Annotated[
-        int | None,
-        typer.Option(
-            "--num", "-n", metavar="N", help="Samples for each label or prompt. [default: 1]", rich_help_panel=WHAT
-        ),
-    ] = None
-    labels_random: Annotated[
-        int | None,
-        typer.Option("--labels-random", metavar="N", help="N samples, each of a label by its seed.", rich_help_panel=WHAT),
-    ] = None
     seed: Annotated[
         str | None,
         typer.Option(
@@ -106,31 +96,40 @@ class Draw:
             rich_help_panel=WHAT,
         ),
     ] = None
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds", metavar="LIST", help="A list of seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT
-        ),
-    ] = None
-    seeds_per_label: Annotated[
-        bool,
-        typer.Option(
-            "--seeds-per-label",
-            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times the label's "
-            "id.",
-            rich_help_panel=WHAT,
-        ),
-    ] = False
     w_classifier: Annotated[
         str | None,
         typer.Option("--w-classifier", metavar="NUMBER", help=f"{_W_CLASSIFIER} [default: 1]", rich_help_panel=WHAT),
     ] = None
     w_guide: Annotated[
         str | None,
-        typer.Option(
-            "--w-guide", metavar="NUMBER", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT
-        ),
+        typer.Option("--w-guide", metavar="NUMBER", help=_W_GUIDE, rich_help_panel=WHAT),
     ] = None
+
+
+@dataclass(frozen=True)
+class Draw(What):
+    """What to draw."""
+
+    num: Annotated[
+        int | None,
+        typer.Option("--num", "-n", metavar="N", help="Samples per label or prompt. [default: 1]", rich_help_panel=WHAT),
+    ] = None
+    labels_random: Annotated[
+        int | None,
+        typer.Option("--labels-random", metavar="N", help="N samples, each of a label by its seed.", rich_help_panel=WHAT),
+    ] = None
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT),
+    ] = None
+    seeds_per_label: Annotated[
+        bool,
+        typer.Option(
+            "--seeds-per-label",
+            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times its id.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -348,6 +347,7 @@ class SweepOptions(SampleOptions):
     """The options of `sweep`: its weights are lists, and axes can be added."""
 
     command: ClassVar[str] = "sweep"
+    with_grid: ClassVar[bool] = True
     w: Annotated[
         str | None,
         typer.Option(
@@ -364,7 +364,7 @@ class SweepOptions(SampleOptions):
     ] = None
     w_guide: Annotated[
         str | None,
-        typer.Option("--w-guide", metavar="LIST", help=f"{_W_GUIDE} [default: 2 with --guide-model]", rich_help_panel=WHAT),
+        typer.Option("--w-guide", metavar="LIST", help=_W_GUIDE, rich_help_panel=WHAT),
     ] = None
     by: Annotated[
         list[str] | None,

@@ -130,9 +130,10 @@ def _per_run() -> set[str]:
     """The options that say which images of a run are drawn, or what becomes of them: not those of one image."""
     from guidegen.cli.afterwards import Afterwards
     from guidegen.cli.flags import Draw, Messages, Output, SampleOptions, SweepOptions
+    from guidegen.cli.tune import SearchOptions
 
     axes = flags_of(SweepOptions) - flags_of(SampleOptions)
-    return (flags_of(Draw, Output, Messages, Afterwards) | axes) - {"mode"}
+    return (flags_of(Draw, Output, Messages, Afterwards, SearchOptions) | axes) - {"mode"}
 
 
 def _note(drawn: Sequence[Drawn], warnings: Sequence[str], size: int, inside: bool, max_size: float) -> None:

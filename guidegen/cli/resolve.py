@@ -223,7 +223,7 @@ def _plan(
         w,
         tuple(w_classifier),
         conditions.prompts,
-        sweep is not None,
+        sweep is not None and sweep.with_grid,
         tuple(w_guide),
         variants.by,
         variants.own_weights,

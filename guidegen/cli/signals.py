@@ -42,6 +42,11 @@ class Signals:
         if self._caught is not None and (not only or self._caught in only):
             raise StoppedError(f"Stopped by {signal.Signals(self._caught).name}", _exit_code(self._caught) - 128)
 
+    def wait(self) -> None:
+        """Waits a little for another process; raises StoppedError if a signal came."""
+        self.check()
+        sleep(_SECONDS_BETWEEN_TRIES)
+
 
 def waiting(check: Callable[[], None] = lambda: None, quiet: bool = False) -> Wait:
     """What to do while another process holds a run: note it once, and try again every half second.

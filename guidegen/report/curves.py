@@ -20,8 +20,8 @@ _FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (  # marked, so that no file 
     ("svg", {"metadata": {"Date": None, "Title": "guidegen"}}),
     ("png", {"dpi": 160, "metadata": {"Software": "guidegen"}}),
 )
-_INK, _FAINT = "#1f2430", "#8a90a0"
-_STYLE = {
+_INK, FAINT = "#1f2430", "#8a90a0"
+STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib carries it
     "font.size": 8.5,
     "axes.edgecolor": "#c5c9d3",
@@ -54,7 +54,7 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
 
     series = make_series(runs)
     metrics = shown(series)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         panels: list[Metric | None] = [*metrics]
         if {"precision", "recall"} <= {metric.name for metric in metrics}:
             panels.insert(2, None)  # the path, between the distances and their parts
@@ -75,13 +75,18 @@ def draw_curves(runs: Sequence[tuple[Drawn, Sequence[Mapping[str, Any]]]], folde
         figure.subplots_adjust(
             left=0.065, right=0.985, top=1 - (0.82 + more) / height, bottom=1.02 / height, hspace=0.52, wspace=0.26
         )
-        figure.text(0.065, 0.16 / height, about_series(series), fontsize=7.5, color=_FAINT, va="bottom", linespacing=1.5)
-        paths = []
-        for kind, settings in _FORMATS:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, **settings)
-            paths.append(folder / f"curves.{kind}")
-            write_atomically(paths[-1], buffer.getvalue())
+        figure.text(0.065, 0.16 / height, about_series(series), fontsize=7.5, color=FAINT, va="bottom", linespacing=1.5)
+        return write_figure(figure, folder, "curves")
+
+
+def write_figure(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Writes NAME.svg and NAME.png into `folder`; returns their paths."""
+    paths = []
+    for kind, settings in _FORMATS:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, **settings)
+        paths.append(folder / f"{name}.{kind}")
+        write_atomically(paths[-1], buffer.getvalue())
     return paths
 
 
@@ -112,7 +117,7 @@ def _over(axes: Any, metric: Metric, series: Sequence[Series]) -> None:
     (title,) = titles_of([metric], [row for line in series for row in line.rows])
     arrow = "lower is better" if metric.better < 0 else "higher is better"
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=17)
-    axes.text(0, 1.045, arrow, transform=axes.transAxes, fontsize=7.5, color=_FAINT)
+    axes.text(0, 1.045, arrow, transform=axes.transAxes, fontsize=7.5, color=FAINT)
     _name_best(axes, series, best)
     axes.set_xlabel(series[0].axis, labelpad=1, fontsize=8.5)
     xs = [x for line in series for x in line.x]
@@ -126,7 +131,7 @@ def _name_best(axes: Any, series: Sequence[Series], best: Sequence[tuple[str, st
 
     if not best:
         return
-    words: list[Any] = [TextArea(f"best {series[0].axis}", textprops={"fontsize": 7.5, "color": _FAINT})]
+    words: list[Any] = [TextArea(f"best {series[0].axis}", textprops={"fontsize": 7.5, "color": FAINT})]
     words += [TextArea(text, textprops={"fontsize": 8.5, "color": colour, "fontweight": "bold"}) for text, colour in best]
     packed = HPacker(children=words, align="baseline", pad=0, sep=5)
     axes.add_artist(
@@ -159,7 +164,7 @@ def _path(axes: Any, series: Sequence[Series]) -> None:
             axes.annotate(f"{x:g}", (r, p), (-3, 6 - 16 * (i % 2)), textcoords="offset points", **name)
     axes.set_title("Precision and recall", loc="left", fontsize=10, fontweight="bold", pad=17)
     axes.text(
-        0, 1.045, f"the path along {series[0].axis}, its ends named", transform=axes.transAxes, fontsize=7.5, color=_FAINT
+        0, 1.045, f"the path along {series[0].axis}, its ends named", transform=axes.transAxes, fontsize=7.5, color=FAINT
     )
     axes.set_xlabel("recall", labelpad=1, fontsize=8.5)
     axes.set_ylabel("precision", labelpad=2, fontsize=8.5)

@@ -23,6 +23,7 @@ from guidegen.evaluate.metrics import titles_of
 from guidegen.evaluate.reference import subject_of
 from guidegen.report.grid import axes_of
 from guidegen.report.series import Series, about_series, make_series, names_of, shown
+from guidegen.report.tuning import shown_tuning
 from guidegen.runs.images import CorruptImageError, read_drawn, read_drawn_bytes
 from guidegen.runs.manifest import read_rows, with_axes
 from guidegen.runs.schema import Row
@@ -184,6 +185,7 @@ def _data(
         "runs": described,
         "images": images.sources,
         "curves": _curves(series) if shown(series) else None,
+        "tuning": [found for drawn, _ in runs if (found := shown_tuning(drawn.folder)) is not None],
         "unmeasured": f"Not measured yet: guidegen evaluate {folders} --reference PATH",
     }
 

@@ -16,7 +16,7 @@ from guidegen.runs.ours import is_ours
 from guidegen.runs.schema import read_run
 
 _MANIFEST = re.compile(r"manifest(\.\d+-of-\d+)?\.jsonl")
-_MADE = re.compile(r"manifest.*\.jsonl|grid(-[1-9]\d*)?\.png|metrics\.jsonl|curves\.(svg|png)|report\.html")
+_MADE = re.compile(r"manifest.*\.jsonl|grid(-[1-9]\d*)?\.png|metrics\.jsonl|(curves|tune)\.(svg|png)|report\.html")
 _EXPORT = re.compile(r"(.+,)?w-?\d[\d.e+-]*(_[cg]-?\d[\d.e+-]*)*(-\d{5,}\.tar|\.npz)")
 _IMAGE = re.compile(r"\d{6,}\.png")
 _FEATURES = re.compile(r"[0-9a-f]{16}(\.npz|-[0-9a-f]{16}\.npy)")

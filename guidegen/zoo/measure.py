@@ -23,7 +23,8 @@ from guidegen.models.classifiers.preprocessing import Preprocessing
 from guidegen.runs.manifest import read_rows
 from guidegen.runs.schema import read_run
 from guidegen.zoo import BUNDLED
-from guidegen.zoo.train import CLASSES, load_images, random_flip, random_shift
+from guidegen.zoo.batches import load_images, random_flip, random_shift
+from guidegen.zoo.train import CLASSES
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
 _PREPROCESSOR = {

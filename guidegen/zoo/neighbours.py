@@ -23,7 +23,8 @@ from torch import Tensor
 from guidegen.evaluate.features import open_features, read_image
 from guidegen.runs.manifest import read_rows
 from guidegen.runs.schema import Row
-from guidegen.zoo.train import CLASSES, load_images
+from guidegen.zoo.batches import load_images
+from guidegen.zoo.train import CLASSES
 
 TILE = 64
 _GAP, _LEFT = 4, 96

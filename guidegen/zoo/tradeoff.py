@@ -1,7 +1,7 @@
 """The trade-off of the bundled checkpoint, in one command: `python -m guidegen.zoo.tradeoff --data DIR --out DIR`.
 
 Sweeps both modes, measures them against held-out photographs with an evaluation classifier that never guided, and
-writes curves.svg, curves.png and report.html. Each label has different seeds: at a small w the
+writes curves.svg, curves.png, table.md and report.html. Each label has different seeds: at a small w the
 images of one seed are nearly the same for every label, and near copies say nothing of diversity.
 A larger --num goes on from a smaller one.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from guidegen.evaluate.measure import open_drawn, read_metrics
 from guidegen.zoo.measure import make_ready
 from guidegen.zoo.train import CLASSES
 
@@ -41,6 +43,20 @@ def seeds_of(index: int, num: int) -> str:
     return f"{index * SEEDS_APART}-{index * SEEDS_APART + num - 1}"
 
 
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows of metrics.jsonl as the table of the card, in Markdown."""
+    figures = {"Fréchet distance": "frechet_distance"} | {
+        name: name for name in ("precision", "recall", "density", "coverage")
+    }
+    lines = [["mode", "w", "accuracy", *figures], ["---"] * (3 + len(figures))]
+    for row in rows:
+        of_row = [f"{row['metrics'][name]['value']:.2f}" for name in figures.values()]
+        lines.append(
+            [row["mode"], f"{row['w']:g}", f"{row['metrics']['accuracy']['value']:.1%}".replace("%", " %"), *of_row]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and val.parquet.")],
     out: Annotated[Path, typer.Option(help="Folder for the evaluation classifier, the runs, the curves and the report.")],
@@ -64,6 +80,8 @@ def main(
         guidegen("grid", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "-o", out)
+    rows = [row for run in runs for row in read_metrics(open_drawn(run))[0]]
+    (out / "table.md").write_text(table(rows), encoding="utf-8")
     guidegen("report", *runs, "-o", out / "report.html")
 
 

@@ -1,0 +1,167 @@
+"""The noise-aware classifier of the bundled checkpoint: its photographs, loss and calibration.
+
+It is trained on every class of the data first, then on the classes of the checkpoint, of which some photographs are
+held back to calibrate it. So few photographs would be learnt by heart, so each is seen shifted by up to an eighth of its
+side (He et al. 2016, 1512.03385, section 4.2) and in slightly other colours; half of them, when the classes of the
+checkpoint are trained, with a part of another (CutMix, Yun et al. 2019, 1905.04899).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from guidegen.zoo.batches import Batches, load_images
+from guidegen.zoo.loop import train
+
+CLASSIFIER: dict[str, Any] = {
+    "block_out_channels": (64, 128, 192),
+    "down_block_types": ("DownBlock2D",) * 3,
+    "layers_per_block": 1,
+    "stem_stride": 2,
+}
+REPEATS = 4  # how often a photograph of the checkpoint's labels stands among all
+
+
+def random_colours(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], brightness, contrast and saturation of each changed by up to `most`."""
+    draws = torch.rand((3, len(images), 1, 1, 1), generator=generator) * 2 * most - most
+    brightness, contrast, saturation = draws.to(images.device)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (1 + saturation) * (images - grey)
+    mean = grey.mean((2, 3), keepdim=True)
+    return (mean + brightness + (1 + contrast) * (images - mean)).clamp(-1, 1)
+
+
+def random_boxes(batch: int, size: int, generator: torch.Generator) -> Tensor:
+    """Masks (B, 1, S, S), each true in a box whose share of the area is uniform, its centre anywhere."""
+    side = size * torch.rand(batch, 1, generator=generator).sqrt()
+    pixels = torch.arange(size) + 0.5
+    down, right = ((pixels - size * torch.rand(batch, 1, generator=generator)).abs() < side / 2 for _ in range(2))
+    return (down[:, :, None] & right[:, None, :])[:, None]
+
+
+class LabelledBatches(Batches):
+    """Batches for a classifier.
+
+    Args:
+        images, labels, batch, seed, device: as in `Batches`.
+        classes: the label of each column.
+        cutmix: share of the images that get a box of the next one.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, batch: int, seed: int, device: str, classes: Sequence[int], cutmix: float = 0.0
+    ):
+        super().__init__(images, labels, batch, seed, device, shift=images.shape[-1] // 8)
+        column = torch.full((max(classes) + 1,), -1)
+        column[torch.tensor(classes)] = torch.arange(len(classes))
+        self.columns, self.count, self.cutmix = column.to(device)[self.labels], len(classes), cutmix
+
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        """x_t, t and the probabilities (B, K) to learn, of one step."""
+        x0, t, eps, index, generator = self.drawn(step)
+        x0 = random_colours(x0, 0.2, generator)
+        target = nn.functional.one_hot(self.columns[index], self.count).float()
+        if self.cutmix:
+            mask = random_boxes(len(x0), x0.shape[-1], generator)
+            mask &= (torch.rand(len(x0), generator=generator) < self.cutmix)[:, None, None, None]
+            mask = mask.to(x0.device)
+            x0 = torch.where(mask, x0.roll(1, 0), x0)
+            target = torch.lerp(target, target.roll(1, 0), mask.float().mean((2, 3)))
+        return self.noised(x0, t, eps), t.to(self.device), target
+
+
+def classifier_loss(batches: LabelledBatches, columns: Sequence[int]) -> Callable[[nn.Module, int], Tensor]:
+    """Cross-entropy of noised images over some columns of the network, which are those of `batches`."""
+    chosen = torch.tensor(columns)
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        x_t, t, target = batches(step)
+        return nn.functional.cross_entropy(model(x_t, t).float()[:, chosen], target)
+
+    return loss
+
+
+def with_columns(network: Any, columns: Sequence[int], names: dict[str, str]) -> Any:
+    """A classifier of some columns of another, with these names."""
+    state = network.state_dict()
+    for name in ("head.weight", "head.bias"):
+        state[name] = state[name][torch.tensor(columns)]
+    made = type(network).from_config({**network.config, "id2label": names})
+    made.load_state_dict(state)
+    return made.eval()
+
+
+def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a share of each label and of the others, at random."""
+    draw, off = torch.Generator().manual_seed(seed), torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        (there,) = torch.where(labels == label)
+        off[there[torch.randperm(len(there), generator=draw)[: round(share * len(there))]]] = True
+    return torch.where(off)[0], torch.where(~off)[0]
+
+
+@torch.no_grad()
+def logits_at(network: Any, batches: LabelledBatches, t: int, draw: torch.Generator) -> Tensor:
+    """Logits (N, K) of all photographs of `batches` at timestep t, each with noise of its own."""
+    parts = []
+    for x0 in batches.images.split(250):
+        level = torch.full((len(x0),), t)
+        x_t = batches.noised(x0.float() / 127.5 - 1, level, torch.randn(x0.shape, generator=draw).to(x0.device))
+        parts.append(network(x_t, level.to(x0.device)).float().cpu())
+    return torch.cat(parts)
+
+
+def fit_logit_scales(network: Any, batches: LabelledBatches, levels: int = 21, draws: int = 2) -> list[float]:
+    """The scale of the logits with the smallest cross-entropy at each noise level, on photographs not trained on.
+
+    Where there is next to nothing to know, a classifier that does not say so has gradients of noise, which guidance
+    multiplies by sigma/alpha.
+    """
+    generator = torch.Generator().manual_seed(batches.seed)
+    grid, target, scales = torch.linspace(0, 2, 81), batches.columns.cpu().repeat(draws), []
+    for t in torch.linspace(0, 999, levels).round().long().tolist():
+        logits = torch.cat([logits_at(network, batches, t, generator) for _ in range(draws)])
+        losses = torch.stack([nn.functional.cross_entropy(scale * logits, target) for scale in grid])
+        scales.append(round(grid[losses.argmin()].item(), 3))
+    return scales
+
+
+def train_classifier(
+    data: Path, out: Path, names: dict[str, str], images: int, size: int, batch: int, seed: int, compile_model: bool
+) -> Any:
+    """The classifier of the labels `names`, after two thirds of `images` of all labels and one third of these."""
+    from guidegen.models.classifiers.noisy import NoisyClassifier
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    known, chosen = json.loads((data / "labels.json").read_text()), [int(label) for label in names]
+    every = sorted(map(int, known))
+    photographs, labels = (part.to(device) for part in load_images(data, "train", every, size))
+    ours = torch.isin(labels.cpu(), torch.tensor(chosen))
+    (there,), (others,) = torch.where(ours), torch.where(~ours)
+    held_out, rest = (there[index] for index in split_off(labels[there].cpu(), 0.1, seed))
+    torch.manual_seed(seed)
+    network: Any = NoisyClassifier(sample_size=size, id2label={str(i): known[str(i)] for i in every}, **CLASSIFIER).to(
+        device
+    )
+
+    def phase(name: str, index: Tensor, ids: list[int], images: int, **settings: Any) -> None:
+        batches = LabelledBatches(photographs[index], labels[index], batch, seed, device, ids, settings.pop("cutmix"))
+        typer.echo(f"{name}: {len(index)} photographs of {len(ids)} labels")
+        loss = classifier_loss(batches, [every.index(label) for label in ids])
+        steps = images // (2 * batch)
+        train(network, loss, out / f"{name}.state", steps, batch, 2e-3, 0.05, compile_model, draws=2, **settings)
+
+    phase("pretraining", torch.cat([others, *[rest] * REPEATS]), every, 2 * images // 3, fall=0.0, cutmix=0.0)
+    phase("classifier", rest, chosen, images - 2 * images // 3, fall=1.0, cutmix=0.5)
+    network = with_columns(network, [every.index(label) for label in chosen], names).to(device)
+    held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, chosen)
+    network.calibrate(fit_logit_scales(network, held))
+    return network
