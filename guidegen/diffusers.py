@@ -230,6 +230,7 @@ class Guidance(BaseGuidance):
         names = inspect.signature(module.forward).parameters
         x_t = args[0] if args else next(kwargs[name] for name in names if name in kwargs)
         self._x_t = torch.stack(x_t).squeeze(2) if isinstance(x_t, list) else x_t
+        self.cleanup_models(module)  # also where the network then fails
 
     def _combined(self, null: Tensor, conditional: Tensor, weights: list[float]) -> Tensor:
         w = torch.tensor(weights, dtype=torch.float32, device=null.device).view(-1, *[1] * (null.ndim - 1))
@@ -313,7 +314,8 @@ def _noise_of(scheduler: Any, step: int, timestep: Tensor) -> Any:
     if convention not in ("vp", "flow") or kind not in PREDICTION_TYPES:
         return _Unknown(f"what the network predicts under {name} is not known: take another scheduler or method.")
     try:
-        levels, after = noise_levels(scheduler), levels_after(scheduler)
+        levels = noise_levels(scheduler)
+        after = None if scheduler.config.get("stochastic_sampling") else levels_after(scheduler)
     except GuidegenError as error:
         return _Unknown(str(error))
     # image-to-image starts at a later timestep of the scheduler

@@ -473,6 +473,20 @@ def test_without_a_pipeline_methods_that_read_the_noise_level_are_refused() -> N
                 guider.forward(c, u)
 
 
+def test_formulas_are_in_fp32_and_rounded_once() -> None:
+    u, c = (torch.randn((2, 4, 8), generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (0, 1))
+    pred = Guidance(w=[3.0, 7.0]).forward(c, u).pred
+    w = torch.tensor([3.0, 7.0]).view(2, 1, 1)
+    assert torch.equal(pred, (u.float() + w * (c.float() - u.float())).bfloat16())
+
+
+def test_a_network_that_fails_keeps_no_hook(families: Any) -> None:
+    made = families("SD3")
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        drawn(made, Guidance(w=4.0, method="apg"), negative_prompt_embeds=torch.zeros(1, 5, 3))
+    assert not made.network._forward_pre_hooks
+
+
 def test_levels_of_a_run_that_begins_later() -> None:
     """As image-to-image does: the timesteps are the last of the scheduler's."""
     scheduler = FlowMatchEulerDiscreteScheduler()
