@@ -75,7 +75,12 @@ class _Unknown:
     def _refuse(self, *_: Any) -> NoReturn:
         raise ValueError(self._reason)
 
-    __getattr__ = __eq__ = __sub__ = __rmul__ = _refuse  # type: ignore[assignment]
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # as copies and pickles look for
+            raise AttributeError(name)
+        self._refuse()
+
+    __eq__ = __sub__ = __rmul__ = _refuse  # type: ignore[assignment]
     __hash__ = None  # type: ignore[assignment]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, guiders
+from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, guiders
 from pipelines import stable_diffusion_xl, tiny_vae
 from test_guiders import PAIRS
 from torch import Tensor
@@ -396,6 +397,18 @@ def test_an_interval_saves_calls(families: Any) -> None:
     assert len(calls_of(families("SD3"), Guidance(w=4.0, interval="0%:50%"))) == STEPS + STEPS // 2
 
 
+def test_every_evaluation_of_a_second_order_scheduler_is_guided(families: Any) -> None:
+    """diffusers' own guider counts evaluations, is told the number of steps, and goes off after that many."""
+    made = families("SDXL")
+    scheduler = made.pipeline.scheduler
+    made.pipeline.update_components(scheduler=HeunDiscreteScheduler.from_config(scheduler.config))
+    assert len(calls_of(made, Guidance(w=4.0))) == 2 * (2 * STEPS - 1)
+    assert len(calls_of(made, ClassifierFreeGuidance(guidance_scale=4.0))) == 2 * STEPS + STEPS - 1
+    theirs = ClassifierFreeGuidance(guidance_scale=4.0)  # its second run would fail, off by the state of the first
+    close(drawn(made, Guidance(w=4.0, interval=f"0%:{100 * STEPS / (2 * STEPS - 1) + 1:g}%")), drawn(made, theirs))
+    made.pipeline.update_components(scheduler=scheduler)
+
+
 def test_a_disabled_guider_is_the_conditional_model(families: Any) -> None:
     made, guider = families("SD3"), Guidance(w=3.0)
     guider.disable()
@@ -455,6 +468,7 @@ def test_saved_and_loaded(families: Any, tmp_path: Path) -> None:
     assert torch.equal(drawn(made, Guidance.from_pretrained(tmp_path), 2), expected)
     assert torch.equal(drawn(made, guider.new(), 2), expected)
     assert guider.new(w=2.0).config.w == 2
+    assert pickle.loads(pickle.dumps(Guidance(w=2.0))).config.w == 2
 
 
 def test_without_a_pipeline_methods_that_read_the_noise_level_are_refused() -> None:
