@@ -6,7 +6,7 @@ The names below are loaded on first use, so that `import guidegen` stays light.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "BUNDLED": "guidegen.zoo",

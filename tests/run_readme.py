@@ -53,11 +53,7 @@ def make_stand_ins(folder: Path) -> dict[str, Path]:
 
 def stood_in(line: str, stand_ins: dict[str, Path], run: Path, reference: Path) -> str | None:
     """The command line with paths for names; None for one that needs what only its reader has."""
-    if (
-        line.startswith(("guidegen convert", "guidegen submit"))
-        or "--shard auto" in line
-        or "edm2" in line.removeprefix("guidegen presets")
-    ):
+    if re.match(r"guidegen (convert|submit)|.*(--shard auto|-m edm2|--protocol)", line):
         return None
     for name, path in (stand_ins | {"RUN": run, "photographs.parquet": reference}).items():
         *before, _ = name.split()

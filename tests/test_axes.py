@@ -291,7 +291,7 @@ def test_merged_shards_are_the_same_bytes_as_one_process(with_null: Path, tmp_pa
         (["--by", "steps="], "give values after the ="),
         (["--by", "w=1,2"], "a flag of its own, which takes a list: --w"),
         (["--by", "seed=1,2"], "a flag of its own, which takes a list: --seeds"),
-        (["--by", "cfg-scale=1"], "choose guidance, interval"),
+        (["--by", "cfg-scale=1"], "Choose guidance, interval"),
         (["--by", "steps=2,3", "--steps", "4"], "stands instead of --steps"),
         (["--by", "steps=2", "--by", "steps=3"], "stands there twice"),
         (["--by", "steps=2@1,3"], "or none of them"),

@@ -39,7 +39,7 @@ _OF_PARSER = {
     "Unable to parse input string as an integer, exceeded maximum size": "{found} is too large",
     "Input should be a valid number, unable to parse string as a number": "{found} is not a number",
     "Input should be greater than or equal to (\\S+)": r"{found} is below \1, the least that it takes",
-    r"^Got unexpected extra argument(?:\(s\)|s)? \((.*)\)": r"Unexpected argument: \1",
+    r"^Got unexpected extra argument(?:\(s\)|s)? \((.*)\)": r"Extra argument: \1",
 }
 """What typer and pydantic say, and what it is called here; {found} is what was given."""
 _MAY_BE_EMPTY = ("--prompt", "-p", "--negative-prompt")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from guidegen import __version__
 from guidegen.cli import console
-from guidegen.cli.lines import print_image, print_line
+from guidegen.cli.lines import print_image
 from guidegen.cli.output import already_there, export
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
@@ -111,16 +111,13 @@ def _there_now(job: Job, folder: Path) -> list[Row] | None:
 
 
 def _print_result(job: Job, rows: Iterable[Row], made: Path | None) -> None:
-    """The path of what was made; with `--json` the grid, and the images of one file: those of a run are printed as drawn."""
+    """The path of what was made; with `--json` the images that went into one file: those of a run are printed as drawn."""
     if not job.flags.json_rows:
         if made:
             console.result(str(made))
-        return
-    if job.output.is_file:
+    elif job.output.is_file:
         for row in rows:
             print_image(row, None, job.output.path)
-    for page in job.grid_files if made else ():
-        print_line("grid", page, None if job.output.is_file else job.output.folder)
 
 
 def _note_models(job: Job) -> None:

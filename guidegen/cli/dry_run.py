@@ -9,7 +9,7 @@ from guidegen.cli.lines import print_line
 from guidegen.cli.ls import UNITS
 from guidegen.cli.output import already_there
 from guidegen.cli.resolve import Job
-from guidegen.cli.weights import are_local, check_whole, with_hashes
+from guidegen.cli.weights import are_local, check_whole, with_hashes, without_weights
 from guidegen.runs.directory import finished_before
 from guidegen.spec.axes import describe
 from guidegen.spec.cell import Cell
@@ -19,7 +19,10 @@ def _there(job: Job) -> tuple[int, int]:
     """How many of the images are there already, and the network calls behind them; refuses what drawing refuses."""
     output, flags = job.output, job.flags
     if are_local(job):
-        check_whole(job)
+        absent = without_weights(job)
+        if absent and not flags.quiet:
+            console.note(f"note: there are no weights in {absent[0]}, without which nothing is drawn")
+        check_whole(job, absent)
         job = with_hashes(job) if output.path.exists() and not flags.overwrite else job
     if output.is_file and already_there(output, job.metadata, flags.overwrite):
         return len(job.cells), sum(setup.cost(some.groups()) for setup, some in job.by_variant(job.cells))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,25 @@ def with_hashes(job: Job) -> Job:
     return replace(job, settings=replace(job.settings, **hashes), setups=setups)
 
 
-def check_whole(job: Job) -> None:
-    """Raises CheckpointError or UnsafeError for weights that are not there, not whole, or pickles nobody asked for."""
+def check_whole(job: Job, absent: Collection[Path] = ()) -> None:
+    """Raises CheckpointError or UnsafeError for weights that are not there, not whole, or pickles nobody asked for.
+
+    Args:
+        job: whose weights.
+        absent: folders that may have none.
+    """
     from guidegen.models.pretrained import check_weights
 
     for folder in _folders(job):
-        check_weights(folder, job.flags.access)
+        if folder not in absent:
+            check_weights(folder, job.flags.access)
+
+
+def without_weights(job: Job) -> list[Path]:
+    """The folders that hold no file of weights."""
+    from guidegen.models.weight_files import holds_weights
+
+    return [folder for folder in _folders(job) if not holds_weights(folder)]
 
 
 def find_nonfinite(job: Job) -> str | None:

@@ -48,6 +48,11 @@ class Weights:
     safe: bool
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether there is any file of weights in a model folder, whole or not."""
+    return any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.index.json", *_PICKLES))
+
+
 def find_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     """The weight files of one model folder, as diffusers and transformers name them.
 
