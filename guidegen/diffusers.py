@@ -87,10 +87,11 @@ class _Unknown:
 class Guidance(BaseGuidance):
     """A guidance method of guidegen in a modular pipeline of diffusers.
 
-    w = 0 is the unconditional prediction and w = 1 the conditional one, in every family: w is the `guidance_scale` of
+    w = 0 is the unconditional prediction and w = 1 the conditional one: w is the `guidance_scale` of
     `ClassifierFreeGuidance`, and one more than that of its `use_original_formulation` (Krea 2). At steps where all
-    weights are 0 or all are 1, the network is called once. Formulas are computed in fp32, one sample apart from the
-    others, and rounded to the dtype of the predictions.
+    weights are 0 or all are 1, the network is called once; not so at 0 in Qwen-Image, whose pipeline then gives each
+    token the length of the conditional one. Formulas are computed in fp32, one sample apart from the others, and
+    rounded to the dtype of the predictions.
 
     Args:
         w: one weight for all samples, or one for each sample of the batch, in its order.
