@@ -62,12 +62,15 @@ def stood_in(line: str, stand_ins: dict[str, Path], run: Path, reference: Path) 
     return re.sub(r"(-n|--num) [1-9]\d+", r"\1 1", line)
 
 
-def install(folder: Path) -> Path:
+def install(folder: Path, torch: str | None) -> Path:
     """The environment that the first command of the README makes in a clone; returns its bin."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder / "clone")], check=True)
+    if torch:
+        first = f"python3 -m venv .venv && .venv/bin/pip install --quiet {torch}"
+        subprocess.run(["bash", "-c", first], cwd=folder / "clone", check=True)
     (command,) = re.findall(r"^ {4}(python3 -m venv .*207)$", README, re.MULTILINE)
     subprocess.run(["bash", "-c", f"set -e; {command}"], cwd=folder / "clone", check=True)
-    extras = f"{folder}/clone/.venv/bin/python -m pip install --quiet '{folder}/clone[evaluate,preview]'"
+    extras = f"{folder}/clone/.venv/bin/python -m pip install --quiet '{folder}/clone[evaluate,preview,tune]'"
     subprocess.run(["bash", "-c", extras], check=True)
     return folder / "clone" / ".venv" / "bin"
 
@@ -85,9 +88,10 @@ def shell(line: str, folder: Path, path: str) -> tuple[int, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--installed", action="store_true", help="use the guidegen of this Python")
+    parser.add_argument("--torch", help="what to install first, such as a build without CUDA: torch==2.13.0")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="readme-"))
-    programs = Path(sys.executable).parent if given.installed else install(folder)
+    programs = Path(sys.executable).parent if given.installed else install(folder, given.torch)
     stubs = folder / "stubs"
     stubs.mkdir()
     for name in ("display", "jq"):
