@@ -257,7 +257,10 @@ def _run(drawn: Drawn, name: str, axis: str, images: _Images, per_run: Collectio
 def _about(drawn: Drawn) -> str:
     """The scheduler, the steps and the number of images, but for what varies in the run."""
     settings = drawn.about["settings"]
-    words = {"scheduler": value_name("scheduler", settings["scheduler"]), "steps": f"{settings['steps']} steps"}
+    words = {
+        "scheduler": value_name("scheduler", settings["scheduler"]),
+        "steps": f"{settings['steps']} step{'s' * (settings['steps'] != 1)}",
+    }
     how = ", ".join(word for axis, word in words.items() if axis not in drawn.axes)
     return " · ".join(filter(None, (how, f"{len(drawn.rows):,} images")))
 
