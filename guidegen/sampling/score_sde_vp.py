@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from guidegen.sampling.sigma_schedulers import Generators, noise_like
+from guidegen.sampling.sigma_schedulers import EvaluationScheduler, Generators, noise_like
 
 
-class ScoreSdeVpScheduler(diffusers.SchedulerMixin, ConfigMixin):
+class ScoreSdeVpScheduler(EvaluationScheduler):
     """Euler-Maruyama over the reverse SDE with linear betas (eq. 11 and appendix B), in the steps of diffusers' class.
 
     That class has no `step` and no pipeline, and its config does not say what timesteps its networks read. Here it walks
@@ -57,10 +56,6 @@ class ScoreSdeVpScheduler(diffusers.SchedulerMixin, ConfigMixin):
         after = torch.searchsorted(-logs, -wanted).clamp(1, count - 1)
         part = (wanted - logs[after - 1]) / (logs[after] - logs[after - 1])
         self.timesteps = (after - 1 + part.clamp(0, 1)).float()
-        self._evaluation = 0
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Starts at the first evaluation."""
         self._evaluation = 0
 
     def step(

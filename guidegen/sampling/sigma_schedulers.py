@@ -23,7 +23,17 @@ def noise_like(x: Tensor, generator: Generators) -> Tensor:
     return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-class EDMHeunScheduler(diffusers.SchedulerMixin, ConfigMixin):
+class EvaluationScheduler(diffusers.SchedulerMixin, ConfigMixin):
+    """A scheduler that counts the evaluations of the network, of which a step may take several."""
+
+    _evaluation = 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Starts at the first evaluation."""
+        self._evaluation = 0
+
+
+class EDMHeunScheduler(EvaluationScheduler):
     """EDM's sampler: Heun's method, with churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2) or without (algorithm 1).
 
     A step raises the noise from sigma to (1 + gamma) sigma, and goes from there to the next sigma, which is zero at
@@ -77,10 +87,6 @@ class EDMHeunScheduler(diffusers.SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor(self._steps)
         self._evaluation = 0
         self._start = self._slope = torch.empty(0)
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Starts at the first evaluation."""
-        self._evaluation = 0
 
     def raise_noise(self, sample: Tensor, generator: Generators = None) -> Tensor:
         """x at the sigma of the next evaluation: with the noise of churn where a step begins."""
@@ -142,7 +148,7 @@ class KarrasVeScheduler(EDMHeunScheduler):
             )
 
 
-class ScoreSdeVeScheduler(diffusers.SchedulerMixin, ConfigMixin):
+class ScoreSdeVeScheduler(EvaluationScheduler):
     """Predictor and corrector of variance exploding SDEs (Song et al. 2021, arXiv 2011.13456, algorithm 2).
 
     The images of diffusers' class of this name; there the corrector's step of one sample depends on the rest of its
@@ -185,10 +191,6 @@ class ScoreSdeVeScheduler(diffusers.SchedulerMixin, ConfigMixin):
         self._to = [float(table[k - 1]) if k else 0.0 for k in (times * last).long().tolist()]
         self.sigmas = torch.tensor([*(low * (high / low) ** t for t in times.tolist()), 0.0])
         self.timesteps = self.sigmas[:-1].repeat_interleave(self.config.correct_steps + 1)
-        self._evaluation = 0
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Starts at the first evaluation."""
         self._evaluation = 0
 
     def step(
