@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from guidegen.errors import CheckpointError
 from guidegen.models.checkpoint import Source
 from guidegen.models.configs import Latents
-from guidegen.models.kinds.folder import LabelCheckpoint
+from guidegen.models.kinds.folder import LabelCheckpoint, WithOptionalVae
 from guidegen.models.noise_schedule import convention_of
 from guidegen.schema import convert
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from guidegen.scores.interfaces import Denoiser
 
 
-class Edm(LabelCheckpoint):
+class Edm(WithOptionalVae, LabelCheckpoint):
     """A network with its preconditioning, which draws pixels, or latents that an `AutoencoderKL` makes images of."""
 
     pipeline = "EDMPipeline"
@@ -40,18 +40,10 @@ class Edm(LabelCheckpoint):
     def matches(cls, source: Source) -> bool:
         return super().matches(source) or source.config.get("_class_name") in cls.network_classes
 
-    @classmethod
-    def others_among(cls, named: Collection[str]) -> Sequence[str]:
-        return ("vae",) if "vae" in named else ()
-
-    @property
-    def decoder(self) -> str | None:
-        return "vae" if "vae" in self.configs else None
-
     @property
     def cannot_draw(self) -> str | None:
         if self.decoder is None and (self.latents is not None or self.config["in_channels"] not in (1, 3)):
-            return "it draws latents, and nothing here decodes them. Convert it again with --vae ID|DIR"
+            return self.undecoded
         return None
 
     @property

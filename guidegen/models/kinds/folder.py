@@ -245,6 +245,21 @@ class LabelCheckpoint(FolderCheckpoint):
         """A network of this kind as a denoiser."""
 
 
+class WithOptionalVae:
+    """For kinds whose latents a `vae` decodes that the folder may lack: the network alone can still guide another."""
+
+    configs: Mapping[str, Mapping[str, Any]]
+    undecoded: ClassVar[str] = "it draws latents, and nothing here decodes them. Convert it again with --vae ID|DIR"
+
+    @classmethod
+    def others_among(cls, named: Collection[str]) -> Sequence[str]:
+        return ("vae",) if "vae" in named else ()
+
+    @property
+    def decoder(self) -> str | None:
+        return "vae" if "vae" in self.configs else None
+
+
 def _folder_kinds() -> list[type[FolderCheckpoint]]:
     return [kind for kind in checkpoint_kinds() if issubclass(kind, FolderCheckpoint)]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
 from guidegen.errors import CheckpointError
 from guidegen.models.checkpoint import Source
 from guidegen.models.kinds.dit import DiT
+from guidegen.models.kinds.folder import WithOptionalVae
 from guidegen.models.noise_schedule import is_flow
 
 
-class SiT(DiT):
+class SiT(WithOptionalVae, DiT):  # type: ignore[misc]  # a DiT always has its vae
     """A flow-matching transformer of latents, of which an `AutoencoderKL` makes images."""
 
     kind = "SiT"
@@ -23,18 +22,10 @@ class SiT(DiT):
     def matches(cls, source: Source) -> bool:
         return super().matches(source) or source.config.get("_class_name") in cls.network_classes
 
-    @classmethod
-    def others_among(cls, named: Collection[str]) -> Sequence[str]:
-        return ("vae",) if "vae" in named else ()
-
-    @property
-    def decoder(self) -> str | None:  # type: ignore[override]
-        return "vae" if "vae" in self.configs else None
-
     @property
     def cannot_draw(self) -> str | None:
         if self.decoder is None:
-            return "it draws latents, and nothing here decodes them. Convert it again with --vae ID|DIR"
+            return self.undecoded
         return None
 
     def check_config(self) -> None:
