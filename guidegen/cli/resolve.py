@@ -168,7 +168,7 @@ def plan_job(flags: SampleOptions) -> Job:
             "note: fp16 on a CPU is slower than bf16, about a thousand times where the CPU has no fp16 arithmetic of its "
             "own. --dtype bf16 is as fast as fp32 or faster."
         )
-    job = replace(job, pages=None if shard else pages, output=output.named(_run_name(job)))
+    job = replace(job, pages=None if shard else pages, output=output.named(default_name(job, flags.command)))
     if not output.is_file:
         for page in job.grid_files:
             refuse_foreign(page, flags.force)
@@ -249,15 +249,21 @@ def _pages(job: Job) -> grid.Layout:
     return pages
 
 
-def _run_name(job: Job) -> str:
-    """The default name of its run directory: the same flags give the same one, whatever other flags there are."""
-    flags, plan, (checkpoint, classifier, guide) = job.flags, job.plan, job.models
+def default_name(job: Job, command: str, *more: Any) -> str:
+    """The default name of a run directory: the same flags give the same one, whatever other flags there are.
+
+    Args:
+        job: what is drawn.
+        command: the command that draws it.
+        more: whatever else it depends on.
+    """
+    plan, (checkpoint, classifier, guide) = job.plan, job.models
     drawn = replace(plan, columns=(), rows=()).as_json()  # in another grid they are the same images
     names = list(dict.fromkeys(map(job.conditions.name_of, make_cells(plan.labels, plan.seeds[:1], plan.weights[:1]))))
     opened = [checkpoint.ref, checkpoint.revision, classifier.ref if classifier else None]
     refs = [ref and ref.replace(str(BUNDLED), "bundled") for ref in (*opened, *([guide.ref] if guide else []))]
     asked = [{key: value for key, value in each.items() if value is not None} for each in (asdict(job.settings), drawn)]
-    return f"{checkpoint.name}-{flags.command}-{flags.mode}-{fingerprint(*asked, *refs, names)}"
+    return f"{checkpoint.name}-{command}-{job.flags.mode}-{fingerprint(*asked, *refs, names, *more)}"
 
 
 def _variants(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from time import sleep
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from guidegen.cli.drawing import about_run, draw_missing, open_networks
 from guidegen.cli.flags import SweepOptions
 from guidegen.cli.output import parse_output
-from guidegen.cli.resolve import Job, plan_job
+from guidegen.cli.resolve import Job, default_name, plan_job
 from guidegen.cli.signals import Signals
 from guidegen.cli.weights import with_hashes
 from guidegen.errors import LockedError, UsageError
@@ -76,10 +76,7 @@ class SettingJobs:
         if flags.w is None and flags.mode != "none" and "w" not in self._weights:
             self.weight = "1.0" if job.conditions.mixed else "3.0"
             job = self._plan(self._every_arm(), flags.seed or "0")
-        name = (
-            f"{job.models.checkpoint.name}-tune-{flags.mode}-{fingerprint(asdict(job.settings), job.plan.as_json(), named)}"
-        )
-        self.folder: Path = output.path / name if flags.out is None else output.path
+        self.folder: Path = output.named(default_name(job, "tune", named)).path
         self._given["out"] = f"{self.folder}/"
         self.base = with_hashes(job)
 
