@@ -1,6 +1,6 @@
 """A sweep on a crowded machine: beside a busy process, beside a second sweep, and on one core.
 
-python tests/benchmarks/crowd.py [--repeats 5] [--sweep "--label 207,281 -n 4 --steps 20 -w 0,1,2,3,4"]
+python tests/benchmarks/crowd.py [--repeats 3] [--sweep "--label 207,281 -n 4 --steps 15 -w 0,1,2,3"]
 
 Each round times all of them in turn, as guidegen waits by itself (asleep), as torch's OpenMP does where nothing is
 said (spinning), and with what `--spin` asks for. Ratios are to the quiet time of the same round and kind of waiting.
@@ -47,15 +47,18 @@ def round_of(command: list[str], environment: Mapping[str, str]) -> dict[str, tu
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sweep", default="--label 207,281 -n 4 --steps 20 -w 0,1,2,3,4")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sweep", default="--label 207,281 -n 4 --steps 15 -w 0,1,2,3")
     parser.add_argument("--spin", type=int, nargs="*", default=[], help="other values of GOMP_SPINCOUNT")
     options = parser.parse_args()
     command = [*GUIDEGEN, "sweep", *shlex.split(options.sweep), "-q"]
     kinds: dict[str, Mapping[str, str]] = {"asleep": {}, "spinning": SPINNING}
     kinds |= {f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in options.spin}
     run(command)
-    rounds = [{kind: round_of(command, given) for kind, given in kinds.items()} for _ in range(options.repeats)]
+    rounds = []
+    for count in range(options.repeats):
+        rounds.append({kind: round_of(command, given) for kind, given in kinds.items()})
+        print(f"round {count + 1} of {options.repeats}", file=sys.stderr, flush=True)
     head("threads wait", "case", "wall, s", "times the quiet wall", "CPU, s")
     for kind in kinds:
         for case in CASES:
