@@ -259,6 +259,17 @@ def test_pickles_are_read_without_running_them(tmp_path: Path) -> None:
             read_plain_pickle(path)
 
 
+def test_pickles_do_not_keep_the_reader_for_ever(tmp_path: Path) -> None:
+    pair: Any = ()
+    for _ in range(60):
+        pair = (pair, pair)
+    inner = pickle.dumps(pair, 3)[2:-1]
+    for endless in (b"\x80\x04}(" + inner + b"Nu.", b"\x80\x04cnumpy\ndtype\n" + inner + b"\x85R."):
+        (tmp_path / "x.pkl").write_bytes(endless)
+        with pytest.raises(UsageError, match="cannot be read as a pickle of arrays"):
+            read_plain_pickle(tmp_path / "x.pkl")
+
+
 def test_the_images_of_others(npz: Npz, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """An .npz of samples, in its order, and a folder: the same numbers, and nothing is written beside them."""
     fake = pictures(1, 40, 140)

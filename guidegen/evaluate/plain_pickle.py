@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guidegen.errors import UnsafeError, UsageError, first_line
+from guidegen.models.inert import Inert, InertUnpickler, Known
 from guidegen.schema import read_bytes
 
 _LARGEST = 1 << 30
@@ -33,25 +33,27 @@ def read_plain_pickle(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read as a pickle of arrays: {first_line(error)}") from None
 
 
-class _Type:
+class _Type(Inert):
     """In place of numpy.dtype: of plain numbers alone."""
 
     def __init__(self, code: str, *_: Any):
+        if not isinstance(code, str):  # numpy takes nested lists for one, which can take for ever
+            raise ValueError("it has a dtype that is no text")
         self.dtype = np.dtype(code)
         if self.dtype.kind not in "biuf":
             raise ValueError(f"it has an array of {self.dtype}")
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _Array:
+class _Array(Inert):
     """In place of numpy.ndarray: the numbers that the pickle holds, and no more of them than that."""
 
     array: Any = None
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
         self.array = _array(data, kind, shape, "F" if fortran else "C").array
 
@@ -80,14 +82,14 @@ _NAMES: dict[tuple[str, str], Any] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(InertUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
             raise UnsafeError(
                 f"The reference holds more than arrays ({module}.{name}"[:120] + "), and opening that can run code. "
                 "Save mu and sigma as an .npz."
             )
-        return _NAMES[module, name]
+        return Known(_NAMES[module, name])
 
 
 def _replaced(value: Any, depth: int = 0) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from guidegen.errors import CheckpointError, UnsafeError, first_line
+from guidegen.models.inert import Inert, InertUnpickler, Known, hashable
 from guidegen.models.pickles import imported_name
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _DEEPEST, _LONGEST = 32, 256
 """Modules inside of modules, and letters of a name."""
 
 
-class Record:
+class Record(Inert):
     """An object of a pickle, of which only its class's name and attributes are known.
 
     Attributes:
@@ -51,6 +52,12 @@ class Record:
     def __init__(self, name: str):
         self.name = name
         self.state: Mapping[Any, Any] = {}
+
+    def set_state(self, state: Any) -> None:
+        """Takes its attributes."""
+        if not isinstance(state, Mapping):
+            raise pickle.UnpicklingError(f"sets the state of a {type(self).__name__}")
+        self.state = state
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that it was made with.
@@ -74,14 +81,21 @@ class Record:
         return found
 
 
-class _Dict(dict):  # type: ignore[type-arg]
+class _Dict(dict, Inert):  # type: ignore[type-arg]
     """An OrderedDict or EasyDict."""
 
+    def set_state(self, state: Any) -> None:
+        pass  # an empty __dict__
 
-class _Dtype(str):
+
+class _Dtype(str, Inert):
     """A dtype of numpy by its code, such as f4."""
 
     __slots__ = ()
+
+    def set_state(self, state: Any) -> None:
+        if state[1] == ">":
+            raise pickle.UnpicklingError("numbers in big-endian order")
 
 
 def is_persistent(path: Path) -> bool:
@@ -117,12 +131,9 @@ def read_persistent(path: Path) -> dict[str, Any]:
     return dict(data)
 
 
-class _Reader(pickle._Unpickler):
-    """The unpickler of Python's library that is written in Python: its memory grows with what it reads alone."""
-
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+class _Reader(InertUnpickler):
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(InertUnpickler.dispatch)
+    del dispatch[pickle.DICT[0]]  # of protocol 0, which no such pickle is
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -131,88 +142,8 @@ class _Reader(pickle._Unpickler):
         if module == "torch" and name in _STORAGES.values():
             return _Dtype(name)
         if module.startswith("torch.nn.modules.") and name.isidentifier():
-            return _Kind(name)
+            return Known(lambda *_: Record(name))
         raise UnsafeError(f"asks for {full[:100]!r}, which no network of EDM or EDM2 needs, and opening it can run code.")
-
-    def load_reduce(self) -> None:
-        arguments = self.stack.pop()
-        self.stack[-1] = _called(self.stack[-1])(*arguments)
-
-    def load_newobj(self) -> None:
-        arguments = self.stack.pop()
-        self.stack[-1] = _called(self.stack[-1])(*arguments)
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        _set_state(self.stack[-1], state)
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][_key(key)] = value
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][_key(key)] = value
-
-    def load_additems(self) -> None:
-        items = self.pop_mark()
-        self.stack[-1].update(map(_key, items))
-
-    dispatch |= {
-        pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_newobj,
-        pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.ADDITEMS[0]: load_additems,
-    }
-    for _operation in (pickle.DICT, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.FROZENSET):
-        del dispatch[_operation[0]]  # other ways to call and to hash, which no such pickle takes
-
-
-class _Kind:
-    """A class of torch's modules: called, it gives a record."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __call__(self, *_: Any) -> Record:
-        return Record(self._name)
-
-
-class _Known:
-    """A function of ours in the place of one that a pickle names."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-
-def _called(callee: Any) -> Callable[..., Any]:
-    if not isinstance(callee, _Known | _Kind):
-        raise pickle.UnpicklingError(f"calls a {type(callee).__name__}")
-    return callee
-
-
-def _key(value: Any) -> Any:
-    if not isinstance(value, str | int | float | None):  # a tuple of tuples can take for ever to hash
-        raise pickle.UnpicklingError(f"has a {type(value).__name__} for a key")
-    return value
-
-
-def _set_state(target: Any, state: Any) -> None:
-    if isinstance(target, Record) and isinstance(state, Mapping):
-        target.state = state
-    elif isinstance(target, _Array):
-        target.fill(state)
-    elif isinstance(target, _Dtype):
-        if state[1] == ">":
-            raise pickle.UnpicklingError("numbers in big-endian order")
-    elif not isinstance(target, _Dict):  # of which it is an empty __dict__
-        raise pickle.UnpicklingError(f"sets the state of a {type(target).__name__}")
 
 
 def _persistent(meta: Any) -> Record:
@@ -220,7 +151,7 @@ def _persistent(meta: Any) -> Record:
         raise pickle.UnpicklingError("no persistent object")
     record = Record(meta["class_name"])
     if meta.get("state") is not None:
-        _set_state(record, meta["state"])
+        record.set_state(meta["state"])
     return record
 
 
@@ -271,13 +202,13 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 # --- numpy
 
 
-class _Array:
+class _Array(Inert):
     """An array of numpy, flat, as its pickle fills it in."""
 
     def __init__(self, *_: Any):
         self.values: list[float] = []
 
-    def fill(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
         _, _, dtype, _, data = state
         self.values = _numbers(dtype, data)
 
@@ -307,7 +238,7 @@ def _known() -> dict[str, Any]:
         "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
         "dnnlib.util.EasyDict": lambda: _Dict(),
         "collections.OrderedDict": lambda: _Dict(),
-        "builtins.set": lambda items: set(map(_key, items)),
+        "builtins.set": lambda items: set(map(hashable, items)),
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_parameter": _parameter,
@@ -319,7 +250,7 @@ def _known() -> dict[str, Any]:
     for core in ("core", "_core"):
         functions[f"numpy.{core}.multiarray._reconstruct"] = _Array
         functions[f"numpy.{core}.multiarray.scalar"] = _scalar
-    return {name: _Known(function) for name, function in functions.items()}
+    return {name: Known(function) for name, function in functions.items()}
 
 
 _KNOWN = _known()
