@@ -22,8 +22,10 @@ def _there(job: Job) -> tuple[int, int]:
         absent = without_weights(job)
         if absent and not flags.quiet:
             console.note(f"note: there are no weights in {absent[0]}, without which nothing is drawn")
-        check_whole(job, absent)
-        job = with_hashes(job) if output.path.exists() and not flags.overwrite else job
+        if output.path.exists() and not flags.overwrite:
+            job = with_hashes(job)
+        else:
+            check_whole(job, absent)
     if output.is_file and already_there(output, job.metadata, flags.overwrite):
         return len(job.cells), sum(setup.cost(some.groups()) for setup, some in job.by_variant(job.cells))
     if output.folder is None:
