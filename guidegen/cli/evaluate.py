@@ -226,11 +226,7 @@ def _open_networks(
         reader: Reader = open_inception(flags.inception, device, access)
     else:
         reader = open_features(flags.features or "bundled", device, access)
-    if reader.size is not None and reader.size != size:
-        raise UsageError(
-            f"The {reader.name} reads images of {reader.size[1]}x{reader.size[0]}, and the run has {size[1]}x{size[0]}: "
-            "name an image model with --features ID|DIR."
-        )
+    reader.check_size(size)
     if not names or not (flags.judge or size == bundled_size()):
         return reader, None
     return reader, open_evaluation_classifier(flags.judge or "bundled", names, device, access)
@@ -267,23 +263,23 @@ def _reference(
     flags: EvaluateFlags,
     on_image: Callable[[int], None],
 ) -> Reference:
-    from guidegen.evaluate.neighbourhoods import MIN_IMAGES
-    from guidegen.evaluate.reference import open_source, read_reference, save_reference, saved_reference
+    from guidegen.evaluate.measuring import open_reference
+    from guidegen.evaluate.reference import save_reference
 
     wanted, size = _wanted(drawn, flags.reference_labels), drawn[0].size
     assert flags.reference is not None
-    reference = saved_reference(flags.reference, reader, wanted, size)
-    if reference is None:
-        source = open_source(flags.reference, {name.casefold(): label for label, name in names.items() if name})
-        if flags.reference_labels not in ("run", "all") and not source.labelled:
-            raise UsageError(f"--reference-labels: {flags.reference} has no labels.")
-        correct = classifier.correct if classifier else None
-        reference = read_reference(source, wanted, size, flags.resize, reader, correct, flags.batch_size, on_image)
-    if len(reference.features) < MIN_IMAGES:
-        raise UsageError(
-            f"--reference {reference.source} has {len(reference.features)} images, and the metrics need {MIN_IMAGES} "
-            "at least."
-        )
+    reference = open_reference(
+        flags.reference,
+        wanted,
+        names,
+        size,
+        flags.resize,
+        reader,
+        classifier.correct if classifier else None,
+        flags.batch_size,
+        on_image,
+        only_labelled=flags.reference_labels not in ("run", "all"),
+    )
     if flags.save_reference:
         save_reference(flags.save_reference, reference, reader, size)
     return reference

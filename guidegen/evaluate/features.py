@@ -50,6 +50,14 @@ class Reader:
     weights: str | None = None
     inception: bool = False
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises UsageError if it makes no features of images of (height, width) `size`."""
+        if self.size is not None and self.size != size:
+            raise UsageError(
+                f"The {self.name} reads images of {self.size[1]}x{self.size[0]}, and these are {size[1]}x{size[0]}: "
+                "name an image model with --features ID|DIR."
+            )
+
     @torch.no_grad()
     def __call__(self, images: Pixels) -> NDArray[np.float32]:
         """fp32 (B, D) of uint8 images (B, H, W, 3).

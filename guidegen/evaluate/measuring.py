@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +12,55 @@ from torch import Tensor
 from guidegen.errors import UsageError
 from guidegen.evaluate import protocols, scores
 from guidegen.evaluate.cache import FeatureCache
-from guidegen.evaluate.features import EvaluationClassifier, Reader, read_rows_with
+from guidegen.evaluate.features import EvaluationClassifier, Pixels, Reader, read_rows_with
 from guidegen.evaluate.measure import Drawn, images_digest
 from guidegen.evaluate.metrics import Figures, Measured, Meter, figure
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES
 from guidegen.evaluate.published import PublishedReader
-from guidegen.evaluate.reference import Reference, subject_of
+from guidegen.evaluate.reference import Reference, open_source, read_reference, saved_reference, subject_of
 from guidegen.runs.schema import Row
 from guidegen.spec.axes import describe
 from guidegen.spec.shard import Shard
 
 OnImage = Callable[[int], None]
+
+
+def open_reference(
+    path: Path,
+    wanted: Collection[Any] | None,
+    names: Mapping[int, str],
+    size: tuple[int, int],
+    resize: str | None,
+    reader: Reader,
+    correct: Callable[[Pixels, list[Any]], list[bool]] | None,
+    batch: int,
+    on_image: OnImage,
+    only_labelled: bool = False,
+) -> Reference:
+    """What `--reference` names: saved features, or those of its images.
+
+    Args:
+        path: of it.
+        wanted: labels to keep; None keeps all.
+        names: label id -> name, which its labels may be instead of ids.
+        size, resize, reader, correct, batch, on_image: as `read_reference` takes them.
+        only_labelled: refuses images without labels.
+
+    Raises:
+        UsageError: as `saved_reference` and `read_reference`, or fewer than `MIN_IMAGES` images.
+    """
+    reference = saved_reference(path, reader, wanted, size)
+    if reference is None:
+        source = open_source(path, {name.casefold(): label for label, name in names.items() if name})
+        if only_labelled and not source.labelled:
+            raise UsageError(f"--reference-labels: {path} has no labels.")
+        reference = read_reference(source, wanted, size, resize, reader, correct, batch, on_image)
+    if len(reference.features) < MIN_IMAGES:
+        raise UsageError(
+            f"--reference {reference.source} has {len(reference.features)} images, and the metrics need {MIN_IMAGES} "
+            "at least."
+        )
+    return reference
 
 
 def read_features(
@@ -161,9 +200,11 @@ def per_class(drawn: Drawn, caches: Sequence[FeatureCache], meter: Meter) -> lis
     """
     found = []
     for key, rows in _groups(drawn):
-        labels = sorted({subject_of(row) for row in rows if subject_of(row) is not None}, key=str)
-        for label in labels:
-            mine = [row for row in rows if subject_of(row) == label]
+        of_label: dict[Any, list[Row]] = {}
+        for row in rows:
+            of_label.setdefault(subject_of(row), []).append(row)
+        of_label.pop(None, None)
+        for label, mine in sorted(of_label.items(), key=lambda item: str(item[0])):
             stored = caches[0].stored(row["sha256"] for row in mine)
             nan = torch.full((len(mine),), torch.nan)
             hashes = [caches[0].pixels[row["sha256"]] for row in mine]

@@ -24,9 +24,10 @@ from guidegen.evaluate.features import (
     open_features,
     read_rows_with,
 )
+from guidegen.evaluate.measuring import open_reference
 from guidegen.evaluate.metrics import METRICS, mean_over_classes, pairwise_distance, vendi_score
-from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods
-from guidegen.evaluate.reference import Reference, open_source, read_reference, saved_reference, subject_of
+from guidegen.evaluate.neighbourhoods import Neighbourhoods
+from guidegen.evaluate.reference import Reference, subject_of
 from guidegen.models.weight_files import Access
 from guidegen.runs.images import read_drawn
 from guidegen.runs.schema import Row
@@ -302,11 +303,7 @@ def open_networks(
     reader = found = classifier = None
     if needs_features(metrics):
         reader = open_features(networks.features, networks.device, networks.access)
-        if reader.size is not None and reader.size != size:
-            raise UsageError(
-                f"The {reader.name} reads images of {reader.size[1]}x{reader.size[0]}, and these are {size[1]}x{size[0]}: "
-                "name an image model with --features ID|DIR."
-            )
+        reader.check_size(size)
     if needs_classifier(metrics):
         can_read = networks.judge != "bundled" or size == bundled_size()
         if names and can_read:
@@ -316,12 +313,6 @@ def open_networks(
                 "accuracy and confidence need an evaluation classifier that knows these labels: --judge ID|DIR."
             )
     if reader is not None and needs_reference(metrics) and reference is not None:
-        found = saved_reference(reference, reader, set(subjects) if subjects else None, size)
-        if found is None:
-            source = open_source(reference, {name.casefold(): label for label, name in names.items() if name})
-            found = read_reference(source, subjects, size, resize, reader, None, _BATCH, lambda _: None)
-        if len(found.features) < MIN_IMAGES:
-            raise UsageError(
-                f"--reference {found.source} has {len(found.features)} images, and the metrics need {MIN_IMAGES} at least."
-            )
+        wanted = set(subjects) if subjects else None
+        found = open_reference(reference, wanted, names, size, resize, reader, None, _BATCH, lambda _: None)
     return Opened(reader, found, classifier)
