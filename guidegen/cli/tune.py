@@ -23,7 +23,7 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.runs.files import write_atomically
 from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import dumps
-from guidegen.spec.axes import axis_of
+from guidegen.spec.axes import axis_options
 from guidegen.spec.command import Command
 from guidegen.spec.options import PlainOptions
 from guidegen.spec.parse import whole
@@ -309,13 +309,7 @@ def _print_result(work: Work, goal: Goal, flags: TuneOptions, measured_by: Mappi
 def _best_command(flags: TuneOptions, jobs: SettingJobs, best: Mapping[str, Any]) -> Command:
     """`guidegen sample` with a setting."""
     command = command_of("sample", replace(flags, out=None, json_rows=False, quiet=False, verbose=False, debug=False))
-    given: dict[str, Any] = dict(command.into("", jobs.conditions, {}).without("out", "seed").options)
-    for name, value in best.items():
-        axis = axis_of(name)
-        if axis.flag == "guidance-opt":
-            given[axis.flag] = [*given.get(axis.flag, ()), f"{name.rpartition('.')[2]}={value}"]
-        elif value != axis.neutral:
-            given[str(axis.flag)] = value
+    given = axis_options(command.into("", jobs.conditions, {}).without("out", "seed").options, best)
     if "w" not in best and flags.w is None and jobs.weight is not None:
         given["w"] = jobs.weight
     return Command("sample", given)

@@ -27,7 +27,7 @@ from guidegen.report.tuning import shown_tuning
 from guidegen.runs.images import CorruptImageError, read_drawn, read_drawn_bytes
 from guidegen.runs.manifest import read_rows, with_axes
 from guidegen.runs.schema import Row
-from guidegen.spec.axes import axis_of, value_name
+from guidegen.spec.axes import axis_of, axis_options, value_name
 from guidegen.spec.command import Command, read_command
 
 if TYPE_CHECKING:
@@ -273,15 +273,8 @@ def _path(origin: Any) -> str:
 
 def _words(row: Row) -> list[str]:
     """What the command needs beside the options of the run to draw this one image."""
-    given: dict[str, Any] = {} if row["mode"] == "none" else {"w": row["w"]}
-    for name in axes_of([row]):
-        axis, value = axis_of(name), row[name]
-        if name in ("w", "label", "prompt", "seed") or value in (None, axis.neutral):
-            continue
-        if axis.flag == "guidance-opt":
-            given.setdefault(axis.flag, []).append(f"{name.rpartition('.')[2]}={value}")
-        else:
-            given[str(axis.flag)] = value
+    varied = {name: row[name] for name in axes_of([row]) if name not in ("w", "label", "prompt", "seed")}
+    given = axis_options({} if row["mode"] == "none" else {"w": row["w"]}, varied)
     if row["label"] is not None:
         given["label"] = row.get("mixture") or row["label"]
     if row["prompt"] is not None:

@@ -84,6 +84,20 @@ def axis_of(name: str) -> Axis:
     return AXES.get(name) or Axis(name, name, "guidance-opt")
 
 
+def axis_options(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a command, flag -> value, that also set these values of axes; neutral ones need no flag."""
+    found = dict(options)
+    for name, value in values.items():
+        axis = axis_of(name)
+        if value in (None, axis.neutral):
+            continue
+        if axis.flag == "guidance-opt":
+            found[axis.flag] = [*found.get(axis.flag, ()), f"{name.rpartition('.')[2]}={value}"]
+        else:
+            found[str(axis.flag)] = value
+    return found
+
+
 def axis_value(axis: str, settings: Mapping[str, Any]) -> Any:
     """The value of settings along an axis of `--by`; None where they have none."""
     method, _, option = axis.rpartition(".")
