@@ -359,7 +359,7 @@ def test_clip_distance_is_that_of_its_paper() -> None:
     def mean(a: Any, b: Any) -> float:
         return float((-torch.cdist(a, b).square() / 200).exp().mean())
 
-    value, error = scores.clip_distance(x, y, [0] * 20, 3)
+    value, error = scores.ClipDistance(y).measure(x, [0] * 20, 3)
     assert value == pytest.approx(1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y)), rel=1e-9)
     assert error is not None
     assert 0 < error < math.inf

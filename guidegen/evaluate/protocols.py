@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from guidegen.errors import UsageError
 from guidegen.evaluate import scores
@@ -119,7 +118,7 @@ class Target:
         count: images that the moments are of; None where the file does not say.
         neighbourhoods: of the reference's images; None without.
         images: how many those are.
-        features: (M, D) of CLIP; None elsewhere.
+        clip: the distance of CLIP's features; None elsewhere.
     """
 
     source: str
@@ -129,7 +128,7 @@ class Target:
     count: int | None
     neighbourhoods: Neighbourhoods | None = None
     images: int = 0
-    features: Tensor | None = None
+    clip: scores.ClipDistance | None = None
     moments: Mapping[str, Moments] = field(default_factory=dict)
 
 
@@ -209,8 +208,8 @@ def measure_group(
     if target.neighbourhoods is not None:
         measured = target.neighbourhoods.measure(layers["pool"], labels, subsamples(labels, splits))
         found |= {name: figure(*measured[name], count) for name in ("precision", "recall")}
-    if target.features is not None:
-        value, error = scores.clip_distance(layers["clip"], target.features, labels, splits)
+    if target.clip is not None:
+        value, error = target.clip.measure(layers["clip"], labels, splits)
         found["clip_distance"] = figure(value, error, count)
     return found
 

@@ -65,21 +65,27 @@ def _split_score(features: Features, head: Tensor, index: Any) -> tuple[float, f
     return score, score**2 * float(every.var()) / len(every) if len(every) > 1 else 0.0
 
 
-def clip_distance(features: Features, reference: Tensor, labels: Sequence[Any], splits: int) -> tuple[float, float | None]:
+class ClipDistance:
     """1000 times the squared maximum mean discrepancy under exp(−|x − y|²/200), all pairs of each set counted (CMMD).
 
     Args:
-        features: (N, D), of unit length.
-        reference: (M, D), likewise.
-        labels: of the images.
-        splits: 0: no standard error, which is that of the influence of each image.
+        reference: features (M, D) of unit length.
     """
-    own = torch.cat([_mean_kernel(part, features) for part in blocks(features)])
-    across = torch.cat([_mean_kernel(part, reference) for part in blocks(features)])
-    real = torch.cat([_mean_kernel(part, reference) for part in blocks(reference)])
-    value = _SCALE * float(own.mean() + real.mean() - 2 * across.mean())
-    influence = 2 * _SCALE * (own - across)
-    return value, standard_errors.of_mean(influence, labels, range(len(labels))) if splits else None
+
+    def __init__(self, reference: Tensor):
+        self._reference = reference
+        self._within = float(torch.cat([_mean_kernel(part, reference) for part in blocks(reference)]).mean())
+
+    def measure(self, features: Features, labels: Sequence[Any], splits: int) -> tuple[float, float | None]:
+        """The distance of features (N, D) of unit length, and its standard error; without splits there is none.
+
+        The error is that of the influence of each image.
+        """
+        own = torch.cat([_mean_kernel(part, features) for part in blocks(features)])
+        across = torch.cat([_mean_kernel(part, self._reference) for part in blocks(features)])
+        value = _SCALE * float(own.mean() + self._within - 2 * across.mean())
+        influence = 2 * _SCALE * (own - across)
+        return value, standard_errors.of_mean(influence, labels, range(len(labels))) if splits else None
 
 
 def _mean_kernel(x: Tensor, others: Features) -> Tensor:

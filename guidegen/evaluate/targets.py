@@ -18,6 +18,7 @@ from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods
 from guidegen.evaluate.protocols import Protocol, Target, check_kind
 from guidegen.evaluate.published import PublishedReader
 from guidegen.evaluate.reference import fit, open_source
+from guidegen.evaluate.scores import ClipDistance
 from guidegen.evaluate.statistics import Statistics, read_statistics, write_statistics
 from guidegen.spec.cell import digest
 
@@ -64,7 +65,7 @@ def read_target(
         count,
         Neighbourhoods(kept) if protocol.neighbours and kept is not None else None,
         len(kept) if kept is not None else 0,
-        kept if "clip" in protocol.networks else None,
+        ClipDistance(kept) if "clip" in protocol.networks and kept is not None else None,
         moments,
     )
 
