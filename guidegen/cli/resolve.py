@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,13 @@ class Job:
     device: torch.device
     output: Output
     pages: grid.Layout | None = None
+
+    def with_hashes(self, hashes: Mapping[str, Any]) -> Job:
+        """The same with the hashes of its weights, by the names of `WEIGHT_HASHES`, in the settings of all variants."""
+        setups = {
+            variant: replace(setup, settings=replace(setup.settings, **hashes)) for variant, setup in self.setups.items()
+        }
+        return replace(self, settings=replace(self.settings, **hashes), setups=setups)
 
     @property
     def variants(self) -> dict[Variant, Settings]:

@@ -138,10 +138,9 @@ class SettingJobs:
         """
         job = self._job(setting, seeds)
         plan = replace(job.plan, seeds=job.plan.seeds[before:])
-        variants = {variant: setup.settings for variant, setup in job.setups.items()}
         about = about_run(job, self.command)
         try:
-            run = Run(self.folder, job.settings, about, False, plan, job.shard, variants)
+            run = Run(self.folder, job.settings, about, False, plan, job.shard, job.variants)
         except LockedError:
             yield None
             return
@@ -161,10 +160,7 @@ class SettingJobs:
         words = {each.name: str(value) for each, value in zip(self.space.dimensions, setting, strict=True)}
         job = self._plan(words, f"{first}-{first + seeds - 1}")
         hashes = {name: getattr(self.base.settings, name) for name in WEIGHT_HASHES}
-        setups = {
-            variant: replace(setup, settings=replace(setup.settings, **hashes)) for variant, setup in job.setups.items()
-        }
-        return replace(job, settings=self.base.settings, setups=setups, shard=shard, models=self.base.models)
+        return replace(job.with_hashes(hashes), settings=self.base.settings, shard=shard, models=self.base.models)
 
     @cached_property
     def _of_base(self) -> Callable[[Setting, range], Job] | None:

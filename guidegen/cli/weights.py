@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ def with_hashes(job: Job) -> Job:
         "classifier_sha256": SEPARATOR.join(each.sha256(access) for each in classifiers) or None,
         "guide_model_sha256": guide.sha256(access) if guide else None,
     }
-    setups = {variant: replace(setup, settings=replace(setup.settings, **hashes)) for variant, setup in job.setups.items()}
-    return replace(job, settings=replace(job.settings, **hashes), setups=setups)
+    return job.with_hashes(hashes)
 
 
 def check_whole(job: Job, absent: Collection[Path] = ()) -> None:
