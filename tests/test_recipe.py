@@ -221,15 +221,6 @@ def test_calibration_finds_the_temperature() -> None:
     assert scales == pytest.approx([0.5, 0.5], abs=0.05)
 
 
-def test_the_stem_halves_the_image() -> None:
-    names = {str(label): "x" for label in range(3)}
-    settings: dict[str, Any] = {"block_out_channels": (16, 32), "down_block_types": ("DownBlock2D",) * 2, "id2label": names}
-    for pooling in ("mean", "attention"):
-        network = NoisyClassifier(sample_size=8, stem_stride=2, pooling=pooling, **settings)
-        assert network.conv_in(torch.zeros(1, 3, 8, 8)).shape == (1, 16, 4, 4)
-        assert network(torch.zeros(2, 3, 8, 8), torch.tensor([1, 2])).shape == (2, 3)
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of the recipe that train in a moment; the guiding one is the smaller."""
@@ -245,8 +236,8 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     from guidegen.models.checkpoint import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
-    seen = {"images": 8, "guiding_images": 8, "pretraining_images": 16, "classifier_images": 8}
-    recipe.main(data, out, classes="1,207,281", size=8, batch=4, **seen)
+    seen = "unet=8,guiding=8,pretraining=16,classifier=8"
+    recipe.main(data, out, classes="1,207,281", size=8, images=seen, batch=4)
     checkpoint = open_checkpoint(str(out))
     assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
     assert checkpoint.labels.names == {1: "goldfish", 207: "golden retriever", 281: "tabby"}
@@ -258,17 +249,25 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     assert guiding.num_parameters() < strong.num_parameters()
 
 
+@pytest.mark.parametrize("text", ["unet", "unet=-1", "unet=1e3", "vae=3", ""])
+def test_images_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="NAME=N"):
+        recipe.images_of(text)
+
+
 @pytest.mark.usefixtures("small")
 def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
     """No step at all writes the weights that were given, as fp16; only the UNet takes them."""
     given = UNet2DModel(sample_size=8, **recipe.UNET)
     given.save_pretrained(tmp_path / "given")
-    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images=0, start=tmp_path / "given", batch=4)
+    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images="unet=0", start=tmp_path / "given", batch=4)
     assert str(tmp_path) not in (tmp_path / "unet/config.json").read_text()
     written = UNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float16).state_dict()
     for name, weight in given.state_dict().items():
         assert torch.equal(weight.half(), written[name]), name
-    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, guiding_images=0, start=tmp_path / "given", batch=4)
+    recipe.main(
+        data, tmp_path, part="guiding", classes="1,207", size=8, images="guiding=0", start=tmp_path / "given", batch=4
+    )
     guiding = UNet2DModel.from_pretrained(tmp_path / "unet_weak")
     assert tuple(guiding.config.block_out_channels) == recipe.GUIDING["block_out_channels"]
 
@@ -280,11 +279,11 @@ def test_the_guiding_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path:
     from guidegen.models.checkpoint import open_checkpoint
     from guidegen.models.weight_files import weights_sha256
 
-    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images=8, batch=4)
+    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images="unet=8", batch=4)
     alone = open_checkpoint(tmp_path)
     identity = weights_sha256(alone.part_folders.values())
     unet = (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes()
-    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, guiding_images=8, batch=4)
+    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, images="guiding=8", batch=4)
     assert (tmp_path / "unet_weak/config.json").exists()
     after = open_checkpoint(tmp_path)
     assert (after.index, after.configs, after.part_folders) == (alone.index, alone.configs, alone.part_folders)

@@ -21,10 +21,9 @@ from guidegen.zoo.batches import Batches, load_images
 from guidegen.zoo.loop import train
 
 CLASSIFIER: dict[str, Any] = {
-    "block_out_channels": (64, 128, 192),
-    "down_block_types": ("DownBlock2D",) * 3,
+    "block_out_channels": (48, 96, 128, 192),
+    "down_block_types": ("DownBlock2D",) * 4,
     "layers_per_block": 1,
-    "stem_stride": 2,
 }
 REPEATS = 4  # how often a photograph of the checkpoint's labels stands among all
 
@@ -143,7 +142,6 @@ def train_classifier(
     batch: int,
     seed: int,
     compile_model: bool,
-    save_seconds: float = 180.0,
 ) -> Any:
     """The classifier of the labels `names`, after so many `images` of all labels and so many of these."""
     from guidegen.models.classifiers.noisy import NoisyClassifier
@@ -166,7 +164,7 @@ def train_classifier(
         loss = classifier_loss(batches, [every.index(label) for label in ids])
         steps = images // (2 * batch)
         state = out / f"{name}.state"
-        train(network, loss, state, steps, batch, 2e-3, 0.05, compile_model, save_seconds, draws=2, **settings)
+        train(network, loss, state, steps, batch, 2e-3, 0.05, compile_model, draws=2, **settings)
 
     phase("pretraining", torch.cat([others, *[rest] * REPEATS]), every, images[0], fall=0.0, cutmix=0.0)
     phase("classifier", rest, chosen, images[1], fall=1.0, cutmix=0.5)

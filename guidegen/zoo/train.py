@@ -50,6 +50,7 @@ GUIDING: dict[str, Any] = UNET | {
     "time_embedding_dim": 128,
     "attention_head_dim": 32,
 }
+IMAGES = {"pretraining": 6_000_000, "classifier": 500_000, "unet": 1_200_000, "guiding": 64_000}
 
 
 def unet_loss(batches: Batches, dropout: float) -> Callable[[nn.Module, int], torch.Tensor]:
@@ -89,18 +90,27 @@ def export(folder: Path, part: str, network: Any, names: dict[str, str]) -> None
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def images_of(text: str) -> dict[str, int]:
+    """ "unet=1000,guiding=100" over the defaults.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    given = dict(part.partition("=")[::2] for part in text.split(","))
+    if not (given.keys() <= IMAGES.keys() and all(count.isdecimal() for count in given.values())):
+        raise typer.BadParameter(f"--images {text}: NAME=N for {', '.join(IMAGES)}, with commas.")
+    return IMAGES | {name: int(count) for name, count in given.items()}
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and labels.json.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")],
     part: Annotated[str, typer.Option(help="classifier, unet, guiding or all.")] = "all",
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
-    images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 1_200_000,
-    guiding_images: Annotated[int, typer.Option(help="Images the guiding UNet sees.")] = 64_000,
-    pretraining_images: Annotated[
-        int, typer.Option(help="Images of all labels of the data the classifier sees.")
-    ] = 1_000_000,
-    classifier_images: Annotated[int, typer.Option(help="Images of these labels that it sees then.")] = 500_000,
+    images: Annotated[
+        str, typer.Option(help="Images that each part sees; the classifier of all labels of the data, then of its own.")
+    ] = ",".join(f"{name}={count}" for name, count in IMAGES.items()),
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
     ] = None,
@@ -108,11 +118,11 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the UNets.")] = 5e-4,
     seed: Annotated[int, typer.Option(help="Seed of weights, noise and order.")] = 0,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for GPUs.")] = False,
-    save_seconds: Annotated[float, typer.Option(help="Seconds from one saved state to the next.")] = 180.0,
 ) -> None:
     """Train the bundled checkpoint; run again to go on."""
     if part not in ("all", "classifier", "unet", "guiding"):
         raise typer.BadParameter(f"--part {part}: classifier, unet, guiding or all.")
+    seen = images_of(images)
     from diffusers import UNet2DModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,20 +131,20 @@ def main(
     names = {str(i): known[str(i)] for i in ids}
     out.mkdir(parents=True, exist_ok=True)
     if part in ("all", "classifier"):
-        seen = (pretraining_images, classifier_images)
-        trained = train_classifier(data, out, names, seen, size, batch, seed, compile_model, save_seconds)
+        phases = (seen["pretraining"], seen["classifier"])
+        trained = train_classifier(data, out, names, phases, size, batch, seed, compile_model)
         export(out, "classifier", trained, names)
     if part != "classifier":
         photographs, labels = (part.to(device) for part in load_images(data, "train", ids, size))  # all Batches share them
-    for name, config, count in (("unet", UNET, images), ("guiding", GUIDING, guiding_images)):
+    for name, config in (("unet", UNET), ("guiding", GUIDING)):
         if part in ("all", name):
             torch.manual_seed(seed)
             unet = UNet2DModel(sample_size=size, **config)
             if start and name == "unet":
                 unet.load_state_dict(UNet2DModel.from_pretrained(start).state_dict())
             loss = unet_loss(Batches(photographs, labels, batch, seed, device), dropout=0.15)
-            state, steps = out / f"{name}.state", count // batch
-            train(unet.to(device), loss, state, steps, batch, learning_rate, 0.01, compile_model, save_seconds)
+            state, steps = out / f"{name}.state", seen[name] // batch
+            train(unet.to(device), loss, state, steps, batch, learning_rate, 0.01, compile_model)
             export(out, "unet" if name == "unet" else "unet_weak", unet, names)
 
 

@@ -46,7 +46,6 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
             `norm_num_groups`, and for no norm there with "scale_shift", as in `UNet2DModel`.
         resnet_time_scale_shift: "default" or "scale_shift", as in `UNet2DModel`.
         downsample_type: "conv", or "resnet" for a ResNet block that halves the resolution.
-        stem_stride: stride of the first convolution, whose kernel is three times as wide.
         time_channels: sinusoids of the timestep; None for `block_out_channels[0]`.
         pooling: "mean" over the positions, or "attention" (`AttentionPool`), which fixes the size of the images.
         dropout: dropout inside the ResNet blocks and before the head.
@@ -77,7 +76,6 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         downsample_type: str = "conv",
         time_channels: int | None = None,
         pooling: str = "mean",
-        stem_stride: int = 1,
     ):
         super().__init__()
         if not id2label:
@@ -87,7 +85,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         head_dim = None if num_attention_heads else attention_head_dim
         time_channels = time_channels or block_out_channels[0]
         temb = time_channels * 4
-        self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], 3 * stem_stride, stem_stride, padding=stem_stride)
+        self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], 3, padding=1)
         self.time_proj = Timesteps(time_channels, True, 0)
         self.time_embedding = TimestepEmbedding(time_channels, temb)
         self.down_blocks = nn.ModuleList()
@@ -130,7 +128,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         if pooling == "attention":
             if attention_head_dim is None:
                 raise ValueError("NoisyClassifier needs attention_head_dim to pool by attention")
-            positions = (sample_size // stem_stride >> (len(down_block_types) - 1)) ** 2
+            positions = (sample_size >> (len(down_block_types) - 1)) ** 2
             self.head: nn.Module = AttentionPool(channels, attention_head_dim, positions, len(id2label))
         else:
             self.head = nn.Linear(channels, len(id2label))
