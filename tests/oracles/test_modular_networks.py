@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ import pipelines
 import pytest
 import torch
 from conftest import settings_of
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, guiders
+from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig, apply_layer_skip
+from diffusers.hooks.smoothed_energy_guidance_utils import _apply_smoothed_energy_guidance_hook
 from modular import FAMILIES, SEED, STEPS, Denoiser, close, drawn, sd3_transformer
 from torch import Tensor, nn
 
@@ -309,3 +312,48 @@ def test_networks_are_not_saved(families: Any, clip: Any, tmp_path: Path) -> Non
     assert guidance.new(w_classifier=3.0).config.w_classifier == 3
     assert len(pickle.dumps(Guidance(w=2))) < 10_000
     assert guidance._caller.state is None  # nothing of a run is kept
+
+
+SKIPPED = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
+PERTURBED = LayerSkipConfig(**SKIPPED, skip_attention=False, skip_attention_scores=True, skip_ff=False)
+SMOOTHED = SmoothedEnergyGuidanceConfig(**SKIPPED)
+
+
+class Smoothed(guiders.SmoothedEnergyGuidance):
+    """That of diffusers 0.42 does not count the calls, so that its hook is never there."""
+
+    def prepare_models(self, denoiser: Any) -> None:
+        self._count_prepared += 1
+        super().prepare_models(denoiser)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "scale", "settings", "hook"),
+    [
+        (guiders.SkipLayerGuidance, "skip_layer_guidance", {"skip_layer_config": SKIPPED}, LayerSkipConfig(**SKIPPED)),
+        (guiders.PerturbedAttentionGuidance, "perturbed_guidance", {"perturbed_guidance_config": PERTURBED}, PERTURBED),
+        (Smoothed, "seg_guidance", {"seg_guidance_config": SMOOTHED}, SMOOTHED),
+        (guiders.AutoGuidance, None, {"auto_guidance_config": SKIPPED}, LayerSkipConfig(**SKIPPED)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_guiders_that_disturb_layers_are_those_with_a_guiding_network(
+    families: Any, theirs: Any, scale: str | None, settings: dict[str, Any], hook: Any
+) -> None:
+    """A copy of the network with diffusers' own hooks in it. Theirs start to disturb after the step that they name."""
+    made = families("SDXL")
+    smooth = partial(_apply_smoothed_energy_guidance_hook, blur_sigma=1e7)
+    weak = deepcopy(made.network)
+    (apply_layer_skip if isinstance(hook, LayerSkipConfig) else smooth)(weak, hook)
+    others, limits = {}, {"start": 1 / STEPS, "stop": 1.0}
+    if scale is None:  # its one scale weighs the disturbed network without the prompt: here with it
+        others = {"negative_prompt": made.given["prompt"]}
+        w, settings = 1, settings | {"guidance_scale": 2.5} | limits
+    else:
+        w, steps = 3.0, {f"{scale}_start": 0.0, f"{scale}_stop": 1.0}
+        scale = "perturbed_guidance_scale" if scale == "perturbed_guidance" else f"{scale}_scale"
+        settings = settings | {"guidance_scale": w, scale: 1.5} | limits | steps
+    expected = drawn(made, theirs(**settings), **others)
+    guidance = Guidance(w=w, guide_model=weak, w_guide=2.5, interval=f"{100 / STEPS}%:100%")
+    close(drawn(made, guidance, **others), expected)
+    assert (expected - drawn(made, Guidance(w=w, interval=f"{100 / STEPS}%:100%"), **others)).abs().max() > 1e-4
