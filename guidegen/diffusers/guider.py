@@ -135,7 +135,7 @@ class Guidance(BaseGuidance):
         self.scheduler: Any = None
         """That of the pipeline; None takes it from the block that calls, whose argument is named `components`."""
         self._caller = Caller()
-        self._renormalised = self._reads_conditional = True
+        self._renormalised = self._reads_conditional = self._latents_first = True
         self._tokens: int | None = None
         self._noise: Any = Unknown("the pipeline has not run yet")
         self._schedule: GuidanceSchedule | None = None
@@ -216,7 +216,9 @@ class Guidance(BaseGuidance):
                 "(prompts times num_images_per_prompt)."
             )
         if self._enabled and (len(predictions) > 1 or any(weights.w_classifier for weights in self._weights)):
-            pred = self._combined({name: each.float() for name, each in predictions.items()}).to(pred.dtype)
+            cut = self._tokens if self._latents_first and pred.ndim == 3 else None  # the rest are of images to edit
+            guided = self._combined({name: each[:, :cut].float() for name, each in predictions.items()}).to(pred.dtype)
+            pred = guided if cut is None else torch.cat([guided, pred[:, cut:]], dim=1)
         self._call = None
         if self._schedule is not None and self._step == len(self._schedule.factors) - 1:
             self._caller, self._decode = Caller(), None  # which hold the latents and texts of the run
@@ -245,7 +247,7 @@ class Guidance(BaseGuidance):
 
     def _begin(self, caller: Caller) -> None:
         self._caller, self._memory, self._call, self._layout, self._decode = caller, [], None, None, None
-        self._renormalised, self._tokens = caller.renormalises, caller.tokens
+        self._renormalised, self._latents_first, self._tokens = caller.renormalises, caller.latents_first, caller.tokens
         self._reads_conditional = caller.pipeline is None or self._renormalised
         scheduler = getattr(caller.pipeline, "scheduler", None) if self.scheduler is None else self.scheduler
         self._noise = noise_of(scheduler, self._step, self._timestep)
@@ -347,8 +349,10 @@ class Guidance(BaseGuidance):
 
     def _shift(self, null: Tensor | None, weights: Sequence[Weights]) -> Tensor | None:
         """What the gradient of the classifier adds to a prediction at a weight of one (B, *); None where none asks."""
-        if null is None or self._decode is None or not any(each.w_classifier for each in weights):
+        if null is None or not any(each.w_classifier for each in weights):
             return None
+        if self._decode is None:
+            raise ValueError("A classifier reads what a pipeline decodes, and none has begun a run with this guider.")
         step = self._step_of(null)
         labels = self._labels * len(null) if self._count is None else self._labels
         call = self._call if self._exact else None
@@ -358,6 +362,8 @@ class Guidance(BaseGuidance):
     def _step_of(self, predictions: Tensor, i: int | None = None) -> Step:
         """What the method may read besides the predictions, for sample i; for all where it is None."""
         x_t, shape = None if self._call is None else self._call.x_t, tuple(predictions.shape[1:])
+        if x_t is not None and self._latents_first and x_t.ndim == 3:
+            x_t = x_t[:, : self._tokens]
         if x_t is None or tuple(x_t.shape[1:]) != shape:
             found = "nothing" if x_t is None else tuple(x_t.shape[1:])
             what = self._method.name if self._method.name != "cfg" else "a classifier"

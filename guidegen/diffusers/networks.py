@@ -29,14 +29,16 @@ class Call(NamedTuple):
         return torch.stack(found).squeeze(2) if isinstance(found, list) else found
 
     def again(self, x_t: Tensor) -> Tensor:
-        """Its output (B, *) for another x_t of the same shape."""
+        """Its output (B, *) for another x_t of the same shape, or for other first tokens (B, L, C)."""
         own: Any = self.args[0] if self.args else self.kwargs[self._first]
         other: Any = x_t.to(self.x_t.dtype)
         if isinstance(own, list):
             other = list(other.unsqueeze(2))
+        elif x_t.ndim == 3:
+            other = torch.cat([other, own[:, x_t.shape[1] :]], dim=1)
         args, kwargs = ((other, *self.args[1:]), self.kwargs) if self.args else ((), {**self.kwargs, self._first: other})
         output = self.network(*args, **kwargs)[0]
-        return torch.stack(list(output)).squeeze(2) if isinstance(own, list) else output
+        return torch.stack(list(output)).squeeze(2) if isinstance(own, list) else output[:, : x_t.shape[1]]
 
     @property
     def _first(self) -> str:

@@ -26,6 +26,8 @@ from guidegen.scores.noise import PREDICTION_TYPES, Level
 
 _RENORMALISED = ("QwenImageTransformer2DModel",)
 """Networks whose pipelines give each guided token the length of the conditional one, which is then needed at any weight."""
+_LATENTS_FIRST = ("QwenImageTransformer2DModel", "Flux2Transformer2DModel")
+"""Networks that read the tokens of the latents, then those of images to edit."""
 
 
 class Noise(NamedTuple):
@@ -112,7 +114,12 @@ class Caller:
     @property
     def renormalises(self) -> bool:
         """Whether it gives each guided token the length of the conditional one."""
-        return type(getattr(self.pipeline, "transformer", None)).__name__ in _RENORMALISED
+        return self._network in _RENORMALISED
+
+    @property
+    def latents_first(self) -> bool:
+        """Whether the tokens of the latents come before those of images to edit."""
+        return self._network in _LATENTS_FIRST
 
     def eta(self, scheduler: Any) -> float:
         """DDIM's eta, as the call of the pipeline gave it; 0 where the state of the run is not found."""
@@ -163,6 +170,10 @@ class Caller:
             return images
 
         return decode
+
+    @property
+    def _network(self) -> str:
+        return type(getattr(self.pipeline, "transformer", None)).__name__
 
     @property
     def _name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from copy import deepcopy
 from dataclasses import replace
@@ -17,7 +18,10 @@ from conftest import settings_of
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, guiders
 from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig, apply_layer_skip
 from diffusers.hooks.smoothed_energy_guidance_utils import _apply_smoothed_energy_guidance_hook
-from modular import FAMILIES, SEED, STEPS, Denoiser, close, drawn, sd3_transformer
+from diffusers.modular_pipelines import Flux2KleinBaseAutoBlocks, QwenImageEditAutoBlocks
+from modular import FAMILIES, SEED, STEPS, Denoiser, Made, close, drawn, sd3_transformer, without_encoders
+from PIL import Image
+from test_image_classifiers import VIT, make
 from torch import Tensor, nn
 
 from guidegen.diffusers import Guidance, guider
@@ -39,7 +43,8 @@ from guidegen.spec.cell import Cell
 
 TEXTS = ["a fox", "blue"]
 # w, w_classifier, w_guide of the samples of one batch
-WEIGHTS = [(0.4, 0, 1), (3, 0, 1), (2, 1.5, 1), (0, 4, 0.5), (1, 2, 2), (1, 0, 0), (0, 0, 3), (-1, 1, 1)]
+WEIGHTS = [(0.4, 0, 1), (3, 0, 1), (2, 1.5, 1), (0, 4, 0.5), (1, 2, 2), (-1, 1, 1)]
+GUIDED_ONLY = [(1, 0, 0), (0, 0, 3), (0, 4, 1)]
 SETTINGS = {"interval": "0.2:inf", "w_schedule": "linear"}
 
 
@@ -53,8 +58,8 @@ def clip(clip_folder: Path) -> Any:
     return load_classifier(open_classifier(clip_folder), "cpu", texts=TEXTS)
 
 
-def guidance_of(**others: Any) -> Guidance:
-    w, w_classifier, w_guide = ([float(each) for each in column] for column in zip(*WEIGHTS, strict=True))
+def guidance_of(weights: Any = WEIGHTS, **others: Any) -> Guidance:
+    w, w_classifier, w_guide = ([float(each) for each in column] for column in zip(*weights, strict=True))
     return Guidance(w=w, w_classifier=w_classifier, w_guide=w_guide, **SETTINGS, **others)
 
 
@@ -140,11 +145,9 @@ def samplers(families: Any, clip_folder: Path, tmp_path_factory: pytest.TempPath
     return sampler_of, other.eval()
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"), [*((name, "exact") for name in METHODS), ("cfg", "detached"), ("apg", "detached")]
-)
+@pytest.mark.parametrize(("method", "kind"), [*((name, "exact") for name in METHODS), ("cfg", "detached")])
 def test_pictures_are_those_of_guidegen_sample(families: Any, clip: Any, samplers: Any, method: str, kind: str) -> None:
-    """Every method, with a classifier and a guiding network beside it, in one batch of eight weights."""
+    """Every method, with a classifier and a guiding network beside it, in one batch of six weights."""
     sampler_of, other = samplers
     cells = [Cell(None, SEED, w, w_classifier, "a fox", 0, w_guide) for w, w_classifier, w_guide in WEIGHTS]
     expected = (sampler_of(method, kind).draw(cells)[0] / 2 + 0.5).clamp(0, 1)
@@ -154,13 +157,23 @@ def test_pictures_are_those_of_guidegen_sample(families: Any, clip: Any, sampler
     assert (images[0] - images[1:]).flatten(1).abs().amax(1).min() > 0.003
 
 
-@pytest.mark.parametrize("method", ["cfg", "cfg++", "apg", "threshold"])
-@pytest.mark.parametrize("kind", ["exact", "detached"])
-def test_flow_with_all_kinds_of_guidance_is_that_of_sample(families: Any, clip: Any, method: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "kind", "weights"),
+    [
+        ("cfg", "exact", WEIGHTS),
+        ("cfg", "detached", GUIDED_ONLY),
+        ("cfg++", "exact", GUIDED_ONLY),
+        ("apg", "detached", WEIGHTS),
+        ("threshold", "exact", WEIGHTS),
+    ],
+)
+def test_flow_with_all_kinds_of_guidance_is_that_of_sample(
+    families: Any, clip: Any, method: str, kind: str, weights: Any
+) -> None:
     made, weak = families("SD3"), sd3_transformer(9)
     scheduler, vae, denoiser = made.pipeline.scheduler, made.pipeline.vae, Denoiser(made)
-    guidance = guidance_of(method=method, classifier=clip, classifier_gradient=kind, guide_model=weak)
-    latents = drawn(made, guidance, len(WEIGHTS))
+    guidance = guidance_of(weights, method=method, classifier=clip, classifier_gradient=kind, guide_model=weak)
+    latents = drawn(made, guidance, len(weights))
     scheduler.set_timesteps(STEPS)
 
     def logits_of(x0: Tensor) -> Tensor:
@@ -169,7 +182,7 @@ def test_flow_with_all_kinds_of_guidance_is_that_of_sample(families: Any, clip: 
     of = DenoisedScore(logits_of, {0: 0}, denoiser) if kind == "exact" else DetachedScore(logits_of, {0: 0}, "flow")
     after = levels_after(scheduler) if METHODS[method].gain else None
     schedule = make_schedule(noise_levels(scheduler), *SETTINGS.values(), METHODS[method], after)
-    w, w_classifier, w_guide = zip(*WEIGHTS, strict=True)
+    w, w_classifier, w_guide = zip(*weights, strict=True)
     guide = Guide(
         denoiser,
         [0] * len(w),
@@ -184,6 +197,17 @@ def test_flow_with_all_kinds_of_guidance_is_that_of_sample(families: Any, clip: 
     )
     expected = sample(guide, scheduler, [SEED] * len(w), latents.shape[1:], STEPS)
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_a_classifier_of_transformers_draws_its_label(families: Any, tmp_path: Path) -> None:
+    make("vit").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
+    vit = load_classifier(open_classifier(tmp_path), "cpu")
+    guidance = Guidance(w=0, classifier=vit, w_classifier=[0, 200, 200], classifier_labels=[1, 1, 2])
+    images = drawn(families("SD3"), guidance, 3, output="images", output_type="pt")
+    p = vit(images * 2 - 1).softmax(-1)
+    assert p[1, 1] > p[0, 1] + 0.001
+    assert p[2, 2] > p[0, 2] + 0.001
 
 
 @pytest.mark.parametrize("name", ["Qwen-Image", "FLUX.2-klein", "Krea 2"])
@@ -281,7 +305,8 @@ def test_schedulers_that_are_not_exact_are_refused(families: Any, clip: Any) -> 
         try:
             with pytest.raises(ValueError, match=message):
                 drawn(made, guidance, **given)
-            drawn(made, Guidance(w=3), **given)
+            if given:
+                drawn(made, Guidance(w=3), **given)
         finally:
             made.pipeline.update_components(scheduler=own)
 
@@ -357,3 +382,40 @@ def test_guiders_that_disturb_layers_are_those_with_a_guiding_network(
     guidance = Guidance(w=w, guide_model=weak, w_guide=2.5, interval=f"{100 / STEPS}%:100%")
     close(drawn(made, guidance, **others), expected)
     assert (expected - drawn(made, Guidance(w=w, interval=f"{100 / STEPS}%:100%"), **others)).abs().max() > 1e-4
+
+
+def edits(families: Any, name: str) -> Made:
+    """A pipeline that edits an image, whose tokens follow those of the latents."""
+    made = families(name)
+    if name == "Qwen-Image":
+        pipeline = without_encoders(QwenImageEditAutoBlocks(), "denoise", "decode")
+        image = {"image_latents": torch.randn(1, 4, 1, 8, 8, generator=torch.Generator().manual_seed(3))}
+    else:
+        pipeline = without_encoders(Flux2KleinBaseAutoBlocks(), "vae_encoder", "denoise", "decode")
+        image = {"image": Image.linear_gradient("L").resize((64, 64)).convert("RGB")}
+    pipeline.update_components(**{part: getattr(made.pipeline, part) for part in ("transformer", "vae", "scheduler")})
+    return made._replace(pipeline=pipeline, given={**made.given, **image})
+
+
+class OfTheImage(guiders.AdaptiveProjectedGuidance):
+    """That of diffusers over the tokens of the image that is drawn; those of the one that is edited are dropped later."""
+
+    def forward(self, pred_cond: Tensor, pred_uncond: Tensor) -> Any:
+        made = super().forward(pred_cond[:, :16], pred_uncond[:, :16])
+        pred = torch.cat([made.pred, pred_cond[:, 16:]], 1)
+        return type(made)(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image", "FLUX.2-klein"])
+def test_tokens_of_an_image_to_edit_are_left_out(
+    families: Any, clip: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made, kept = edits(families, name), kept_gradients(monkeypatch)
+    close(drawn(made, Guidance(w=4.0)), drawn(made, guiders.ClassifierFreeGuidance(guidance_scale=4.0)))
+    settings = {"eta": 0.2, "adaptive_projected_guidance_rescale": 5.0, "use_original_formulation": True}
+    expected = drawn(made, OfTheImage(guidance_scale=3.0, start=0.0, stop=1.0, **settings))
+    options = {"eta": 0.2, "norm_threshold": 5.0, "space": "native", "momentum": 0}
+    close(drawn(made, Guidance(w=4.0, method="apg", options=options)), expected)
+    both = drawn(made, Guidance(w=[4.0, 0.0], method="threshold", w_classifier=[2, 0], classifier=clip), 2)
+    close(both[:1], drawn(made, Guidance(w=4.0, method="threshold", w_classifier=2, classifier=clip)))
+    assert all(found.shape[1:] == (16, 16) and found[0].any() for *_, found in kept)
