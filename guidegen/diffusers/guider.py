@@ -143,6 +143,7 @@ class Guidance(BaseGuidance):
         self._batch: list[str] = []
         self._memory: list[dict[str, Any]] = []
         self._call: Call | None = None
+        self._x_t: Tensor | None = None
         self._layout: Tensor | None = None
         self._decode: Callable[[Tensor], Tensor] | None = None
         self._undo: Callable[[], None] | None = None
@@ -219,7 +220,7 @@ class Guidance(BaseGuidance):
             cut = self._tokens if self._latents_first and pred.ndim == 3 else None  # the rest are of images to edit
             guided = self._combined({name: each[:, :cut].float() for name, each in predictions.items()}).to(pred.dtype)
             pred = guided if cut is None else torch.cat([guided, pred[:, cut:]], dim=1)
-        self._call = None
+        self._call = self._x_t = None
         if self._schedule is not None and self._step == len(self._schedule.factors) - 1:
             self._caller, self._decode = Caller(), None  # which hold the latents and texts of the run
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
@@ -246,7 +247,8 @@ class Guidance(BaseGuidance):
         return "".join(self._batch[max(self._count_prepared - 1, 0) :][:1])
 
     def _begin(self, caller: Caller) -> None:
-        self._caller, self._memory, self._call, self._layout, self._decode = caller, [], None, None, None
+        self._caller, self._memory, self._layout, self._decode = caller, [], None, None
+        self._call = self._x_t = None
         self._renormalised, self._latents_first, self._tokens = caller.renormalises, caller.latents_first, caller.tokens
         self._reads_conditional = caller.pipeline is None or self._renormalised
         scheduler = getattr(caller.pipeline, "scheduler", None) if self.scheduler is None else self.scheduler
@@ -286,6 +288,7 @@ class Guidance(BaseGuidance):
 
     def _keep_call(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._call = Call(module, args, kwargs)  # the last of the network's own is the unconditional one
+        self._x_t = self._call.x_t
         self._restore()  # also where the network then fails
 
     def _combined(self, predictions: Mapping[str, Tensor]) -> Tensor:
@@ -361,7 +364,7 @@ class Guidance(BaseGuidance):
 
     def _step_of(self, predictions: Tensor, i: int | None = None) -> Step:
         """What the method may read besides the predictions, for sample i; for all where it is None."""
-        x_t, shape = None if self._call is None else self._call.x_t, tuple(predictions.shape[1:])
+        x_t, shape = self._x_t, tuple(predictions.shape[1:])
         if x_t is not None and self._latents_first and x_t.ndim == 3:
             x_t = x_t[:, : self._tokens]
         if x_t is None or tuple(x_t.shape[1:]) != shape:
