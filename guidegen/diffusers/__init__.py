@@ -11,7 +11,7 @@ The guiders of diffusers, and what is the same here:
     TangentialClassifierFreeGuidance    tangential
     SkipLayerGuidance, PerturbedAttentionGuidance, SmoothedEnergyGuidance
                                         guide_model, a copy of the network with the same hooks, and w_guide = 1 + their scale
-    AutoGuidance                        such a guide_model, w = 1 and w_guide = its scale; it asks the copy without the prompt
+    AutoGuidance                        such a guide_model, w = 1, w_guide = its scale; it asks the copy without the prompt
     LTX2Guidance                        none: it guides video and audio by two guiders, over denoised estimates
 """
 
