@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ def save_pipeline(folder: Path, unet: Any, scheduler: Any, classifier: Any = Non
     }
     (folder / "model_index.json").write_text(json.dumps(about | index))
     return folder
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Small modular pipelines, by the names of `modular.FAMILIES`."""
+    from modular import FAMILIES
+
+    return cache(lambda name: FAMILIES[name](tmp_path_factory.mktemp("pipeline") / "parts"))
 
 
 @pytest.fixture(scope="session")

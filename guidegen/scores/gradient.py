@@ -27,13 +27,13 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
     one. Each sample has its own scale: the batch around it changes nothing.
 
     Args:
-        logits_of: images (B, C, H, W) -> logits (B, K).
-        x: images (B, C, H, W), fp32.
+        logits_of: images (B, *) -> logits (B, K).
+        x: images or packed latents (B, *), fp32.
         columns: the column of each sample's label (B,).
         scaled: whether the network runs in fp16.
 
     Returns:
-        (B, C, H, W) fp32, zero where it is below what fp32 holds; not finite only where the logits are not or
+        (B, *) fp32, zero where it is below what fp32 holds; not finite only where the logits are not or
         no scale makes it so.
     """
     with torch.enable_grad():
@@ -56,7 +56,7 @@ def gradient_of_log_probability(logits_of: Callable[[Tensor], Tensor], x: Tensor
         scaled_start = (start * scale[:, None]).to(logits.dtype)
         last = attempt == _SCALE_TRIES - 1
         gradient = torch.autograd.grad(logits, leaf, scaled_start, retain_graph=not last)[0].float()
-        gradient = gradient / scale[:, None, None, None]
+        gradient = gradient / scale.view(-1, *[1] * (x.ndim - 1))
         overflow = ~gradient.flatten(1).isfinite().all(dim=1)
         if not overflow.any():
             break

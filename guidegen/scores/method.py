@@ -44,6 +44,7 @@ class Method:
         linear: whether it is u + w (c - u) with some w, so that predictions of zero weight can be skipped
             also where a classifier is added to classifier-free guidance.
         gain: multiplies w at each step; None where w stays as it is.
+        images: whether it reads the layout of an image (B, C, H, W), which packed tokens do not have.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Method:
     changes: str = ""
     linear: bool = False
     gain: Gain | None = None
+    images: bool = False
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -296,6 +296,7 @@ def tangential(unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step
     "c + (w - 1) (d - (1 - low) lowpass(d))",
     "Sadat et al. 2025, arXiv 2506.19713, algorithm 2",
     changes="difference",
+    images=True,
 )
 def frequency(
     unconditional: Tensor, conditional: Tensor, w: Tensor, step: Step, *, low: float = 0.5, halvings: int = 1
