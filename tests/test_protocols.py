@@ -8,6 +8,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,10 +313,32 @@ def test_saved_statistics_are_read_again(drawn: Path, npz: Npz, tmp_path: Path) 
         (again,), _ = read_metrics(open_drawn(drawn))
         for metric, figure in first["metrics"].items():
             assert again["metrics"][metric]["value"] == pytest.approx(figure["value"], rel=1e-9)
+    assert np.array_equal(np.load(tmp_path / "made.npz")["arr_0"], pictures(2, 60))
     others = np.load(npz("theirs.npz", "mu", "sigma"))
     np.testing.assert_allclose(np.load(tmp_path / "only.npz")["sigma"], others["sigma"], rtol=1e-6)
     with pytest.raises(UsageError, match=r"name an \.pkl file"):
         measure(drawn, tmp_path / "images.npz", "edm2", save_reference=tmp_path / "x.npz")
+
+
+def test_saved_statistics_of_another_network_are_refused(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "images.npz", arr_0=pictures(2, 60))
+    for protocol, name in (("fidelity", "made.npz"), ("edm2", "made.pkl")):
+        measure(drawn, tmp_path / "images.npz", protocol, save_reference=tmp_path / name)
+    other = replace(reader("Inception-v3", {"pool": POOL}, True, HEAD), weights="1" * 64, preprocessing="cut in two")
+    monkeypatch.setattr(protocols, "open_inception", lambda *_: other)
+    for protocol, name in (("fidelity", "made.npz"), ("edm2", "made.pkl")):
+        with pytest.raises(UsageError, match=r"was made with Inception-v3 00000000.* this is 11111111, cut in two"):
+            measure(drawn, tmp_path / name, protocol)
+
+
+def test_clip_reads_what_the_code_of_cmmd_gives_it() -> None:
+    """The largest square at the centre by Pillow's bicubic filter, in 8 bits; then CLIP's own scaling."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 30, 41, 3), np.uint8)
+    squares = [Image.fromarray(image).crop((5, 0, 35, 30)).resize((16, 16), Image.Resampling.BICUBIC) for image in images]
+    made = published._centre(16, torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert np.array_equal(made.permute(0, 2, 3, 1).numpy(), np.stack(squares))
 
 
 @pytest.mark.parametrize("known", [True, False], indirect=True)

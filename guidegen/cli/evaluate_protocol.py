@@ -96,7 +96,7 @@ def measure_by_protocol(drawn: Sequence[Drawn], flags: EvaluateFlags) -> tuple[P
     with counter(drawn, len(readers), flags.quiet) as on_image:
         target = read_target(flags.reference, protocol, readers, size, flags.resize, batch, lambda _: None)
         if flags.save_reference:
-            save_target(flags.save_reference, target, protocol)
+            save_target(flags.save_reference, target, protocol, readers, flags.reference, size, flags.resize)
         pairs = [
             (run, measure_protocol(run, protocol, readers, target, flags.halves, batch, on_image, flags.extrapolate))
             for run in drawn
