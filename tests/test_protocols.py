@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 
 from guidegen.cli.evaluate import evaluate
@@ -397,9 +398,9 @@ def test_a_damaged_part_of_the_cache_is_made_again(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for torn in (b"", whole[:-1], whole + b"x", whole[:100], b"x" * len(whole)):
         path.write_bytes(torn)
-        assert f"{3:064x}" not in FeatureCache(tmp_path / "features", "a" * 64)
+        assert FeatureCache(tmp_path / "features", "a" * 64).missing([f"{3:064x}"]) == [0]
     path.write_bytes(whole)
-    assert f"{3:064x}" not in FeatureCache(tmp_path / "features", "b" * 64)
+    assert FeatureCache(tmp_path / "features", "b" * 64).missing([f"{3:064x}"]) == [0]
 
 
 def test_dinov2_has_the_positions_of_its_own_code() -> None:
@@ -418,6 +419,28 @@ def test_dinov2_has_the_positions_of_its_own_code() -> None:
     expected = torch.nn.functional.interpolate(grid, scale_factor=(2.1 / 5, 2.1 / 5), mode="bicubic")
     torch.testing.assert_close(found[:, 1:], expected.permute(0, 2, 3, 1).reshape(1, 4, 8))
     assert network(pixel_values=torch.zeros(1, 3, 28, 28)).pooler_output.shape == (1, 8)
+
+
+def test_a_sweep_is_measured_by_a_protocol(
+    with_null: Path, npz: Npz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--evaluate` with `--protocol`; what could not be measured is refused before anything is drawn."""
+    monkeypatch.chdir(tmp_path)
+    args = ("sweep", "-m", with_null, "--steps", 1, "--labels-random", 8, "-w", "0,2", "-o", "run", "--evaluate")
+    for reference, protocol, word in (
+        (npz("two.npz", "mu", "sigma"), (), "--protocol fidelity"),
+        (npz("two.npz", "mu", "sigma"), ("--protocol", "adm"), "no mu_s and sigma_s"),
+        (npz("five.npz", *VIRTUAL), ("--protocol", "loud"), "choose adm"),
+    ):
+        refused = call(*args, reference, *protocol, code=2)
+        assert word in str(refused.exception)
+        assert not (tmp_path / "run").exists()
+    for reference, protocol in ((npz("two.npz", "mu", "sigma"), "fidelity"), (npz("five.npz", *VIRTUAL), "adm")):
+        call(*args, reference, "--protocol", protocol)
+        rows, _ = read_metrics(open_drawn(tmp_path / "run"))
+        assert [(row["w"], row["protocol"]["name"], row["labels"][:6]) for row in rows] == [
+            (w, protocol, "random") for w in (0, 2)
+        ]
 
 
 def test_every_protocol_is_described() -> None:

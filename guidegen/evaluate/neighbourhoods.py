@@ -50,6 +50,12 @@ def _squared_norms_fp16(x: Tensor) -> Tensor:
     return halves[:, 0] + halves[:, 1]
 
 
+def subsamples(labels: Sequence[Any], splits: int) -> list[Tensor]:
+    """As `standard_errors.subsamples`; none of so few images that those of a quarter have no third neighbour."""
+    enough = len(labels) >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)
+    return standard_errors.subsamples(labels, splits) if enough else []
+
+
 class Neighbourhoods:
     """Precision, recall, density and coverage: which images lie within the nearest-neighbour balls of which others.
 

@@ -72,6 +72,12 @@ def read_target(
     )
 
 
+def needs_images(path: Path, protocol: Protocol) -> bool:
+    """Whether `read_target` reads images of a reference, and not only its statistics."""
+    found = read_statistics(path)
+    return found is None or (protocol.neighbours and _saved_pool(found) is None)
+
+
 def _check_networks(found: Statistics, readers: Sequence[PublishedReader]) -> None:
     """Refuses statistics that guidegen made with other weights or another preprocessing."""
     for reader in readers:
