@@ -389,6 +389,18 @@ def test_clip_distance_is_that_of_its_paper() -> None:
     assert 0 < error < math.inf
 
 
+@pytest.mark.parametrize("shift", [0.5, 0.0])  # the latter of the reference's own distribution
+def test_the_standard_error_of_the_clip_distance_is_the_true_one(shift: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def unit(count: int, shift: float) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(count, 8, generator=generator) + shift, dim=1)
+
+    distance = scores.ClipDistance(unit(200, 0))
+    values, errors = zip(*[distance.measure(unit(80, shift), [0] * 80, 1) for _ in range(250)], strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
 def test_a_damaged_part_of_the_cache_is_made_again(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features", "a" * 64)
     made = {f"{i:064x}": (f"{i:032x}", np.full(3, i, np.float32)) for i in range(5)}
