@@ -138,6 +138,25 @@ def test_rows_and_figures(run: Path, npz: Path, network: Path, capfd: pytest.Cap
     assert rows[1]["metrics"]["frechet_distance"]["value"] < rows[2]["metrics"]["frechet_distance"]["value"]
 
 
+def test_figures_of_each_label(run: Path, npz: Path, network: Path, real: tuple[Any, list[int]], tmp_path: Path) -> None:
+    measure(run, npz, network, per_class=True)
+    rows = [json.loads(line) for line in (run / "per_class.jsonl").read_text().splitlines()]
+    assert [(row["w"], row["label"], row["images"]) for row in rows] == [(w, i, 8) for w in WEIGHTS for i in range(3)]
+    reader = features.open_features(str(network), torch.device("cpu"))
+    reference = metrics.Meter(torch.from_numpy(reader(real[0])))
+    for row in rows:
+        images = np.stack([picture(row["label"], seed, row["w"]) for seed in range(8)])
+        nan = torch.full((8,), torch.nan)
+        alone = metrics.Measured(torch.from_numpy(reader(images)), [*range(8)], [row["label"]] * 8, nan, nan)
+        for name, figure in reference.measure(alone, 0).items():
+            assert (figure and pytest.approx(figure["value"], rel=1e-4, abs=1e-6)) == (
+                row["metrics"][name] and row["metrics"][name]["value"]
+            )
+    np.savez(tmp_path / "others.npz", arr_0=real[0])
+    with pytest.raises(UsageError, match=r"--per-class: the images of .*others\.npz have no labels"):
+        measure(tmp_path / "others.npz", npz, network, per_class=True)
+
+
 def test_the_distance_is_the_one_that_torchmetrics_finds_from_the_files(
     run: Path, npz: Path, network: Path, real: tuple[Any, list[int]]
 ) -> None:

@@ -119,9 +119,10 @@ def test_measures_under_the_columns_and_a_choice_of_rows(tmp_path: Path) -> None
         return CliRunner().invoke(app, ["grid", str(run), "-o", str(tmp_path / "g.png"), *map(str, flags)])
 
     assert "was not measured" in str(ask("--metric", "accuracy").exception)
+    groups = {key: [row["sha256"] for row in rows] for key, rows in open_drawn(run).groups().items()}
     measured = [
-        {"w": key[0], "metrics": {"accuracy": {"value": 0.25 * (i + 1)}}, "images_sha256": images_digest(rows)}
-        for i, (key, rows) in enumerate(open_drawn(run).groups().items())
+        {"w": key[0], "metrics": {"accuracy": {"value": 0.25 * (i + 1)}}, "images_sha256": images_digest(files)}
+        for i, (key, files) in enumerate(groups.items())
     ]
     write_metrics(run, measured)
     plain = ask("--label", 2, "--seeds", "1-2")

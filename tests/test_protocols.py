@@ -8,12 +8,14 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 
 from guidegen.cli.evaluate import evaluate
@@ -312,10 +314,32 @@ def test_saved_statistics_are_read_again(drawn: Path, npz: Npz, tmp_path: Path) 
         (again,), _ = read_metrics(open_drawn(drawn))
         for metric, figure in first["metrics"].items():
             assert again["metrics"][metric]["value"] == pytest.approx(figure["value"], rel=1e-9)
+    assert np.array_equal(np.load(tmp_path / "made.npz")["arr_0"], pictures(2, 60))
     others = np.load(npz("theirs.npz", "mu", "sigma"))
     np.testing.assert_allclose(np.load(tmp_path / "only.npz")["sigma"], others["sigma"], rtol=1e-6)
     with pytest.raises(UsageError, match=r"name an \.pkl file"):
         measure(drawn, tmp_path / "images.npz", "edm2", save_reference=tmp_path / "x.npz")
+
+
+def test_saved_statistics_of_another_network_are_refused(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "images.npz", arr_0=pictures(2, 60))
+    for protocol, name in (("fidelity", "made.npz"), ("edm2", "made.pkl")):
+        measure(drawn, tmp_path / "images.npz", protocol, save_reference=tmp_path / name)
+    other = replace(reader("Inception-v3", {"pool": POOL}, True, HEAD), weights="1" * 64, preprocessing="cut in two")
+    monkeypatch.setattr(protocols, "open_inception", lambda *_: other)
+    for protocol, name in (("fidelity", "made.npz"), ("edm2", "made.pkl")):
+        with pytest.raises(UsageError, match=r"was made with Inception-v3 00000000.* this is 11111111, cut in two"):
+            measure(drawn, tmp_path / name, protocol)
+
+
+def test_clip_reads_what_the_code_of_cmmd_gives_it() -> None:
+    """The largest square at the centre by Pillow's bicubic filter, in 8 bits; then CLIP's own scaling."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 30, 41, 3), np.uint8)
+    squares = [Image.fromarray(image).crop((5, 0, 35, 30)).resize((16, 16), Image.Resampling.BICUBIC) for image in images]
+    made = published._centre(16, torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert np.array_equal(made.permute(0, 2, 3, 1).numpy(), np.stack(squares))
 
 
 @pytest.mark.parametrize("known", [True, False], indirect=True)
@@ -365,6 +389,18 @@ def test_clip_distance_is_that_of_its_paper() -> None:
     assert 0 < error < math.inf
 
 
+@pytest.mark.parametrize("shift", [0.5, 0.0])  # the latter of the reference's own distribution
+def test_the_standard_error_of_the_clip_distance_is_the_true_one(shift: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def unit(count: int, shift: float) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(count, 8, generator=generator) + shift, dim=1)
+
+    distance = scores.ClipDistance(unit(200, 0))
+    values, errors = zip(*[distance.measure(unit(80, shift), [0] * 80, 1) for _ in range(250)], strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
 def test_a_damaged_part_of_the_cache_is_made_again(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features", "a" * 64)
     made = {f"{i:064x}": (f"{i:032x}", np.full(3, i, np.float32)) for i in range(5)}
@@ -374,9 +410,9 @@ def test_a_damaged_part_of_the_cache_is_made_again(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for torn in (b"", whole[:-1], whole + b"x", whole[:100], b"x" * len(whole)):
         path.write_bytes(torn)
-        assert f"{3:064x}" not in FeatureCache(tmp_path / "features", "a" * 64)
+        assert FeatureCache(tmp_path / "features", "a" * 64).missing([f"{3:064x}"]) == [0]
     path.write_bytes(whole)
-    assert f"{3:064x}" not in FeatureCache(tmp_path / "features", "b" * 64)
+    assert FeatureCache(tmp_path / "features", "b" * 64).missing([f"{3:064x}"]) == [0]
 
 
 def test_dinov2_has_the_positions_of_its_own_code() -> None:
@@ -395,6 +431,28 @@ def test_dinov2_has_the_positions_of_its_own_code() -> None:
     expected = torch.nn.functional.interpolate(grid, scale_factor=(2.1 / 5, 2.1 / 5), mode="bicubic")
     torch.testing.assert_close(found[:, 1:], expected.permute(0, 2, 3, 1).reshape(1, 4, 8))
     assert network(pixel_values=torch.zeros(1, 3, 28, 28)).pooler_output.shape == (1, 8)
+
+
+def test_a_sweep_is_measured_by_a_protocol(
+    with_null: Path, npz: Npz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--evaluate` with `--protocol`; what could not be measured is refused before anything is drawn."""
+    monkeypatch.chdir(tmp_path)
+    args = ("sweep", "-m", with_null, "--steps", 1, "--labels-random", 8, "-w", "0,2", "-o", "run", "--evaluate")
+    for reference, protocol, word in (
+        (npz("two.npz", "mu", "sigma"), (), "--protocol fidelity"),
+        (npz("two.npz", "mu", "sigma"), ("--protocol", "adm"), "no mu_s and sigma_s"),
+        (npz("five.npz", *VIRTUAL), ("--protocol", "loud"), "choose adm"),
+    ):
+        refused = call(*args, reference, *protocol, code=2)
+        assert word in str(refused.exception)
+        assert not (tmp_path / "run").exists()
+    for reference, protocol in ((npz("two.npz", "mu", "sigma"), "fidelity"), (npz("five.npz", *VIRTUAL), "adm")):
+        call(*args, reference, "--protocol", protocol)
+        rows, _ = read_metrics(open_drawn(tmp_path / "run"))
+        assert [(row["w"], row["protocol"]["name"], row["labels"][:6]) for row in rows] == [
+            (w, protocol, "random") for w in (0, 2)
+        ]
 
 
 def test_every_protocol_is_described() -> None:

@@ -69,7 +69,7 @@ def measured(folder: Path, base: float) -> Path:
                 "judge": None,
                 "reference": {"source": "x.npz", "images": 9, "sha256": "0"},
                 "spread": None,
-                "images_sha256": images_digest(group),
+                "images_sha256": images_digest(row["sha256"] for row in group),
             }
         )
     write_metrics(folder, rows)

@@ -10,6 +10,7 @@ import typer
 
 from guidegen.cli.evaluate import check_before, evaluate
 from guidegen.cli.evaluate_flags import EvaluateFlags
+from guidegen.cli.flags import SampleOptions
 from guidegen.cli.output import Output
 from guidegen.cli.preview import check_preview, preview
 from guidegen.cli.report import write_report
@@ -32,6 +33,10 @@ Evaluate = Annotated[
         help="Evaluate against real images, as `guidegen evaluate --reference` does.",
         rich_help_panel=_AFTER,
     ),
+]
+Protocol = Annotated[
+    str | None,
+    typer.Option("--protocol", metavar="NAME", help="As `guidegen evaluate --protocol`.", rich_help_panel=_AFTER),
 ]
 Features = Annotated[
     str | None,
@@ -60,18 +65,19 @@ class Afterwards:
 
     preview: Preview = False
     evaluate: Evaluate = None
+    protocol: Protocol = None
     features: Features = None
     judge: Judge = None
     resize: Resize = None
     report: Report = False
 
-    def check(self, output: Output, size: tuple[int, int], force: bool = False) -> None:
+    def check(self, output: Output, size: tuple[int, int], flags: SampleOptions) -> None:
         """Refuses, before anything is drawn, what could not be done after it.
 
         Args:
             output: where the images go.
             size: (height, width) of an image.
-            force: whether files that guidegen did not make may be overwritten.
+            flags: of `sample` or `sweep`.
 
         Raises:
             UsageError: it cannot be done.
@@ -80,24 +86,23 @@ class Afterwards:
             check_preview()
         if (self.evaluate or self.report) and (output.is_file or output.to_stdout):
             raise UsageError(f"--evaluate and --report need a run directory, and -o is {output.path}.")
-        if self.evaluate is None and (self.features or self.judge or self.resize):
-            raise UsageError("--features, --judge and --resize are for --evaluate REFERENCE.")
+        if self.evaluate is None and (self.protocol or self.features or self.judge or self.resize):
+            raise UsageError("--protocol, --features, --judge and --resize are for --evaluate REFERENCE.")
         if self.report and output.folder:
-            refuse_foreign(output.folder / "report.html", force)
+            refuse_foreign(output.folder / "report.html", flags.force)
         if self.evaluate and output.folder:
             for name in ("curves.svg", "curves.png"):
-                refuse_foreign(output.folder / name, force)
-        if flags := self._evaluate_flags():
-            check_before(flags, size)
+                refuse_foreign(output.folder / name, flags.force)
+        if wanted := self._evaluate_flags(flags):
+            check_before(wanted, size)
 
-    def carry_out(self, output: Output, title: str, json_rows: bool, quiet: bool) -> None:
+    def carry_out(self, output: Output, title: str, flags: SampleOptions) -> None:
         """Does what the flags ask for, on the run in `output`.
 
         Args:
             output: where the images went.
             title: of the grid.
-            json_rows: `--json` was given.
-            quiet: `--quiet` was given.
+            flags: of `sample` or `sweep`.
         """
         folder = output.folder
         if folder is None or not folder.is_dir():
@@ -105,19 +110,21 @@ class Afterwards:
         if self.preview:
             rows: list[Row] = read_rows(folder)
             preview(folder, rows, title)
-        if flags := self._evaluate_flags(json_rows, quiet):
-            evaluate([folder], flags)
+        if wanted := self._evaluate_flags(flags):
+            evaluate([folder], wanted)
         if self.report:
-            write_report([folder], folder / "report.html", quiet=quiet, as_json=json_rows)
+            write_report([folder], folder / "report.html", quiet=flags.quiet, as_json=flags.json_rows)
 
-    def _evaluate_flags(self, json_rows: bool = False, quiet: bool = False) -> EvaluateFlags | None:
+    def _evaluate_flags(self, flags: SampleOptions) -> EvaluateFlags | None:
         if self.evaluate is None:
             return None
         return EvaluateFlags(
             self.evaluate,
+            protocol=self.protocol,
             features=self.features,
             judge=self.judge,
             resize=self.resize,
-            json_rows=json_rows,
-            quiet=quiet,
+            json_rows=flags.json_rows,
+            quiet=flags.quiet,
+            offline=flags.offline,
         )

@@ -61,7 +61,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     threads.use(flags.threads)
     flags = with_seed(flags)
     job = plan_job(flags)
-    afterwards.check(job.output, job.models.checkpoint.size, flags.force)
+    afterwards.check(job.output, job.models.checkpoint.size, flags)
     if afterwards.evaluate is not None:
         check_images(job)
     if flags.dry_run:
@@ -69,7 +69,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
         return
     job = check(job)
     carry_out(job, command_of(flags.command, job.flags, afterwards))
-    afterwards.carry_out(job.output, job.title, flags.json_rows, flags.quiet)
+    afterwards.carry_out(job.output, job.title, flags)
 
 
 def check_images(job: Job) -> None:

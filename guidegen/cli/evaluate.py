@@ -13,6 +13,7 @@ from guidegen.cli import console, threads
 from guidegen.cli.command import make_command
 from guidegen.cli.evaluate_flags import EvaluateFlags
 from guidegen.cli.evaluate_protocol import (
+    check_before_protocol,
     check_free,
     check_networks,
     check_protocol,
@@ -97,7 +98,11 @@ def _measure_free(drawn: Sequence[Drawn], flags: EvaluateFlags) -> tuple[Pairs, 
     """The free form: the metrics of any features against images; None of a shard."""
     from guidegen.evaluate.measuring import measure_run, per_class, read_features
     from guidegen.evaluate.metrics import Meter
+    from guidegen.evaluate.reference import subject_of
 
+    for run in drawn if flags.per_class else ():
+        if all(subject_of(row) is None for row in run.rows):
+            raise UsageError(f"--per-class: the images of {run.folder} have no labels.")
     names = {label: name for run in drawn for label, name in run.label_names.items()}
     reader, classifier = _open_networks(drawn[0].size, names, flags)
     if not flags.quiet:
@@ -135,6 +140,8 @@ def check_before(flags: EvaluateFlags, size: tuple[int, int]) -> None:
     require("torchmetrics", "--evaluate")
     require("matplotlib", "--evaluate")
     assert flags.reference is not None
+    if flags.protocol is not None and not check_before_protocol(flags):
+        return
     image = first_image(flags.reference)
     if image is not None:
         fit(image, size, flags.resize)

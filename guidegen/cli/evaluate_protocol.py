@@ -54,6 +54,20 @@ def check_protocol(flags: EvaluateFlags) -> None:
         check_kind(protocol, flags.reference, read_statistics(flags.reference), False)
 
 
+def check_before_protocol(flags: EvaluateFlags) -> bool:
+    """Opens the networks, and returns whether images of the reference will be read, which then must be of the right size.
+
+    Raises:
+        CheckpointError, UsageError: a network cannot be opened.
+    """
+    from guidegen.evaluate.targets import needs_images
+
+    protocol = _protocol(str(flags.protocol))
+    open_networks_of(protocol, flags)
+    assert flags.reference is not None
+    return needs_images(flags.reference, protocol)
+
+
 def check_free(flags: EvaluateFlags) -> None:
     """Refuses, in the free form, a reference whose statistics would be passed over.
 
@@ -96,7 +110,7 @@ def measure_by_protocol(drawn: Sequence[Drawn], flags: EvaluateFlags) -> tuple[P
     with counter(drawn, len(readers), flags.quiet) as on_image:
         target = read_target(flags.reference, protocol, readers, size, flags.resize, batch, lambda _: None)
         if flags.save_reference:
-            save_target(flags.save_reference, target, protocol)
+            save_target(flags.save_reference, target, protocol, readers, flags.reference, size, flags.resize)
         pairs = [
             (run, measure_protocol(run, protocol, readers, target, flags.halves, batch, on_image, flags.extrapolate))
             for run in drawn

@@ -65,8 +65,8 @@ class _Held:
     folder: Path
     about: dict[str, Any]
     plans: list[Plan]
-    cells: list[Cell]
-    in_grid: list[Cell]
+    cells: Sequence[Cell]
+    in_grid: Sequence[Cell]
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _read(folder: Path) -> _Held:
     about = read_run(folder)
     plans = read_plans(folder, about)
 
-    def cells(only_grids: bool) -> list[Cell]:
+    def cells(only_grids: bool) -> Sequence[Cell]:
         return listed((plan for plan in plans if plan.grid or not only_grids), str(folder))
 
     return _Held(folder, about, plans, cells(False), cells(True))

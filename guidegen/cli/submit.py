@@ -182,7 +182,7 @@ def _plan(flags: SampleOptions, afterwards: Afterwards, shards: int) -> Job:
     here = replace(flags, device="cpu", quiet=True) if re.fullmatch(r"cuda(:\d+)?", flags.device) else flags
     job = plan_job(here)
     asked_shard(replace(flags, shard=f"0/{shards}"), job.output)
-    afterwards.check(job.output, job.models.checkpoint.size)
+    afterwards.check(job.output, job.models.checkpoint.size, here)
     if afterwards.evaluate is not None:
         check_images(job)
     folder, settings = job.output.path, job.settings
@@ -201,7 +201,7 @@ def _work(job: Job, afterwards: Afterwards, count: int, minutes: int) -> Work:
     shards = (replace(command, options={**command.options, "shard": f"{i}/{count}", "wait": True}) for i in range(count))
     last = [["merge", run, "--wait"], ["verify", run]]
     if afterwards.evaluate is not None:
-        named = {name: getattr(afterwards, name) for name in ("features", "judge", "resize")}
+        named = {name: getattr(afterwards, name) for name in ("protocol", "features", "judge", "resize")}
         options = [f"--{name}={value}" for name, value in named.items() if value is not None]
         last.append(["evaluate", run, "--reference", str(afterwards.evaluate), *options])
     if afterwards.report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Stored:
     """
 
     parts: Sequence[_Part]
-    part: NDArray[np.int64]
-    row: NDArray[np.int64]
+    part: NDArray[np.int32]
+    row: NDArray[np.int32]
     columns: slice = field(default_factory=lambda: slice(None))
 
     @property
@@ -82,12 +82,12 @@ class _Part:
     def _mapped(self) -> Any:
         return np.memmap(self.path, self.dtype, "r", self.offset, (self.count,))
 
-    def read(self, rows: NDArray[np.int64], columns: slice) -> Any:
+    def read(self, rows: NDArray[Any], columns: slice) -> Any:
         return self._mapped()["features"][rows, columns]  # the map ends with the statement
 
-    def keys(self) -> list[tuple[str, str]]:
+    def keys(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
         records = self._mapped()
-        return [(a.hex(), b.hex()) for a, b in zip(records["file"].tolist(), records["pixels"].tolist(), strict=True)]
+        return np.array(records["file"]), np.array(records["pixels"])
 
 
 Features = Tensor | Stored
@@ -108,15 +108,25 @@ class FeatureCache:
     def __init__(self, folder: Path, identity: str):
         self._folder, self._identity = folder, identity[:16]
         self._parts: list[_Part] = []
-        self._places: dict[str, tuple[int, int]] = {}
-        self.pixels: dict[str, str] = {}
+        self._files, self._pixels = np.empty(0, "V32"), np.empty(0, "V16")  # sorted by file
+        self._at = np.empty((0, 2), np.int32)  # part and row of each
         for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
             name = _PART.fullmatch(path.name)
             if name and name[1] == self._identity and (part := _open_part(path)):
                 self._add(part)
 
-    def __contains__(self, sha256: str) -> bool:
-        return sha256 in self._places
+    def missing(self, files: Sequence[str]) -> list[int]:
+        """The indices of files, by their sha256, that are not in it; of equal ones that of the first."""
+        found = self._find(files)
+        new = {file: i for i, file in reversed(list(enumerate(files))) if found[i] < 0}
+        return sorted(new.values())
+
+    def _find(self, files: Sequence[str]) -> NDArray[np.int64]:
+        """Where each stands, -1 for what is not in it."""
+        keys = np.frombuffer(bytes.fromhex("".join(files)), "V32")
+        at = np.searchsorted(self._files, keys, "right") - 1  # of several that of the newest part
+        there = np.zeros(len(keys), bool) if not len(self._files) else (at >= 0) & (self._files[at] == keys)
+        return np.where(there, at, -1)
 
     def write(self, made: Mapping[str, tuple[str, NDArray[np.float32]]]) -> None:
         """A new part.
@@ -139,17 +149,25 @@ class FeatureCache:
         assert part is not None
         self._add(part)
 
-    def stored(self, files: Iterable[str]) -> Stored:
+    def stored(self, files: Sequence[str]) -> Stored:
         """The features of images, by the sha256 of their files, all of which are here."""
-        places = np.array([self._places[file] for file in files], np.int64).reshape(-1, 2)
-        return Stored(self._parts, places[:, 0], places[:, 1])
+        at = self._at[self._find(files)]
+        return Stored(self._parts, at[:, 0], at[:, 1])
+
+    def pixels(self, files: Sequence[str]) -> list[bytes]:
+        """A hash of the pixels of images, likewise."""
+        found: list[bytes] = self._pixels[self._find(files)].tolist()
+        return found
 
     def _add(self, part: _Part) -> None:
         if self._parts and part.width != self._parts[0].width:
             return
-        for row, (file, pixels) in enumerate(part.keys()):
-            self._places[file] = len(self._parts), row
-            self.pixels[file] = pixels
+        files, pixels = part.keys()
+        at = np.stack([np.full(len(files), len(self._parts)), np.arange(len(files))], 1)
+        files = np.concatenate([self._files, files])
+        order = np.argsort(files, kind="stable")
+        self._files, self._pixels = files[order], np.concatenate([self._pixels, pixels])[order]
+        self._at = np.concatenate([self._at, at.astype(np.int32)])[order]
         self._parts.append(part)
 
 

@@ -27,7 +27,7 @@ from guidegen.zoo import BUNDLED
 
 BUNDLED_CLASSIFIER = BUNDLED / "classifier"
 Pixels = NDArray[np.uint8]
-_PART_BYTES = 32 << 20
+_PART_BYTES, _PART_ROWS = 32 << 20, 8192
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def bundled_size() -> tuple[int, int] | None:
 def read_rows_with(
     reader: Reader,
     cache: FeatureCache,
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     batch: int,
     on_image: Callable[[int], None],
     read: Callable[[Sequence[Row]], Iterable[Pixels]],
@@ -189,18 +189,18 @@ def read_rows_with(
         CorruptImageError: an image is not the one that was drawn.
         UsageError: what the reader makes of one is not finite.
     """
-    rows = list(rows)
-    todo = list({row["sha256"]: row for row in rows if row["sha256"] not in cache}.values())
+    todo = cache.missing([row["sha256"] for row in rows])
     on_image(len(rows) - len(todo))
     made: dict[str, tuple[str, NDArray[np.float32]]] = {}
     kept: NDArray[np.float32] | None = None
     try:
-        for part in batches(todo, batch):
+        for some in batches(todo, batch):
+            part = [rows[i] for i in some]
             pixels = list(read(part))
             values = reader(np.stack(pixels))
             if not np.isfinite(values).all():
                 raise UsageError(f"What {reader.name} makes of {part[0]['file']} or those after it is not finite.")
-            most = max(1, _PART_BYTES // values[0].nbytes)
+            most = max(1, min(_PART_BYTES // values[0].nbytes, _PART_ROWS))
             if kept is None:  # one array for all batches: what each allocates for itself scatters the heap
                 kept = np.empty((min(most, len(todo)) + batch, values.shape[1]), np.float32)
             mine = kept[len(made) : len(made) + len(part)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,14 +19,16 @@ from guidegen.errors import UsageError
 from guidegen.evaluate.features import Pixels
 from guidegen.runs.files import write_atomically
 from guidegen.runs.images import CorruptImageError, invalid_rows, is_inside, read_drawn, read_drawn_bytes, refusal
-from guidegen.runs.manifest import read_rows, with_axes
+from guidegen.runs.manifest import Rows
 from guidegen.runs.schema import Row, dumps, read_plans, read_run
 from guidegen.runs.status import check, is_intact
 from guidegen.schema import convert, read_bytes
 from guidegen.spec.cell import Cell, digest
-from guidegen.spec.plan import Plan, listed
+from guidegen.spec.plan import Plan, finder, listed
 
 METRICS_FILE = "metrics.jsonl"
+_NO_PLAN = "run.json has no plan to compare it with, which the command that drew it adds when it is run again"
+_NOT_PLAIN = object()
 _NOT_AXES = {"file", "label", "label_name", "prompt", "seed", "nfe", "sha256", "shape", "status", "dtype", "w"}
 
 
@@ -35,7 +39,7 @@ class Drawn:
     Attributes:
         folder: its directory.
         about: its run.json.
-        rows: of the finished images that are there with their hash.
+        rows: of the finished images that are there with their hash; those of a run are read when asked for.
         axes: what varies from row to row besides label, prompt and seed; w is always the first.
         missing: what an interrupted or damaged run lacks of its plans, a clause each.
         corrupt: what is wrong with images that were finished and are not there as they were drawn, a sentence each.
@@ -43,7 +47,7 @@ class Drawn:
 
     folder: Path
     about: Mapping[str, Any]
-    rows: list[Row]
+    rows: Sequence[Row]
     axes: tuple[str, ...]
     missing: list[str]
     corrupt: list[str]
@@ -76,9 +80,9 @@ class Drawn:
         """How its pixels were rounded to 8 bits; None where that is not known."""
         return "to the nearest"
 
-    def label_sampling(self, rows: Sequence[Row]) -> str | None:
+    def label_sampling(self, labels: Iterable[Any]) -> str | None:
         """How the labels of some of its images were chosen, which moves a Fréchet distance; None without labels."""
-        counts = Counter(row["label"] for row in rows if row["label"] is not None)
+        counts = Counter(label for label in labels if isinstance(label, int))
         if not counts:
             return None
         if any(isinstance(plan, dict) and plan.get("labels_random") for plan in self.about.get("plans", ())):
@@ -90,17 +94,18 @@ class Drawn:
         """Where the features of its images are kept."""
         return self.folder / "features"
 
-    @property
+    @cached_property
     def label_names(self) -> dict[int, str]:
         """Label id -> name, of what was drawn."""
         return {row["label"]: row["label_name"] or "" for row in self.rows if row["label"] is not None}
 
-    def groups(self) -> dict[tuple[Any, ...], list[Row]]:
+    def groups(self) -> dict[tuple[Any, ...], Sequence[Row]]:
         """Values of the axes -> rows, in the order of the values."""
-        found: dict[tuple[Any, ...], list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(key_of(row, self.axes), []).append(row)
-        return dict(sorted(found.items(), key=lambda item: sortable(item[0])))
+        found: dict[tuple[Any, ...], array[int]] = {}
+        for i, row in enumerate(self.rows):
+            found.setdefault(key_of(row, self.axes), array("q")).append(i)
+        assert isinstance(self.rows, Rows)
+        return {key: self.rows.of(found[key]) for key in sorted(found, key=sortable)}
 
 
 def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
@@ -114,28 +119,32 @@ def open_drawn(folder: Path, check_hashes: bool = True) -> Drawn:
         UsageError: `folder` is no run directory, or holds no finished images.
         CorruptImageError: none of those that it holds is there as it was drawn.
     """
-    about, everything = read_run(folder), read_rows(folder)
+    about, everything = read_run(folder), Rows(folder)
     try:
         plans: list[Plan] = read_plans(folder, about)
     except UsageError:
         plans = []
     cells = listed(plans, str(folder))
-    rows, lacks = (
-        _of_plans(folder, everything, plans, cells, check_hashes)
-        if plans
-        else _without_plan(folder, everything, check_hashes)
-    )
-    good = {row["file"] for row in rows if is_inside(folder, row["file"])}
-    rows = [row for row in rows if row["file"] in good]
-    planned = {cell.file for cell in cells}
-    of_plan = [row for row in everything if row["status"] == "ok" and (not plans or row["file"] in planned)]
-    corrupt = [*invalid_rows(folder), *(_wrong_with(folder, row) for row in of_plan if row["file"] not in good)]
-    if not rows and corrupt:
+    planned = finder(cells)
+    bad, lacks = _lacks(folder, plans, cells, check_hashes) if plans else (set(), [_NO_PLAN])
+    good, corrupt = array("q"), invalid_rows(folder)
+    for i, row in enumerate(everything):
+        if plans and planned(row["file"]) is None:
+            continue
+        there = row["file"] not in bad if plans else row["status"] == "ok" and is_intact(folder, row, check_hashes)
+        if there and is_inside(folder, row["file"]):
+            good.append(i)
+        elif row["status"] == "ok":
+            corrupt.append(_wrong_with(folder, row))
+    if not good and corrupt:
         raise refusal(corrupt, len(everything), "nothing is left")
-    if not rows:
+    if not good:
         raise UsageError(f"{folder} holds no finished images.")
+    if not plans and len(good) < len(everything):
+        lacks = [f"{_NO_PLAN}; {len(everything) - len(good)} that were drawn are not finite, gone or changed"]
+    rows = everything.of(good)
     axes = axes_of(rows)
-    return Drawn(folder, about, with_axes(rows, about["settings"], axes), axes, lacks, corrupt)
+    return Drawn(folder, about, rows.with_axes(about["settings"], axes), axes, lacks, corrupt)
 
 
 def _wrong_with(folder: Path, row: Row) -> str:
@@ -146,10 +155,8 @@ def _wrong_with(folder: Path, row: Row) -> str:
     return f"{folder / row['file']} is not what its row describes."
 
 
-def _of_plans(
-    folder: Path, rows: Sequence[Row], plans: Sequence[Plan], cells: Sequence[Cell], hashes: bool
-) -> tuple[list[Row], list[str]]:
-    """The images of the plans, which are of these cells, that are there as they were drawn, and what of them is not."""
+def _lacks(folder: Path, plans: Sequence[Plan], cells: Sequence[Cell], hashes: bool) -> tuple[set[str], list[str]]:
+    """The images of the plans, which are of these cells, that are not there as they were drawn; and the same in words."""
     state = check(folder, cells, hashes)
     lacks = [
         f"{len(files)} of {len(cells)} images {what}, such as {files[0]}"
@@ -165,26 +172,23 @@ def _of_plans(
     sharded = any(folder.glob("manifest.*-of-*.jsonl"))  # whose grid is made when they are merged
     if not sharded and any(plan.grid for plan in plans) and not any(folder.glob("grid*.png")):
         lacks.append("its sweep has not come to its grid")
-    bad = {*state.missing, *state.corrupt, *state.nonfinite}
-    good = {cell.file for cell in cells} - bad
-    return [row for row in rows if row["file"] in good], lacks
-
-
-def _without_plan(folder: Path, rows: Sequence[Row], hashes: bool) -> tuple[list[Row], list[str]]:
-    """The images that are there as they were drawn, of a run that does not say what it is to hold."""
-    good = [row for row in rows if row["status"] == "ok" and is_intact(folder, row, hashes)]
-    gone = f"; {len(rows) - len(good)} that were drawn are not finite, gone or changed" if len(good) < len(rows) else ""
-    return good, [f"run.json has no plan to compare it with, which the command that drew it adds when it is run again{gone}"]
+    return {*state.missing, *state.corrupt, *state.nonfinite}, lacks
 
 
 def axes_of(rows: Iterable[Row]) -> tuple[str, ...]:
     """w, and every other key with one plain value a row that is not the same in all rows."""
-    values: dict[str, set[Any]] = {}
-    rows = list(rows)
-    for key in dict.fromkeys(key for row in rows for key in row):
-        if key not in _NOT_AXES and all(isinstance(row.get(key), (str, int, float, bool, type(None))) for row in rows):
-            values[key] = {row.get(key) for row in rows}
-    return ("w", *(key for key, found in values.items() if len(found) > 1))
+    values: dict[str, Counter[Any]] = {}
+    count = 0
+    for row in rows:
+        count += 1
+        for key, value in row.items():
+            if key not in _NOT_AXES:
+                plain = isinstance(value, str | int | float | bool | None)
+                values.setdefault(key, Counter())[value if plain else _NOT_PLAIN] += 1
+    for found in values.values():
+        if found.total() < count:
+            found[None] += count - found.total()  # of the rows without it
+    return ("w", *(key for key, found in values.items() if len(found) > 1 and _NOT_PLAIN not in found))
 
 
 def key_of(row: Row, axes: Sequence[str]) -> tuple[Any, ...]:
@@ -197,9 +201,9 @@ def sortable(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple((value is not None, isinstance(value, str), value if value is not None else 0) for value in values)
 
 
-def images_digest(rows: Iterable[Row]) -> str:
-    """Of a set of images: metrics are of just these."""
-    return digest(sorted(row["sha256"] for row in rows))[:16]
+def images_digest(files: Iterable[str]) -> str:
+    """Of a set of images, by the sha256 of their files: metrics are of just these."""
+    return digest(sorted(files))[:16]
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]], name: str = METRICS_FILE) -> None:
@@ -291,7 +295,7 @@ def read_metrics(drawn: Drawn) -> tuple[list[dict[str, Any]], int]:
     if not path.exists():
         return [], 0
     lines = read_bytes(path, UsageError).splitlines()
-    now = {key: images_digest(rows) for key, rows in drawn.groups().items()}
+    now = {key: images_digest(row["sha256"] for row in rows) for key, rows in drawn.groups().items()}
     rows = []
     for line in lines:
         row = _metrics_row(line)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from guidegen.errors import UsageError
 from guidegen.evaluate import protocols, scores
@@ -18,6 +17,7 @@ from guidegen.evaluate.metrics import Figures, Measured, Meter, figure
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES
 from guidegen.evaluate.published import PublishedReader
 from guidegen.evaluate.reference import Reference, open_source, read_reference, saved_reference, subject_of
+from guidegen.evaluate.standard_errors import indices_of
 from guidegen.runs.schema import Row
 from guidegen.spec.axes import describe
 from guidegen.spec.shard import Shard
@@ -82,7 +82,7 @@ def read_features(
     return caches
 
 
-def _groups(drawn: Drawn) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
+def _groups(drawn: Drawn) -> Iterator[tuple[tuple[Any, ...], Sequence[Row]]]:
     groups = drawn.groups()
     for key, rows in groups.items():
         if len(rows) < MIN_IMAGES:
@@ -124,19 +124,18 @@ def measure_run(
     logits = read_features(drawn, [classifier.reader], batch, on_image)[0] if classifier else None
     found = []
     for key, rows in groups:
-        labels = [subject_of(row) for row in rows]
+        files, labels = _files(rows)
         probability = correct = torch.full((len(rows),), torch.nan)
         if classifier is not None and logits is not None:
-            probability, correct = classifier.read(_whole(logits, rows), labels)
-        hashes = [features.pixels[row["sha256"]] for row in rows]
-        stored = features.stored(row["sha256"] for row in rows)
-        figures = meter.measure(Measured(stored, hashes, labels, probability, correct), splits)
+            probability, correct = classifier.read(logits.stored(files)[:], labels)
+        hashes = features.pixels(files)
+        figures = meter.measure(Measured(features.stored(files), hashes, labels, probability, correct), splits)
         about = {
             "features": _about(reader) | {"width": meter.width, "inception": reader.inception},
             "judge": classifier and _about(classifier.reader) | {"accuracy_on_reference": reference.accuracy},
             "reference": {"source": reference.source, "images": meter.count, "sha256": reference.identity},
         }
-        found.append(_row(drawn, key, rows, hashes, figures, splits) | about)
+        found.append(_row(drawn, key, files, labels, hashes, figures, splits) | about)
     return found
 
 
@@ -169,15 +168,15 @@ def measure_protocol(
     caches = read_features(drawn, readers, batch, on_image)
     found = []
     for key, rows in groups:
-        labels = [subject_of(row) for row in rows]
-        stored = [cache.stored(row["sha256"] for row in rows) for cache in caches]
+        files, labels = _files(rows)
+        stored = [cache.stored(files) for cache in caches]
         figures = protocols.measure_group(protocol, target, readers, stored, labels, splits, drawn.in_order)
         if extrapolate:
             layers = protocols.layers_of(readers, stored)
             for layer, distance in target.distances.items():
                 value = scores.extrapolated(distance, layers[layer])
                 figures[f"{protocols.LAYER_METRICS[layer]}_extrapolated"] = figure(value, None, len(rows))
-        hashes = [caches[0].pixels[row["sha256"]] for row in rows]
+        hashes = caches[0].pixels(files)
         width, first = stored[0].shape[1], readers[0]
         about = {
             "features": _about(first) | {"width": width, "inception": first.inception},
@@ -186,7 +185,7 @@ def measure_protocol(
             "protocol": protocols.about(protocol, target, readers)
             | {"images": len(rows), "rounding": drawn.rounding, "order": "as they come" if drawn.in_order else "shuffled"},
         }
-        found.append(_row(drawn, key, rows, hashes, figures, splits) | about)
+        found.append(_row(drawn, key, files, labels, hashes, figures, splits) | about)
     return found
 
 
@@ -200,31 +199,36 @@ def per_class(drawn: Drawn, caches: Sequence[FeatureCache], meter: Meter) -> lis
     """
     found = []
     for key, rows in _groups(drawn):
-        of_label: dict[Any, list[Row]] = {}
-        for row in rows:
-            of_label.setdefault(subject_of(row), []).append(row)
+        files, labels = _files(rows)
+        of_label = indices_of(labels)
         of_label.pop(None, None)
-        for label, mine in sorted(of_label.items(), key=lambda item: str(item[0])):
-            stored = caches[0].stored(row["sha256"] for row in mine)
+        for label, indices in sorted(of_label.items(), key=lambda item: str(item[0])):
+            mine = [files[i] for i in indices]
             nan = torch.full((len(mine),), torch.nan)
-            hashes = [caches[0].pixels[row["sha256"]] for row in mine]
-            figures = meter.measure(Measured(stored, hashes, [label] * len(mine), nan, nan), 0)
+            images = Measured(caches[0].stored(mine), caches[0].pixels(mine), [label] * len(mine), nan, nan)
+            figures = meter.measure(images, 0)
             found.append(dict(zip(drawn.axes, key, strict=True)) | {"label": label, "images": len(mine), "metrics": figures})
     return found
 
 
 def _row(
-    drawn: Drawn, key: Sequence[Any], rows: Sequence[Row], hashes: Sequence[str], figures: Figures, splits: int
+    drawn: Drawn,
+    key: Sequence[Any],
+    files: Sequence[str],
+    labels: Sequence[Any],
+    hashes: Sequence[bytes],
+    figures: Figures,
+    splits: int,
 ) -> dict[str, Any]:
     return {
         "mode": drawn.mode,
         **dict(zip(drawn.axes, key, strict=True)),
-        "images": len(rows),
-        "labels": drawn.label_sampling(rows),
+        "images": len(files),
+        "labels": drawn.label_sampling(labels),
         "distinct": len(set(hashes)),
         "metrics": figures,
         "spread": "standard error over images, the reference held fixed" if splits else None,
-        "images_sha256": images_digest(rows),
+        "images_sha256": images_digest(files),
     }
 
 
@@ -232,5 +236,7 @@ def _about(reader: Reader) -> dict[str, Any]:
     return {"name": reader.name, "sha256": reader.weights}
 
 
-def _whole(cache: FeatureCache, rows: Sequence[Row]) -> Tensor:
-    return cache.stored(row["sha256"] for row in rows)[:]
+def _files(rows: Sequence[Row]) -> tuple[list[str], list[Any]]:
+    """The sha256 of each image and what it should show."""
+    both = [(row["sha256"], subject_of(row)) for row in rows]
+    return [file for file, _ in both], [label for _, label in both]

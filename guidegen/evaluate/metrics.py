@@ -14,7 +14,7 @@ from guidegen.errors import UsageError
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features, Stored
 from guidegen.evaluate.distances import FrechetDistance, KernelDistance
-from guidegen.evaluate.neighbourhoods import MIN_IMAGES, PRECISION_NEIGHBOURS, Neighbourhoods
+from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods, subsamples
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Measured:
     """
 
     features: Features
-    hashes: list[str]
+    hashes: list[Any]
     labels: list[Any]
     probability: Tensor
     correct: Tensor
@@ -224,12 +224,11 @@ class Meter:
         features, count = images.features, len(images.labels)
         if count < MIN_IMAGES:
             return dict.fromkeys(("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"))
-        enough = count >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)  # a quarter has neighbours
-        subsamples = standard_errors.subsamples(images.labels, splits) if enough else []
+        some = subsamples(images.labels, splits)
         found = {
             "frechet_distance": self._frechet.measure(features, images.labels, splits),
-            "kernel_distance": self._kernel.measure(features, subsamples),
-            **self._neighbourhoods.measure(features, images.labels, subsamples),
+            "kernel_distance": self._kernel.measure(features, some),
+            **self._neighbourhoods.measure(features, images.labels, some),
         }
         return {name: figure(value, spread, count) for name, (value, spread) in found.items()}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features
@@ -19,6 +19,42 @@ MIN_IMAGES = COVERAGE_NEIGHBOURS + 1
 _ROWS, _COLUMNS = 256, 8192  # of a matrix of distances
 _NEAREST = 64  # kept of each image, to find its nearest ones in any half-sample or quarter-sample among
 
+Distances = Callable[[Tensor, Tensor], Tensor]
+
+
+def distances_fp64(a: Tensor, b: Tensor) -> Tensor:
+    """In double, as it goes by way of a matrix product."""
+    return torch.cdist(a.double(), b.double())
+
+
+def squared_distances_fp16(a: Tensor, b: Tensor) -> Tensor:
+    """|a|² − 2ab + |b|² in fp16, as guided-diffusion's suite has it, for 2048 features bit by bit as TensorFlow on a CPU.
+
+    In fp32 where that overflows (`DistanceBlock` of its evaluations/evaluator.py).
+    """
+    x, y = a.half(), b.half()
+    product = (x.float() @ y.float().T).half()
+    found = (_squared_norms_fp16(x)[:, None] - 2 * product + _squared_norms_fp16(y)).clamp_min(0).float()
+    if found.isfinite().all():
+        return found
+    squares = (z.float().square().sum(1) for z in (a, b))
+    return (next(squares)[:, None] - 2 * (a.float() @ b.float().T) + next(squares)).clamp_min(0)
+
+
+def _squared_norms_fp16(x: Tensor) -> Tensor:
+    """(N,) of fp16 (N, D), in the order of Eigen's tree reduction: two halves, each by four packets of eight numbers."""
+    squares = nn.functional.pad(x.square(), (0, -x.shape[1] % 64)).reshape(len(x), 2, -(-x.shape[1] // 64), 4, 8)
+    fours: Tensor = reduce(torch.add, squares.movedim(2, 0))  # one after the other, each sum rounded
+    packets: Tensor = reduce(torch.add, fours.movedim(2, 0))
+    halves = packets.float().sum(2).half()
+    return halves[:, 0] + halves[:, 1]
+
+
+def subsamples(labels: Sequence[Any], splits: int) -> list[Tensor]:
+    """As `standard_errors.subsamples`; none of so few images that those of a quarter have no third neighbour."""
+    enough = len(labels) >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)
+    return standard_errors.subsamples(labels, splits) if enough else []
+
 
 class Neighbourhoods:
     """Precision, recall, density and coverage: which images lie within the nearest-neighbour balls of which others.
@@ -28,11 +64,12 @@ class Neighbourhoods:
 
     Args:
         reference: features (M, D) to measure against, M at least `MIN_IMAGES`.
+        distances: of (n, D) to (m, D), as (n, m): `distances_fp64` or `squared_distances_fp16`.
     """
 
-    def __init__(self, reference: Tensor):
-        self.reference = reference
-        radii = neighbour_distances(reference, (PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS))
+    def __init__(self, reference: Tensor, distances: Distances = distances_fp64):
+        self.reference, self._distances = reference, distances
+        radii = neighbour_distances(reference, (PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS), self._distances)
         self._precision_radius, self._coverage_radius = radii.unbind(1)
 
     def __call__(self, features: Features) -> dict[str, float]:
@@ -49,7 +86,7 @@ class Neighbourhoods:
             labels: of the images.
             subsamples: of `standard_errors.subsamples`, for the error of recall; without any it has none.
         """
-        own_radius, radii = _radii(features, subsamples)
+        own_radius, radii = _radii(features, subsamples, self._distances)
         radii_of = torch.stack([own_radius, *radii], 1)
         largest = radii_of.amax(1)
         count, points = len(features), len(self.reference)
@@ -60,7 +97,7 @@ class Neighbourhoods:
         for part, precision_radius, coverage_radius in zip(
             *(blocks(x, _ROWS) for x in (self.reference, self._precision_radius, self._coverage_radius)), strict=True
         ):
-            distance = torch.cat([_distances(part, other) for other in blocks(features, _COLUMNS)], 1)  # (m, N)
+            distance = torch.cat([self._distances(part, other) for other in blocks(features, _COLUMNS)], 1)  # (m, N)
             precise |= (distance <= precision_radius[:, None]).any(0)
             inside = distance <= coverage_radius[:, None]
             inside_of += inside.sum(0)
@@ -82,18 +119,18 @@ class Neighbourhoods:
         }
 
 
-def neighbour_distances(features: Features, ranks: Sequence[int]) -> Tensor:
+def neighbour_distances(features: Features, ranks: Sequence[int], distances: Distances = distances_fp64) -> Tensor:
     """Distances (N, len(ranks)) of each of (N, D) to its nearest other ones of these ranks, 1 the nearest."""
-    return _nearest(features, max(ranks) + 1)[0][:, list(ranks)]  # itself comes first, at 0
+    return _nearest(features, max(ranks) + 1, distances)[0][:, list(ranks)]  # itself comes first, at 0
 
 
-def _nearest(features: Features, kept: int) -> tuple[Tensor, Tensor]:
+def _nearest(features: Features, kept: int, distances: Distances) -> tuple[Tensor, Tensor]:
     """Distances and indices (N, kept) of the nearest ones of each, itself among them, the nearest first."""
     found = []
     for part in blocks(features):
         best: tuple[Tensor, Tensor] | None = None
         for i, other in enumerate(blocks(features, _COLUMNS)):
-            distance = _distances(part, other)
+            distance = distances(part, other)
             near, where = distance.topk(min(kept, len(other)), largest=False)
             where = where + i * _COLUMNS
             if best is not None:
@@ -106,13 +143,15 @@ def _nearest(features: Features, kept: int) -> tuple[Tensor, Tensor]:
     return torch.cat([near for near, _ in found]), torch.cat([where for _, where in found])
 
 
-def _radii(features: Features, subsamples: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _radii(
+    features: Features, subsamples: Sequence[Tensor], distances: Distances = distances_fp64
+) -> tuple[Tensor, list[Tensor]]:
     """Distance of each image to its third nearest other one (N,), and so in each subsample (N,), -1 of those not in it.
 
     Found among the nearest ones in the whole, and for the few that have too few of them there, anew.
     """
     kept = min(_NEAREST if subsamples else PRECISION_NEIGHBOURS + 1, len(features))
-    nearest, where = _nearest(features, kept)
+    nearest, where = _nearest(features, kept, distances)
     found = []
     for index in subsamples:
         chosen = torch.zeros(len(features), dtype=torch.bool)
@@ -121,7 +160,7 @@ def _radii(features: Features, subsamples: Sequence[Tensor]) -> tuple[Tensor, li
         radius = nearest[index].gather(1, (rank <= PRECISION_NEIGHBOURS).sum(1, keepdim=True).clamp_max(kept - 1))[:, 0]
         short = rank[:, -1] <= PRECISION_NEIGHBOURS
         for part in torch.split(short.nonzero()[:, 0], 256):
-            radius[part] = _distances(features[index[part]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
+            radius[part] = distances(features[index[part]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
         found.append(torch.full((len(features),), -1.0, dtype=radius.dtype).index_copy(0, index, radius))
     return nearest[:, PRECISION_NEIGHBOURS], found
 
@@ -135,7 +174,3 @@ def _recalled(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
     within = (distance[point, image][:, None] <= radii[image]).int()
     found = torch.zeros(len(distance), radii.shape[1], dtype=torch.int32).index_add_(0, point, within)
     return (found > 0).sum(0)
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a.double(), b.double())  # in double, as it goes by way of a matrix product

@@ -15,9 +15,8 @@ from guidegen.evaluate.cache import Stored
 from guidegen.evaluate.distances import FrechetDistance
 from guidegen.evaluate.metrics import Figures, figure
 from guidegen.evaluate.moments import Moments
-from guidegen.evaluate.neighbourhoods import Neighbourhoods
+from guidegen.evaluate.neighbourhoods import Neighbourhoods, subsamples
 from guidegen.evaluate.published import PublishedReader, open_clip, open_dinov2, open_inception
-from guidegen.evaluate.standard_errors import subsamples
 from guidegen.evaluate.statistics import Statistics
 from guidegen.models.weight_files import Access
 

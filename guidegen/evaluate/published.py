@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,20 +161,38 @@ def open_inception(
     )
 
 
+def _whole(size: int, pixels: Tensor) -> Tensor:
+    """As EDM2 resizes for DINOv2: the whole image, bicubic and antialiased, on floats."""
+    return interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=True)
+
+
+def _centre(size: int, pixels: Tensor) -> Tensor:
+    """As CMMD's code resizes for CLIP: the largest square at the centre, by Pillow's bicubic filter, in 8 bits."""
+    from PIL import Image
+
+    side = min(pixels.shape[2:])
+    top, left = ((length - side) // 2 for length in pixels.shape[2:])
+    squares = pixels[:, :, top : top + side, left : left + side].permute(0, 2, 3, 1).cpu().numpy()
+    resized = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in squares]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(pixels.device).float()
+
+
 class _ViT(nn.Module):
-    """uint8 images to one vector of a vision transformer: resized whole, bicubic, then normalised."""
+    """uint8 images to one vector of a vision transformer: resized, then normalised."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, size: int, antialias: bool, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(
+        self, network: nn.Module, resize: Callable[[Tensor], Tensor], mean: tuple[float, ...], std: tuple[float, ...]
+    ):
         super().__init__()
-        self.network, self.size, self.antialias = network, (size, size), antialias
+        self.network, self.resize = network, resize
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = interpolate(pixels.float(), size=self.size, mode="bicubic", antialias=self.antialias) / 255
+        x = self.resize(pixels) / 255
         out = self.network(pixel_values=(x - self.mean) / self.std)
         found: Tensor = out.pooler_output if hasattr(out, "pooler_output") else out.image_embeds
         return found
@@ -199,7 +218,7 @@ def open_dinov2(ref: str | None, device: torch.device, access: Access = DEFAULT_
         raise CheckpointError(f"--dinov2 {given} is no DINOv2, found model_type {model.config.get('model_type')!r}.")
     network = load_model(AutoModel, model.folder, device, access)
     _interpolate_positions(network, 224)
-    vit = _ViT(network, 224, True, _MEAN, _STD).to(device).eval()
+    vit = _ViT(network, partial(_whole, 224), _MEAN, _STD).to(device).eval()
     weights = model.sha256(access)
     about = "resized to 224 px, bicubic and antialiased"
     identity = digest("dinov2", weights, model.config)
@@ -234,19 +253,20 @@ def open_clip(ref: str | None, device: torch.device, access: Access = DEFAULT_AC
     if model.config.get("model_type") != "clip":
         raise CheckpointError(f"--clip {given} is no CLIP, found model_type {model.config.get('model_type')!r}.")
     network = load_model(CLIPVisionModelWithProjection, model.folder, device, access)
-    vit = _ViT(network, size, False, _CLIP_MEAN, _CLIP_STD).to(device).eval()
+    vit = _ViT(network, partial(_centre, size), _CLIP_MEAN, _CLIP_STD).to(device).eval()
     weights = model.sha256(access)
     published = model.revision is not None and given.partition("@")[0] == CLIP
+    about = f"cropped to a square and resized to {size} px, bicubic, by Pillow"
     return PublishedReader(
         "CLIP",
-        digest("clip", weights, model.config),
+        digest("clip", weights, model.config, about),
         lambda x: nn.functional.normalize(vit(x.to(device)), dim=1),
         None,
         weights,
         published,
         {"clip": slice(None)},
         None,
-        f"resized to {size} px, bicubic",
+        about,
     )
 
 

@@ -7,12 +7,42 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, overload
 
 from guidegen.errors import UsageError
 from guidegen.evaluate.features import Pixels
 from guidegen.evaluate.measure import Drawn
 from guidegen.evaluate.reference import SUFFIXES, Labelled, Source, open_source
 from guidegen.runs.schema import Row
+
+
+@dataclass(frozen=True)
+class _Rows(Sequence[Row]):
+    """As a manifest would have them, made when asked for.
+
+    Attributes:
+        name: of the file or folder.
+        shape: of each image.
+        indices: of the images.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return _Rows(self.name, self.shape, self.indices[index])
+        i = self.indices[index]
+        row: Row = {"file": f"{self.name}[{i}]", "sha256": f"{i:064x}", "seed": i, "shape": [*self.shape], "status": "ok"}
+        return row | dict.fromkeys(("label", "label_name", "prompt"))
 
 
 @dataclass(frozen=True)
@@ -29,6 +59,10 @@ class Samples(Drawn):
     def mode(self) -> str:
         """None: they have no settings."""
         return "-"
+
+    def groups(self) -> dict[tuple[Any, ...], Sequence[Row]]:
+        """All of them in one."""
+        return {(): self.rows}
 
     @property
     def in_order(self) -> bool:
@@ -93,17 +127,5 @@ def open_samples(path: Path) -> Samples:
         raise UsageError(str(error).removeprefix("--reference ")) from None
     if first is None:
         raise UsageError(f"{path} holds no images.")
-    rows: list[Row] = [
-        {
-            "file": f"{path.name}[{i}]",
-            "sha256": f"{i:064x}",
-            "label": None,
-            "label_name": None,
-            "prompt": None,
-            "seed": i,
-            "shape": [*first[0].shape],
-            "status": "ok",
-        }
-        for i in range(source.count)
-    ]
+    rows = _Rows(path.name, first[0].shape, range(source.count))
     return Samples(path, {"settings": {}}, rows, (), [], [], source=source)

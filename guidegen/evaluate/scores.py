@@ -74,26 +74,38 @@ class ClipDistance:
 
     def __init__(self, reference: Tensor):
         self._reference = reference
-        self._within = float(torch.cat([_mean_kernel(part, reference) for part in blocks(reference)]).mean())
+        self._within = float(_kernel_means(reference, reference)[0].mean())
 
     def measure(self, features: Features, labels: Sequence[Any], splits: int) -> tuple[float, float | None]:
         """The distance of features (N, D) of unit length, and its standard error; without splits there is none.
 
-        The error is that of the influence of each image.
+        The error is that of the influence of each image, less what that counts twice: the part of the variance that
+        comes from two images at once, 2/N² times that of the kernel about its means by row and by column.
         """
-        own = torch.cat([_mean_kernel(part, features) for part in blocks(features)])
-        across = torch.cat([_mean_kernel(part, self._reference) for part in blocks(features)])
+        count = len(features)
+        own, squares = _kernel_means(features, features)
+        across, _ = _kernel_means(features, self._reference)
         value = _SCALE * float(own.mean() + self._within - 2 * across.mean())
-        influence = 2 * _SCALE * (own - across)
-        return value, standard_errors.of_mean(influence, labels, range(len(labels))) if splits else None
+        first = standard_errors.of_mean(2 * _SCALE * (own - across), labels, range(count)) if splits else None
+        if first is None:
+            return value, None
+        of_itself = (1 - 2 * own + own.mean()).square().sum() / count  # the diagonal, which is no pair
+        pairs = float(squares.sum() - 2 * count * own.square().mean() + count * own.mean().square() - of_itself)
+        second = 2 * _SCALE**2 * pairs / (count - 1) / count**2
+        return value, max(first**2 - second, first**2 / 2) ** 0.5
 
 
-def _mean_kernel(x: Tensor, others: Features) -> Tensor:
-    x = x.double()
-    total = torch.zeros(len(x), dtype=torch.float64)
-    for part in blocks(others, 4096):
-        total += (-torch.cdist(x, part.double()).square() / (2 * _BANDWIDTH**2)).exp().sum(1)
-    return total / len(others)
+def _kernel_means(features: Features, others: Features) -> tuple[Tensor, Tensor]:
+    """Of each of (N, D) the mean of the kernel with the others, and of its square."""
+    found = []
+    for x in blocks(features):
+        means = torch.zeros(2, len(x), dtype=torch.float64)
+        for part in blocks(others, 4096):
+            kernel = (-torch.cdist(x.double(), part.double()).square() / (2 * _BANDWIDTH**2)).exp()
+            means += torch.stack([kernel.sum(1), kernel.square().sum(1)]) / len(others)
+        found.append(means)
+    mean, square = torch.cat(found, 1)
+    return mean, square
 
 
 def extrapolated(distance: FrechetDistance, features: Features) -> float | None:

@@ -53,11 +53,14 @@ def of_mean(values: Tensor, labels: Sequence[Hashable], images: Sequence[Hashabl
         labels: of each row.
         images: of each row; equal ones are one image.
     """
-    rows = indices_of(images)
-    if len(rows) < 2:
+    numbers: dict[Hashable, int] = {}
+    unit = torch.tensor([numbers.setdefault(image, len(numbers)) for image in images])
+    if len(numbers) < 2:
         return None
-    sums = torch.stack([(values[index] - values.mean()).sum() for index in rows.values()]).double()
-    of_units = [tuple(sorted(str(labels[i]) for i in index)) for index in rows.values()]
+    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, unit, (values - values.mean()).double())
+    of_units: Sequence[Hashable] = labels
+    if len(numbers) < len(values):
+        of_units = [tuple(sorted(str(labels[i]) for i in rows)) for rows in indices_of(unit.tolist()).values()]
     variance = sum(len(one) * float(sums[one].var()) for one in strata(of_units, 2))
     return math.sqrt(variance) / len(values)
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from guidegen.errors import UsageError
 from guidegen.evaluate import arrays
 from guidegen.evaluate.moments import Moments
 from guidegen.evaluate.plain_pickle import read_plain_pickle
 from guidegen.models.hashes import sha256_of
-from guidegen.runs.files import write_atomically
+from guidegen.runs.files import atomically, write_atomically
+from guidegen.schema import LARGEST_TEXT, decode
 
 NPZ_NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 PKL_NAMES = {"pool": "fid", "dinov2": "fd_dinov2"}
@@ -36,6 +40,7 @@ class Statistics:
         moments: by layer: pool and spatial of Inception, dinov2.
         has_images: whether there are images (`arr_0`) or saved features beside them.
         identity: of the file, 64 hex digits.
+        networks: name -> sha256 of the weights and preprocessing; of files of `write_statistics`, others do not say.
     """
 
     path: Path
@@ -43,6 +48,18 @@ class Statistics:
     moments: Mapping[str, Moments]
     has_images: bool
     identity: str
+    networks: Mapping[str, tuple[str | None, str]]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `write_statistics` writes beside the statistics."""
+
+    networks: dict[str, tuple[str | None, str]]
+
+
+def _networks(text: Any, path: Path) -> Mapping[str, tuple[str | None, str]]:
+    return decode(str(text).encode(), _About, path, UsageError).networks
 
 
 def read_statistics(path: Path) -> Statistics | None:
@@ -68,7 +85,8 @@ def read_statistics(path: Path) -> Statistics | None:
             for layer, (mean, covariance) in NPZ_NAMES.items()
             if mean in names and covariance in names
         }
-    return Statistics(path, "npz", moments, bool({"arr_0", "pool"} & {*names}), sha256_of([path]))
+        ours = _networks(arrays.read(archive, "guidegen", LARGEST_TEXT), path) if "guidegen" in names else {}
+    return Statistics(path, "npz", moments, bool({"arr_0", "pool"} & {*names}), sha256_of([path]), ours)
 
 
 def _read_pkl(path: Path) -> Statistics:
@@ -83,7 +101,8 @@ def _read_pkl(path: Path) -> Statistics:
     }
     if not moments:
         raise UsageError(f"--reference {path} has neither fid nor fd_dinov2, which references of EDM2 have.")
-    return Statistics(path, "pkl", moments, False, sha256_of([path]))
+    ours = _networks(held["guidegen"], path) if "guidegen" in held else {}
+    return Statistics(path, "pkl", moments, False, sha256_of([path]), ours)
 
 
 def _moments(path: Path, layer: str, mean: Any, covariance: Any, count: int | None) -> Moments:
@@ -103,29 +122,52 @@ def _moments(path: Path, layer: str, mean: Any, covariance: Any, count: int | No
     return Moments(mean, (covariance + covariance.T) / 2, count)
 
 
-def write_statistics(path: Path, moments: Mapping[str, Moments], about: Mapping[str, Any], features: Any = None) -> None:
+def write_statistics(
+    path: Path,
+    moments: Mapping[str, Moments],
+    about: Mapping[str, Any],
+    features: NDArray[np.float32] | None = None,
+    images: Iterable[NDArray[np.uint8]] = (),
+) -> None:
     """Statistics in the form that the tools of their kind read: .pkl as EDM2 does, .npz as the others.
 
     Args:
         path: of the file.
         moments: by layer.
-        about: of their making; in the .npz alone.
+        about: of their making: `networks` as in `Statistics`, and anything else.
         features: (M, D) of Inception, for precision and recall; None leaves them out.
+        images: that these are of, M of them, which others' tools want (`arr_0`).
     """
-    buffer = io.BytesIO()
     if path.suffix == ".pkl":
-        held: dict[str, Any] = {"num_images": max(one.count or 0 for one in moments.values())}
+        held: dict[str, Any] = {
+            "num_images": max(one.count or 0 for one in moments.values()),
+            "guidegen": json.dumps(about),
+        }
         for layer, name in PKL_NAMES.items():
             if layer in moments:
                 one = moments[layer]
                 held[name] = {"mu": one.mean.numpy(), "sigma": one.covariance.numpy()}
-        pickle.dump(held, buffer, protocol=4)
-    else:
-        given: dict[str, Any] = {}
-        for layer, (mean, covariance) in NPZ_NAMES.items():
-            if layer in moments:
-                given |= {mean: moments[layer].mean.numpy(), covariance: moments[layer].covariance.numpy()}
+        write_atomically(path, pickle.dumps(held, protocol=4))
+        return
+    given: dict[str, Any] = {}
+    for layer, (mean, covariance) in NPZ_NAMES.items():
+        if layer in moments:
+            given |= {mean: moments[layer].mean.numpy(), covariance: moments[layer].covariance.numpy()}
+    with atomically(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, guidegen=np.array(json.dumps(about)), **given)
         if features is not None:
-            given["pool"] = features
-        np.savez(buffer, guidegen=np.array(json.dumps(about)), **given)
-    write_atomically(path, buffer.getvalue())
+            with zipfile.ZipFile(temporary, "a") as archive:
+                _add(archive, "pool", len(features), features)
+                _add(archive, "arr_0", len(features), images)
+
+
+def _add(archive: zipfile.ZipFile, name: str, count: int, rows: Iterable[NDArray[Any]]) -> None:
+    """An array of `count` rows, one in memory at a time."""
+    rest = iter(rows)
+    first = next(rest)
+    header = {"descr": npy.dtype_to_descr(first.dtype), "fortran_order": False, "shape": (count, *first.shape)}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        npy.write_array_header_1_0(file, header)
+        for row in chain([first], rest):
+            file.write(row.tobytes())

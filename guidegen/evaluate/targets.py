@@ -14,7 +14,7 @@ from guidegen.evaluate import arrays
 from guidegen.evaluate.distances import FrechetDistance
 from guidegen.evaluate.features import iterate
 from guidegen.evaluate.moments import Sums
-from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods
+from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods, squared_distances_fp16
 from guidegen.evaluate.protocols import Protocol, Target, check_kind
 from guidegen.evaluate.published import PublishedReader
 from guidegen.evaluate.reference import fit, open_source
@@ -48,6 +48,8 @@ def read_target(
     """
     found = read_statistics(path)
     check_kind(protocol, path, found, False)
+    if found is not None:
+        _check_networks(found, readers)
     pool = _saved_pool(found) if protocol.neighbours else None
     sums: Mapping[str, Sums] = {}
     kept, seen = pool, ""
@@ -63,23 +65,59 @@ def read_target(
         distances,
         f"of the file ({', '.join(moments)})" if found else f"of its {count} images" if count else "none",
         count,
-        Neighbourhoods(kept) if protocol.neighbours and kept is not None else None,
+        Neighbourhoods(kept, squared_distances_fp16) if protocol.neighbours and kept is not None else None,
         len(kept) if kept is not None else 0,
         ClipDistance(kept) if "clip" in protocol.networks and kept is not None else None,
         moments,
     )
 
 
-def save_target(path: Path, target: Target, protocol: Protocol) -> None:
+def needs_images(path: Path, protocol: Protocol) -> bool:
+    """Whether `read_target` reads images of a reference, and not only its statistics."""
+    found = read_statistics(path)
+    return found is None or (protocol.neighbours and _saved_pool(found) is None)
+
+
+def _check_networks(found: Statistics, readers: Sequence[PublishedReader]) -> None:
+    """Refuses statistics that guidegen made with other weights or another preprocessing."""
+    for reader in readers:
+        weights, preprocessing = found.networks.get(reader.name, (reader.weights, reader.preprocessing))
+        if (weights, preprocessing) != (reader.weights, reader.preprocessing):
+            raise UsageError(
+                f"--reference {found.path} was made with {reader.name} {str(weights)[:8]}, {preprocessing}, and this is "
+                f"{str(reader.weights)[:8]}, {reader.preprocessing}: name the protocol and weights that made it."
+            )
+
+
+def save_target(
+    path: Path,
+    target: Target,
+    protocol: Protocol,
+    readers: Sequence[PublishedReader],
+    reference: Path,
+    size: tuple[int, int],
+    resize: str | None,
+) -> None:
     """Writes the statistics of a target as other tools read them: .pkl as EDM2, .npz as the others.
+
+    Args:
+        path: of the file.
+        target: what `read_target` made of `reference`.
+        protocol, readers, size, resize: as `read_target` took them.
+        reference: whose images go into the file where precision and recall need them.
 
     Raises:
         UsageError: a .pkl of another protocol than edm2, or there are no statistics.
     """
     if (path.suffix == ".pkl") != (protocol.name == "edm2") or not target.moments:
         raise UsageError(f"--save-reference {path}: --protocol edm2 saves a .pkl, the others of mu and sigma an .npz.")
-    pool = target.neighbourhoods.reference.numpy() if target.neighbourhoods else None
-    write_statistics(path, target.moments, {"protocol": protocol.name, "source": target.source}, pool)
+    networks = {reader.name: (reader.weights, reader.preprocessing) for reader in readers}
+    about = {"protocol": protocol.name, "source": target.source, "networks": networks}
+    if target.neighbourhoods is None:
+        write_statistics(path, target.moments, about)
+        return
+    images = (fit(image, size, resize) for image, _ in open_source(reference, {}).images(None))
+    write_statistics(path, target.moments, about, target.neighbourhoods.reference.numpy(), images)
 
 
 def _saved_pool(found: Statistics | None) -> Tensor | None:

@@ -8,6 +8,8 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
@@ -33,17 +35,34 @@ class Rows(Sequence[Row]):
 
     Args:
         folder: a run directory.
-        files: the files, relative to `folder`; each has a row.
+        files: the files, relative to `folder`; each has a row. None for all that have one.
         shard: as in `Manifests`.
     """
 
-    def __init__(self, folder: Path, files: Iterable[str], shard: Shard | None = None):
+    def __init__(self, folder: Path, files: Iterable[str] | None = None, shard: Shard | None = None):
         self._manifests = Manifests(folder, shard)
         offsets = self._manifests.offsets()
-        self._at = array("q", (offsets[file] for file in files))
+        self._at = array("q", offsets.values() if files is None else (offsets[file] for file in files))
+        self._rest: Row = {}
+
+    def of(self, indices: Iterable[int]) -> Rows:
+        """Some of them."""
+        return self._copy(array("q", (self._at[i] for i in indices)), self._rest)
+
+    def with_axes(self, settings: Mapping[str, Any], axes: Iterable[str]) -> Rows:
+        """The same, each as `with_axes` completes it."""
+        return self._copy(self._at, {axis: axis_value(axis, settings) for axis in axes})
+
+    def _copy(self, at: array[int], rest: Row) -> Rows:
+        found = copy(self)
+        found._at, found._rest = at, rest
+        return found
 
     def __len__(self) -> int:
         return len(self._at)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self._rest | row for row in self._manifests.read_each(self._at))
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -51,8 +70,8 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
-            return [self._manifests.read(at) for at in self._at[index]]
-        return self._manifests.read(self._at[index])
+            return self._copy(self._at[index], self._rest)
+        return next(iter(self._copy(array("q", [self._at[index]]), self._rest)))
 
 
 class Manifests:
@@ -109,14 +128,21 @@ class Manifests:
                 offset += size
 
     def read(self, offset: int) -> Row:
-        """The row at a offset."""
-        which = bisect_right(self._starts, offset) - 1
-        with self._paths[which].open("rb") as file:
-            file.seek(offset - self._starts[which])
-            row = parse_row(file.readline(_LONGEST_ROW))
-        if row is None:
-            raise OutputError(f"{self._paths[which]} has changed while it was read. Try again when nobody writes it.")
-        return row
+        """The row at an offset."""
+        return next(self.read_each([offset]))
+
+    def read_each(self, offsets: Iterable[int]) -> Iterator[Row]:
+        """The row at each of the offsets."""
+        for which, some in groupby(offsets, lambda offset: bisect_right(self._starts, offset) - 1):
+            with self._paths[which].open("rb") as file:
+                for offset in some:
+                    file.seek(offset - self._starts[which])
+                    row = parse_row(file.readline(_LONGEST_ROW))
+                    if row is None:
+                        raise OutputError(
+                            f"{self._paths[which]} has changed while it was read. Try again when nobody writes it."
+                        )
+                    yield row
 
     def invalid_lines(self) -> dict[Path, list[int]]:
         """For each manifest that has lines which are no rows, their numbers from 1; a torn last one is among them."""
@@ -153,7 +179,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def read_rows(folder: Path) -> list[Row]:
     """Rows of every manifest*.jsonl, torn ones dropped; the last row of a file wins."""
-    return list(Rows(folder, Manifests(folder).offsets()))
+    return list(Rows(folder))
 
 
 def with_axes(rows: Iterable[Row], settings: Mapping[str, Any], axes: Iterable[str]) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from guidegen.runs.files import file_sha256
 from guidegen.runs.manifest import Manifests
 from guidegen.runs.schema import Row
 from guidegen.spec.cell import Cell
+from guidegen.spec.plan import finder
 
 
 class State(NamedTuple):
@@ -36,7 +37,7 @@ class State(NamedTuple):
         return not (self.missing or self.corrupt or self.nonfinite or self.extra)
 
 
-def check(folder: Path, cells: Iterable[Cell], hashes: bool = True) -> State:
+def check(folder: Path, cells: Sequence[Cell], hashes: bool = True) -> State:
     """Compares a run directory with what it is to hold.
 
     Args:
@@ -47,10 +48,10 @@ def check(folder: Path, cells: Iterable[Cell], hashes: bool = True) -> State:
     manifests = Manifests(folder)
     offsets = manifests.offsets()
     state = State([], [], [], [], manifests.invalid())
-    extra = dict.fromkeys(_images(folder))
+    planned = finder(cells)
+    state.extra.extend(sorted(file for file in _images(folder) if planned(file) is None))
     for cell in cells:
         file = cell.file
-        extra.pop(file, None)
         row = manifests.read(offsets[file]) if file in offsets else None
         if row and row["status"] != "ok":
             state.nonfinite.append(file)
@@ -58,7 +59,6 @@ def check(folder: Path, cells: Iterable[Cell], hashes: bool = True) -> State:
             state.missing.append(file)
         elif not is_of(row, cell) or not is_intact(folder, row, hashes):
             state.corrupt.append(file)
-    state.extra.extend(sorted(extra))
     return state
 
 

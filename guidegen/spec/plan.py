@@ -305,8 +305,8 @@ def finder(cells: Iterable[Cell]) -> Callable[[str], Cell | None]:
     return find
 
 
-def listed(plans: Iterable[Plan], what: str) -> list[Cell]:
-    """The cells of several plans, each once.
+def listed(plans: Iterable[Plan], what: str) -> Sequence[Cell]:
+    """The cells of several plans, each once; of one plan as `Cells`.
 
     Args:
         plans: the plans.
@@ -321,7 +321,8 @@ def listed(plans: Iterable[Plan], what: str) -> list[Cell]:
             f"{what} is to hold {count:,} images, and this goes through {limits.LISTED_CELLS:,} at most. "
             "Draw smaller runs, each with seeds of its own (--seeds)."
         )
-    return list(dict.fromkeys(itertools.chain.from_iterable(plan.cells() for plan in plans)))
+    every = itertools.chain.from_iterable(plan.cells() for plan in plans)
+    return plans[0].cells() if len(plans) == 1 else list(dict.fromkeys(every))
 
 
 _Axis = Annotated[str, Meta(min_length=1)]

@@ -132,7 +132,7 @@ class Measurer:
             probability, correct = self._classifier.read(logits, labels)
         return _Images(features, labels, torch.tensor([float(row["nfe"]) for row in rows]), probability, correct)
 
-    def _outputs(self, reader: Reader, rows: Sequence[Row]) -> tuple[Tensor, list[str]]:
+    def _outputs(self, reader: Reader, rows: Sequence[Row]) -> tuple[Tensor, list[bytes]]:
         """What a network makes of images (N, D), and a hash of the pixels of each."""
 
         def read(some: Sequence[Row]) -> Iterator[Pixels]:
@@ -140,7 +140,7 @@ class Measurer:
 
         cache, files = FeatureCache(self._folder / "features", reader.identity), [row["sha256"] for row in rows]
         read_rows_with(reader, cache, rows, _BATCH, lambda _: None, read)
-        return cache.stored(files)[:], [cache.pixels[file] for file in files]
+        return cache.stored(files)[:], cache.pixels(files)
 
 
 def least_seeds(metrics: Collection[str], per_seed: int) -> int:

@@ -149,6 +149,20 @@ def test_neighbourhoods_by_their_definitions(shift: float) -> None:
         assert set(expected.values()) == {0}
 
 
+def test_precision_and_recall_in_fp16_are_those_of_the_suite() -> None:
+    """What guided-diffusion's `ManifoldEstimator` gave for these features in TensorFlow 2.21 on a CPU."""
+    rng = np.random.default_rng(7)
+    real, fake = (torch.from_numpy(np.abs(rng.normal(size=(200, 2048))).astype(np.float32) * 0.5) for _ in range(2))
+
+    def measured(scale: float, distances: neighbourhoods.Distances) -> tuple[float, float]:
+        found = neighbourhoods.Neighbourhoods(real * scale, distances)(fake * scale)
+        return found["precision"], found["recall"]
+
+    assert measured(1, neighbourhoods.squared_distances_fp16) == (0.565, 0.555)
+    assert measured(1, neighbourhoods.distances_fp64) == (0.545, 0.545)
+    assert measured(20, neighbourhoods.squared_distances_fp16) == (0.545, 0.545)  # fp16 overflows, so in fp32
+
+
 def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = cloud(0, M), cloud(1, N)
     whole = neighbourhoods.Neighbourhoods(real)(fake)
