@@ -2,20 +2,24 @@
 
 python tests/benchmarks/compiled.py [--batch 16] [--steps 2] [--pairs 5] [--dtype fp32 bf16]
 
-Both draw the same batches in turn in one process, after a first batch each that is timed alone. Needs a C++ compiler.
+Both draw the same batches in turn in one process, after a first one that compiles: into an empty cache, and again from
+what is in it, as a second process on the same machine would. Needs a C++ compiler.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import table
+import torch
 from drawing import DEVICE, batch_of, sampler_of
-from table import Row, clock, timed, turns
+from table import Row, Took, clock, timed, turns
 
 from guidegen import BUNDLED, open_checkpoint
 from guidegen.sampling.device import DTYPES
@@ -24,24 +28,33 @@ from guidegen.sampling.device import DTYPES
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     checkpoint = open_checkpoint(str(BUNDLED))
     cells = batch_of(checkpoint.labels, options.batch)
+
+    def first(dtype: str, compiled: bool) -> tuple[Callable[[], Took], Took]:
+        """What draws a batch, and what its first one takes."""
+        torch.compiler.reset()
+        work = partial(clock, partial(sampler_of(checkpoint, options.steps, dtype, compiled=compiled).draw, cells))
+        return work, work()
+
     for dtype in options.dtype:
-        samplers = [sampler_of(checkpoint, options.steps, dtype, compiled=compiled) for compiled in (True, False)]
-        works = [partial(clock, partial(sampler.draw, cells)) for sampler in samplers]
-        first = [work() for work in works]
-        found = turns(options.pairs, *works)
-        worth = {}
-        for kind in ("wall", "cpu"):
-            compiled, plain = (
-                statistics.median(getattr(each, kind) for each in column) for column in zip(*found, strict=True)
+        plain, _ = first(dtype, False)
+        _, anew = first(dtype, True)
+        compiled, cached = first(dtype, True)
+        found = turns(options.pairs, compiled, plain)
+        conditions = [f"{DEVICE}, {dtype}, batch {options.batch}, {options.steps} steps"]
+        for name, start in (("anew", anew), ("from torch's cache", cached)):
+            worth = [_worth(start, found, kind, options, checkpoint.steps) for kind in ("wall", "cpu")]
+            conditions.append(
+                f"compiled {name} in {start.wall:.0f} s ({start.cpu:.0f} s of CPU time): worth it from {worth[0]:,} images "
+                f"of {checkpoint.steps} steps ({worth[1]:,} by CPU time)"
             )
-            saved = (plain - compiled) / options.batch * checkpoint.steps / options.steps
-            worth[kind] = math.ceil((getattr(first[0], kind) - compiled) / saved) if saved > 0 else math.inf
-        conditions = (
-            f"{DEVICE}, {dtype}, batch {options.batch}, {options.steps} steps; compiling takes {first[0].wall:.0f} s "
-            f"({first[0].cpu:.0f} s of CPU time): worth it from {worth['wall']:,} images of {checkpoint.steps} steps "
-            f"({worth['cpu']:,} by CPU time)"
-        )
-        yield timed("--compile", found, "without", conditions)
+        yield timed("drawing with --compile", found, "without", "; ".join(conditions))
+
+
+def _worth(start: Took, found: Sequence[tuple[Took, ...]], kind: str, options: argparse.Namespace, steps: int) -> float:
+    """Images from which on the start is made good."""
+    compiled, plain = (statistics.median(getattr(each[which], kind) for each in found) for which in (0, 1))
+    saved = (plain - compiled) / options.batch * steps / options.steps
+    return math.ceil((getattr(start, kind) - compiled) / saved) if saved > 0 else math.inf
 
 
 def main() -> None:
@@ -50,7 +63,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["fp32", "bf16"])
-    table.show(rows(parser.parse_args()))
+    options = parser.parse_args()
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # in this process, whose CPU time is measured
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        table.show(rows(options))
 
 
 if __name__ == "__main__":
