@@ -80,6 +80,9 @@ def test_columns_match_by_name_then_by_id(with_null: Path, copy: Path, without_n
     nameless = open_checkpoint(str(without_null)).labels
     assert open_classifier(str(with_null / "classifier")).columns(nameless) == {i: i for i in range(5)}
 
+    edit(copy / "classifier", "config.json", id2label=dict.fromkeys(sorted(map(str, range(12))), ""))
+    assert open_classifier(str(copy / "classifier")).columns(labels) == {i: i for i in labels}
+
 
 Break = Callable[[Path], object]
 

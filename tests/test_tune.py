@@ -363,6 +363,9 @@ def test_the_same_command_draws_nothing_and_a_larger_budget_goes_on(
         (["--seed", "random"], "another search each time"),
         (["-o", "x.png"], "run directory"),
         (["--storage", "nosuch"], "postgresql://USER@HOST/NAME"),
+        (["--storage", "sqlite:///x.db", "--overwrite"], "other machines"),
+        (["--seeds-per-label", "--budget", 1_000_000], "100,000 seeds"),
+        (["--threads", 9999], "may use"),
         (["--metric", "accuracy", "--judge", "nosuch/model", "--offline"], ""),
     ],
 )
@@ -375,6 +378,30 @@ def test_what_cannot_be_searched_is_refused(
     assert result.exception.code in (2, 4)
     assert word in str(result.exception)
     assert not (tmp_path / "run/images").exists()
+
+
+def test_labels_have_seeds_of_their_own_and_a_search_starts_over(with_null: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    search = ["--by", "w=1,3", "--metric", "nfe", "--budget", 100, "--device", "cpu"]
+    command = ["tune", "-m", with_null, "--label", "0,1", "--steps", 1, *search, "-o", run]
+    found = call(*command, "--seeds-per-label")
+    assert "seeds-per-label" not in found.stdout, "the command draws one image"
+    assert {int(Path(file).stem) // 100_000 for file in rows_of(run)} == {0, 1}
+    refused = call(*command, code=2)
+    assert "seeds per label 'True' there, 'None' now" in str(refused.exception)
+    assert "--overwrite" in str(refused.exception)
+
+    (run / "tune.svg").write_text("<svg>mine</svg>")
+    assert "--force" in str(call(*command, "--overwrite", code=2).exception)
+    assert len(rows_of(run)) == 96, "nothing is deleted before"
+    study = (run / "tune.db").read_bytes()
+    call(*command, "--overwrite", "--force", "--workers", 2, "--threads", 1)
+    assert len(rows_of(run)) == 96
+    assert {int(Path(file).stem) // 100_000 for file in rows_of(run)} == {0}
+    assert (run / "tune.db").read_bytes() != study
+    assert "overwrite" not in json.loads((run / "tune.json").read_text())["search"]
+    call("sample", "-m", with_null, "--label", 0, "--steps", 1, "--device", "cpu", "-o", f"{run}/", "--overwrite")
+    assert not list(run.glob("tune.[dj]*"))
 
 
 def test_the_missing_extra_is_named(

@@ -107,7 +107,21 @@ class What:
 
 
 @dataclass(frozen=True)
-class Draw(What):
+class Apart:
+    """Which seeds the labels have."""
+
+    seeds_per_label: Annotated[
+        bool,
+        typer.Option(
+            "--seeds-per-label",
+            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times its id.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class Draw(Apart, What):
     """What to draw."""
 
     num: Annotated[
@@ -122,14 +136,6 @@ class Draw(What):
         str | None,
         typer.Option("--seeds", metavar="LIST", help="Seeds instead of --num and --seed: 0-63,100.", rich_help_panel=WHAT),
     ] = None
-    seeds_per_label: Annotated[
-        bool,
-        typer.Option(
-            "--seeds-per-label",
-            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times its id.",
-            rich_help_panel=WHAT,
-        ),
-    ] = False
 
 
 @dataclass(frozen=True)
@@ -292,12 +298,7 @@ class Output:
         ),
     ] = None
     wait: options.Wait = False
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=options._OUTPUT
-        ),
-    ] = False
+    overwrite: options.Overwrite = False
     force: options.Force = False
     stepwise: Annotated[
         str | None,

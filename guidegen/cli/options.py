@@ -112,6 +112,10 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start over; without it, finished images are kept.", rich_help_panel=_OUTPUT),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.", rich_help_panel=_TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_TALK)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_TALK)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from guidegen.cli import console, threads
+from guidegen.cli import console
 from guidegen.cli.settings_drawn import SettingJobs
 from guidegen.cli.signals import Signals
 from guidegen.errors import StoppedError
@@ -101,7 +101,6 @@ def workers(count: int, command: Command, device: str) -> Iterator[None]:
     words = command.without("workers", "json", "quiet", "verbose", "device").words()[1:]
     for i in range(1, count):
         environment = os.environ | {_PARENT: str(os.getpid())}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, threads.allowed() // count)))
         line = [sys.executable, "-m", "guidegen", *words, "--quiet", "--device", _device_of(i, device)]
         started.append(subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -112,15 +113,23 @@ class SettingJobs:
     def identity(self) -> dict[str, Any]:
         """What the images depend on beside the setting and the settings of the run."""
         conditions = {flag: ",".join(words) for flag, words in self.conditions.items()}
-        return {**conditions, "seed": self._flags.seed, "w": self.weight or self._flags.w}
+        apart = {"seeds per label": True} if self._flags.seeds_per_label else {}
+        return {**conditions, **apart, "seed": self._flags.seed, "w": self.weight or self._flags.w}
 
-    def begin(self) -> None:
+    def begin(self, overwrite: bool) -> None:
         """Writes run.json, if it is not there.
+
+        Args:
+            overwrite: after all is deleted that was made in the directory.
 
         Raises:
             UsageError: the directory holds something else.
+            LockedError: another process draws into what is to be deleted.
         """
         about = about_run(self.base, self.command)
+        if overwrite:
+            with Run(self.folder, self.base.settings, about, overwrite):
+                return
         with Run(self.folder, self.base.settings, about, shard=Shard(_SLOTS - 1, _SLOTS), wait=lambda _: sleep(0.05)):
             pass
 
@@ -168,12 +177,12 @@ class SettingJobs:
         dimensions = self.space.dimensions
         if any(each.numeric and each.name not in self._weights for each in dimensions):
             return None
-        variants = dict(zip(self.space.arms, self.base.setups, strict=True))
+        others = [each for each in dimensions if not each.numeric and each.name not in self._weights]
+        variants = dict(zip(itertools.product(*(each.values for each in others)), self.base.setups, strict=True))
 
         def job(setting: Setting, seeds: range) -> Job:
             value = dict(zip((each.name for each in dimensions), setting, strict=True))
-            arm = tuple(value[each.name] for each in dimensions if not each.numeric)
-            variant = variants[arm]
+            variant = variants[tuple(value[each.name] for each in others)]
             weights: dict[str, Any] = {_WEIGHTS_OF[name]: (float(value[name]),) for name in self._weights}
             by = tuple((axis, (one,)) for axis, one in variant)
             plan = replace(self.base.plan, seeds=seeds, by=by, **weights)

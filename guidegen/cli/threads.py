@@ -47,6 +47,13 @@ def use(count: int | None) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
+def share(processes: int) -> int | None:
+    """The threads of each of some processes on this machine; None for one alone, and where the user has said how many."""
+    if processes == 1 or any(name in os.environ for name in _COUNTS):
+        return None
+    return max(1, allowed() // processes)
+
+
 def usable() -> int:
     """The processors in this process's affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

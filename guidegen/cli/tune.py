@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guidegen.cli import console, options
+from guidegen.cli import console, options, threads
 from guidegen.cli.axes import parse_by
 from guidegen.cli.command import command_of, make_command
-from guidegen.cli.flags import Messages, Sampling, Source, What
+from guidegen.cli.flags import Apart, Messages, Sampling, Source, What
 from guidegen.cli.lines import print_line
 from guidegen.cli.searching import Work, is_worker, workers
 from guidegen.cli.settings_drawn import SettingJobs
@@ -23,6 +23,7 @@ from guidegen.models.classifiers.info import SEPARATOR
 from guidegen.runs.files import write_atomically
 from guidegen.runs.ours import refuse_foreign
 from guidegen.runs.schema import dumps
+from guidegen.spec import limits
 from guidegen.spec.axes import axis_options
 from guidegen.spec.command import Command
 from guidegen.spec.options import PlainOptions
@@ -40,6 +41,8 @@ _HELP = """Search for the best guidance weight, method or other setting, and say
 - guidegen tune --label all --by w=1:6 --by guidance=cfg,apg --metric frechet_distance --metric accuracy --reference DIR
 """
 _SEARCH = "What to search"
+_OF_SEARCH = ("out", "seed", "seeds-per-label", "overwrite", "force", "json", "quiet", "verbose", "debug")
+"""Options of a search that say nothing of the image found."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class TuneOptions(Messages, PlainOptions, Sampling, Source, What):
+class TuneOptions(Messages, PlainOptions, Sampling, Source, Apart, What):
     """What is drawn, and how, where it does not vary."""
 
     out: Annotated[
@@ -140,6 +143,8 @@ class TuneOptions(Messages, PlainOptions, Sampling, Source, What):
             rich_help_panel=options._OUTPUT,
         ),
     ] = None
+    overwrite: options.Overwrite = False
+    force: options.Force = False
 
     @property
     def access(self) -> Access:
@@ -158,22 +163,27 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
     Raises:
         UsageError: what cannot be varied, measured or afforded, before anything is drawn.
     """
+    from guidegen.tune.result import FILE
     from guidegen.tune.rounds import Search
     from guidegen.tune.study import Study, checked_address, propose, require_packages
 
     require_packages()
+    threads.use(flags.threads or threads.share(asked.workers))
+    if asked.storage and flags.overwrite:
+        raise UsageError("--overwrite would delete what other machines drew: remove the directory, or name another -o.")
     shown = replace(asked, storage=asked.storage and checked_address(asked.storage))
     flags = replace(flags, seed=_first_seed(flags))
     space, metrics = _space_of(asked.by), _metrics_of(asked)
     jobs = SettingJobs(flags, space, {"search": _about(asked, space, metrics)})
     jobs.command, command = (
-        command_of("tune", flags, each).into(str(jobs.folder), jobs.conditions, {}) for each in (shown, asked)
+        command_of("tune", flags, each).into(str(jobs.folder), jobs.conditions, {}).without("overwrite")
+        for each in (shown, asked)
     )
-    goal = _goal(asked, space, metrics, jobs.per_seed)
-    for name in ("tune.svg", "tune.png"):
-        refuse_foreign(jobs.folder / name)
+    goal = _goal(asked, flags, space, metrics, jobs.per_seed)
+    for name in (FILE, "tune.svg", "tune.png"):
+        refuse_foreign(jobs.folder / name, flags.force)
     measurer, measured_by = _open_measurer(asked, flags, jobs, metrics)
-    jobs.begin()
+    jobs.begin(flags.overwrite)
     first = space.first_settings()
     about = {**_about(asked, space, metrics), **measured_by, **jobs.identity}
     study = Study(jobs.folder, asked.storage, space, metrics, about | {"first seeds": goal.first})
@@ -187,7 +197,7 @@ def tune(asked: SearchOptions, flags: TuneOptions) -> None:
             again = f"{stopped}; the finished images are on disk. To go on: {jobs.command}"
             raise StoppedError(again, stopped.code - 128) from None
     if not is_worker():
-        _print_result(work, goal, flags, measured_by)
+        _print_result(work, goal, flags, {"measured": measured_by, "width": measurer.width})
 
 
 def _first_seed(flags: TuneOptions) -> str:
@@ -240,15 +250,21 @@ def _metrics_of(asked: SearchOptions) -> dict[str, int]:
     return {name: BETTER[name] for name in names}
 
 
-def _goal(asked: SearchOptions, space: Space, metrics: Mapping[str, int], per_seed: int) -> Goal:
+def _goal(asked: SearchOptions, flags: TuneOptions, space: Space, metrics: Mapping[str, int], per_seed: int) -> Goal:
     """What is looked for.
 
     Raises:
-        UsageError: the budget does not do for the first round.
+        UsageError: the budget does not do for the first round, or takes more seeds than there are.
     """
     from guidegen.tune.measuring import least_seeds
     from guidegen.tune.rounds import Goal, first_seeds
 
+    most = asked.budget // (2 * per_seed)
+    if flags.seeds_per_label and int(flags.seed or 0) + most > limits.SEEDS_OF_A_LABEL:
+        raise UsageError(
+            f"--seeds-per-label leaves each label {limits.SEEDS_OF_A_LABEL:,} seeds, and --budget {asked.budget:,} may take "
+            f"{most:,} of {per_seed} labels: give a smaller one, or more labels."
+        )
     settings = len(space.first_settings())
     seeds = first_seeds(settings, asked.budget, per_seed, least_seeds(metrics, per_seed))
     if (least := settings * seeds * per_seed) > asked.budget:
@@ -279,22 +295,22 @@ def _open_measurer(
     images = jobs.image_size, jobs.label_names, jobs.subjects if asked.reference_labels == "run" else None
     opened = open_networks(list(metrics), networks, *images, asked.reference, asked.resize)
     guided = (jobs.base.settings.classifier_sha256 or "").split(SEPARATOR)
-    for note in opened.notes(guided) if not flags.quiet else ():
+    for note in opened.notes(list(metrics), guided) if not flags.quiet else ():
         console.note(note)
     on_note = (lambda _: None) if flags.quiet else console.note
     return opened.measurer(jobs.folder, list(metrics), on_note), opened.identity
 
 
-def _print_result(work: Work, goal: Goal, flags: TuneOptions, measured_by: Mapping[str, Any]) -> None:
+def _print_result(work: Work, goal: Goal, flags: TuneOptions, about: Mapping[str, Any]) -> None:
     """Writes tune.json and the plot; prints the command of the best setting, and the table."""
     from guidegen.report.tuning import draw_tuning, lines_of
     from guidegen.tune.result import FILE, result_of
 
     evaluations, folder = work.study.evaluations(), work.jobs.folder
-    result = result_of(work.jobs.space, goal, work.search.progress(evaluations), evaluations)
+    result = {**result_of(work.jobs.space, goal, work.search.progress(evaluations), evaluations), **about}
     for one in result["metrics"]:
         one["command"] = str(_best_command(flags, work.jobs, one["best"]))
-    result |= {"measured": dict(measured_by), "search": str(work.jobs.command), "lines": list(lines_of(result))}
+    result |= {"search": str(work.jobs.command), "lines": list(lines_of(result))}
     write_atomically(folder / FILE, (dumps(result, indent=1) + "\n").encode())
     made = draw_tuning(result, folder)
     if not flags.quiet:
@@ -308,8 +324,8 @@ def _print_result(work: Work, goal: Goal, flags: TuneOptions, measured_by: Mappi
 
 def _best_command(flags: TuneOptions, jobs: SettingJobs, best: Mapping[str, Any]) -> Command:
     """`guidegen sample` with a setting."""
-    command = command_of("sample", replace(flags, out=None, json_rows=False, quiet=False, verbose=False, debug=False))
-    given = axis_options(command.into("", jobs.conditions, {}).without("out", "seed").options, best)
+    command = command_of("sample", flags).into("", jobs.conditions, {}).without(*_OF_SEARCH)
+    given = axis_options(command.options, best)
     if "w" not in best and flags.w is None and jobs.weight is not None:
         given["w"] = jobs.weight
     return Command("sample", given)

@@ -145,7 +145,7 @@ def match_columns(info: ClassifierInfo, names: Mapping[int, str]) -> dict[int, i
 
     A run keeps the first synonym of each name; where two labels of the classifier share it, the id decides.
     """
-    column = {int(label): i for i, label in enumerate(info.config["id2label"])}
+    column = {label: i for i, label in enumerate(info.ids)}
     named = any(info.labels.names.values())
     found = {}
     for label, name in names.items():

@@ -40,6 +40,11 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         ties = [describe(list(at), list(at.values())) for at in one["ties"]]
         more = f" and {len(ties) - _LISTED} more" if len(ties) > _LISTED else ""
         yield f"  cannot be told from it: {'; '.join(ties[:_LISTED]) or 'none of the settings drawn'}{more}"
+        if one["metric"] == "frechet_distance" and result["images"] <= result["width"]:
+            yield (
+                f"  warning: {result['images']:,} images are too few for a covariance of {result['width']:,} features: "
+                "it is too large, more so where images differ more; give a larger --budget"
+            )
         if one["metric"] != "nfe":
             for axis in one["at_end"]:
                 yield f"  warning: the best may lie beyond the end of the range of {axis_of(axis).title}: widen it"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import tarfile
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 from guidegen.errors import UsageError
@@ -46,13 +48,23 @@ def is_ours(path: Path) -> bool:
         if path.suffix == ".tar":
             return _is_our_tar(path)
         with path.open("rb") as file:
+            if path.suffix == ".db":
+                return _is_our_study(path)
+            if path.suffix == ".json":
+                return bool({"axes", "metrics", "samples"} <= loads(file.read()).keys())
             if path.suffix == ".jsonl":
                 line = file.readline(_LARGEST_ROW)
                 return parse_row(line) is not None or "metrics" in loads(line)
             mark = _MARKS.get(path.suffix)
             return mark is not None and mark.search(file.read(_HEAD)) is not None
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile, tarfile.TarError):
+    except (OSError, ValueError, TypeError, AttributeError, sqlite3.Error, zipfile.BadZipFile, tarfile.TarError):
         return False
+
+
+def _is_our_study(path: Path) -> bool:
+    """Whether it is the database of a search."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        return database.execute("SELECT 1 FROM studies WHERE study_name = 'guidegen'").fetchone() is not None
 
 
 def _is_our_tar(path: Path) -> bool:

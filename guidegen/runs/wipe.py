@@ -15,8 +15,10 @@ from guidegen.runs.manifest import Manifests
 from guidegen.runs.ours import is_ours
 from guidegen.runs.schema import read_run
 
-_MANIFEST = re.compile(r"manifest(\.\d+-of-\d+)?\.jsonl")
-_MADE = re.compile(r"manifest.*\.jsonl|grid(-[1-9]\d*)?\.png|metrics\.jsonl|(curves|tune)\.(svg|png)|report\.html")
+_MADE = re.compile(
+    r"manifest.*\.jsonl|grid(-[1-9]\d*)?\.png|metrics\.jsonl|(curves|tune)\.(svg|png)|tune\.(json|db)|report\.html"
+)
+_BY_NAME = re.compile(r"manifest(\.\d+-of-\d+)?\.jsonl|tune\.db-(journal|wal|shm)")
 _EXPORT = re.compile(r"(.+,)?w-?\d[\d.e+-]*(_[cg]-?\d[\d.e+-]*)*(-\d{5,}\.tar|\.npz)")
 _IMAGE = re.compile(r"\d{6,}\.png")
 _FEATURES = re.compile(r"[0-9a-f]{16}(\.npz|-[0-9a-f]{16}\.npy)")
@@ -63,7 +65,7 @@ def _made(folder: Path) -> Iterator[str]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_dir(follow_symlinks=False) and (
             entry.name in exports
-            or _MANIFEST.fullmatch(entry.name)
+            or _BY_NAME.fullmatch(entry.name)
             or ((_MADE.fullmatch(entry.name) or _EXPORT.fullmatch(entry.name)) and is_ours(Path(entry.path)))
         ):
             yield entry.name

@@ -91,6 +91,8 @@ class Measurer:
             against = _against(reference.features, metrics)
             self._metrics |= {name: against[name] for name in metrics if name in against}
         self._metrics = {name: self._metrics[name] for name in metrics}
+        self.width = 0 if reference is None else reference.features.shape[1]
+        """Of the features that are compared with a reference."""
 
     def __call__(self, setting: Setting, axes: Sequence[str], seeds: int, rows: Sequence[Row]) -> Evaluation:
         """The metrics of a setting's images, in the order of their seeds.
@@ -256,12 +258,12 @@ class Opened:
         """What measures the run's images; `on_note` as `Measurer` has it."""
         return Measurer(folder, metrics, self.reader, self.reference, self.classifier, on_note)
 
-    def notes(self, guided: Collection[str]) -> list[str]:
-        """What makes the numbers wrong: a reference that is small, networks (their sha256 are given) that guided."""
+    def notes(self, metrics: Collection[str], guided: Collection[str]) -> list[str]:
+        """What makes the metrics wrong: a reference that is small, networks (their sha256 are given) that guided."""
         found = []
         if self.reference is not None:
             count, width = self.reference.features.shape
-            if count <= width:
+            if count <= width and "frechet_distance" in metrics:
                 found.append(
                     f"warning: {count} reference images are too few for a covariance of {width} features: the Fréchet "
                     "distance is too large, not by the same at all settings, so that another may look best. Give more."

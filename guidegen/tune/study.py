@@ -174,7 +174,9 @@ def _as_given(each: Dimension, value: Any) -> Any:
 
 
 def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    names = [name for name in now if name != _FIRST_SEEDS and there.get(name) != now[name]]
-    differ = [f"{name} {quoted(str(there.get(name)))} there, {quoted(str(now[name]))} now" for name in names]
+    names = [name for name in {**now, **there} if name != _FIRST_SEEDS and there.get(name) != now.get(name)]
+    differ = [f"{name} {quoted(str(there.get(name)))} there, {quoted(str(now.get(name)))} now" for name in names]
     if differ:
-        raise UsageError(f"{folder} holds a search of other settings: {'; '.join(differ)}.\nName another -o.")
+        raise UsageError(
+            f"{folder} holds a search of other settings: {'; '.join(differ)}.\nName another -o, or --overwrite it."
+        )

@@ -1,59 +1,71 @@
-"""All benchmarks that run on any machine, one after the other, each with its table.
+"""All benchmarks that run on any machine, one after the other, in one table.
 
-python -m tests.benchmarks [--quick] [--clone DIR] [--only NAME ...]
+python -m tests.benchmarks [--quick] [--only NAME ...] [--clone DIR] [--reference FILE]
 
-With --clone, a folder with github.com/openai/guided-diffusion, also the comparison with its sampler.
+Each script runs in a process of its own, its threads asleep at barriers as those of the commands are. `adm_sampler`
+needs --clone, a folder with github.com/openai/guided-diffusion, and `tune_against_grid` --reference, images to compare
+with; without, they are left out. gpu.py has tables of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from tests.benchmarks import table
 
 SCRIPTS = {
-    "cold_start": (["--repeats", "9"], ["--repeats", "3"]),
-    "crowd": (["--repeats", "5"], ["--repeats", "2"]),
-    "sweep_against_loop": (["--pairs", "5"], ["--pairs", "2", "--labels", "2", "--seeds", "2"]),
-    "loop_overhead": (["--pairs", "7"], ["--pairs", "3", "--batch", "4"]),
-    "start_up": (["--repeats", "5"], ["--repeats", "2"]),
-    "scaling": ([], ["--steps", "2"]),
-    "writer": ([], []),
-    "compiled": ([], ["--batch", "4", "--steps", "2"]),
-    "adm_sampler": (["--pairs", "5"], ["--pairs", "2", "--batch", "1", "--steps", "5"]),
+    "cold_start": ("--repeats 9", "--repeats 3"),
+    "main_job": ("--repeats 5", "--repeats 2"),
+    "start_up": ("--repeats 5", "--repeats 2"),
+    "crowd": ("--repeats 5", "--repeats 2"),
+    "quota": ("--repeats 5", "--repeats 2"),
+    "sweep_against_loop": ("--pairs 5", "--pairs 2 --labels 2 --seeds 2"),
+    "loop_overhead": ("--pairs 7", "--pairs 3 --batch 4"),
+    "scaling": ("--pairs 3", "--pairs 2 --steps 2"),
+    "writer": ("--repeats 5", "--repeats 3"),
+    "memory": ("", "--images 100,400"),
+    "compiled": ("", "--batch 4 --dtype fp32"),
+    "adm_sampler": ("--pairs 5", "--pairs 3 --steps 5"),
+    "kill_and_resume": ("", "--kills 5 --images 10"),
+    "tune_known_optimum": ("", "--runs 5"),
+    "tune_against_grid": ("", "--num 5 --budget 600"),
 }
 """Of each script its arguments, and those of --quick."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--clone", help="a folder with guided-diffusion")
-    parser.add_argument("--only", nargs="*", choices=SCRIPTS, default=list(SCRIPTS))
-    options = parser.parse_args()
+def rows_of(name: str, words: list[str]) -> int:
+    """Prints the rows of a script as it prints them; its exit code."""
     folder = Path(__file__).parent
-    root = str(folder.parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-    load = os.getloadavg()[0]
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}"
-    )
-    failed = []
-    for name in options.only:
-        if name == "adm_sampler" and not options.clone:
-            continue
-        given = [options.clone] if name == "adm_sampler" else []
-        print(f"\n**{name}.py**\n", flush=True)
-        command = [sys.executable, str(folder / f"{name}.py"), *given, *SCRIPTS[name][options.quick]]
-        if subprocess.run(command, env=environment).returncode:
-            failed.append(name)
+    paths = os.pathsep.join(filter(None, (str(folder.parents[1]), os.environ.get("PYTHONPATH"))))
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, str(folder / f"{name}.py"), *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("|") and line.strip() not in map(str, table.HEAD):
+                print(line, end="", flush=True)
+    return process.returncode
+
+
+def main() -> None:
+    parser = table.parser(__doc__)
+    parser.prog = "python -m tests.benchmarks"
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, metavar="NAME", help=", ".join(SCRIPTS))
+    parser.add_argument("--clone", help="a folder with guided-diffusion")
+    parser.add_argument("--reference", help="what `guidegen tune --reference` takes")
+    options = parser.parse_args()
+    given = {
+        "adm_sampler": options.clone and [options.clone],
+        "tune_against_grid": options.reference and ["--reference", options.reference],
+    }
+    names = options.only or [name for name in SCRIPTS if given.get(name, True)]
+    if missing := [name for name in names if not given.get(name, True)]:
+        parser.error(f"{missing[0]} needs {'--clone' if missing[0] == 'adm_sampler' else '--reference'}")
+    table.show(())
+    failed = [name for name in names if rows_of(name, (given.get(name) or []) + SCRIPTS[name][options.quick].split())]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -11,24 +11,21 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import table
 import torch
-from processes import head, line, spread
+from drawing import batch_of, sampler_of
+from table import Row, clock, timed, turns
 from torch.nn import functional as F
 
 from guidegen import open_checkpoint, open_classifier
 from guidegen.models.convert import adm
 from guidegen.sampling.device import DTYPES
 from guidegen.sampling.loop import initial_noise
-from guidegen.sampling.models import Models
-from guidegen.sampling.sampler import open_sampler
-from guidegen.sampling.setup import make_setup, plan_scheduler
-from guidegen.spec.cell import Cell
-from guidegen.spec.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from adm_reference import randomise
@@ -67,24 +64,14 @@ def converted(network: Any, folder: Path, heads: int, layers: int | None = None)
     return folder
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, float]:
-    start, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - cpu
-
-
 def works(options: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Our sampler and theirs, each of which returns images (B, 3, H, W)."""
     unet, classifier, diffusion = theirs(options.clone, options.width, options.steps)
     checkpoint = open_checkpoint(str(converted(unet, folder / "unet", 32)))
     guide = open_classifier(str(converted(classifier, folder / "classifier", 64, 2)))
-    settings = Settings(
-        "classifier", checkpoint.name, "", "DDIMScheduler", options.steps, 0.0, options.dtype, None, classifier_input="noisy"
-    )
-    scheduler = plan_scheduler(checkpoint, "ddim", options.steps, 0.0)
-    sampler = open_sampler(make_setup(Models(checkpoint, guide), settings, scheduler), torch.device("cpu"))
+    sampler = sampler_of(checkpoint, options.steps, options.dtype, "classifier", guide, "ddim")
     labels = list(range(options.batch))
-    cells = [Cell(label, seed, SCALE) for seed, label in enumerate(labels)]
+    cells = batch_of(labels, options.batch, SCALE)
 
     def cond_fn(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
@@ -107,8 +94,26 @@ def works(options: Any, folder: Path) -> tuple[Callable[[], Any], Callable[[], A
     return lambda: sampler.draw(cells)[0], original
 
 
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        ours, original = works(options, Path(folder))
+        a, b = ours(), original()
+        apart = float((a - b).abs().max() / b.abs().max())
+        found = turns(options.pairs, partial(clock, ours), partial(clock, original))
+        conditions = (
+            f"{options.dtype}, batch {options.batch}, {options.steps} steps, width {options.width}; images {apart:.0e} of "
+            "their size apart"
+        )
+        yield timed("classifier guidance, the same ADM networks", found, "guided-diffusion", conditions)
+        for work in (ours, original) if options.profile else ():
+            with torch.profiler.profile() as profile:
+                work()
+            found = profile.key_averages()
+            print(found.table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=40), file=sys.stderr)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table.parser(__doc__)
     parser.add_argument("clone")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4)
@@ -116,21 +121,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--profile", action="store_true", help="also print where each of them spends its time")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        ours, original = works(options, Path(folder))
-        a, b = ours(), original()
-        apart = float((a - b).abs().max() / b.abs().max())
-        pairs = [(seconds(ours), seconds(original)) for _ in range(options.pairs)]
-        head("sampler", "wall, s", "CPU, s")
-        for index, name in enumerate((f"guidegen {options.dtype}", "guided-diffusion")):
-            line(name, *(spread([pair[index][which] for pair in pairs]) for which in (0, 1)))
-        ratios = (spread([pair[1][which] / pair[0][which] for pair in pairs]) for which in (0, 1))
-        line(f"times as fast ({torch.get_num_threads()} threads; images {apart:.0e} of their size apart)", *ratios)
-        for work in (ours, original) if options.profile else ():
-            with torch.profiler.profile() as profile:
-                work()
-            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=40))
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

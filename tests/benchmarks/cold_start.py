@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from processes import GUIDEGEN, head, line, run, spread
+import table
+from processes import GUIDEGEN, run
+from table import Row, spread, timed, turns
 
 JOB = ["sample", "--mode", "cfg", "--w", "3.0", "--label", "207"]
 SCRIPT = """
@@ -33,26 +37,27 @@ Image.fromarray(image[0]).save("image.png")
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     from guidegen import BUNDLED, open_checkpoint
 
     checkpoint = open_checkpoint(str(BUNDLED))
     numbers = [str(207), str(checkpoint.null_label), str(checkpoint.steps)]
     theirs = [sys.executable, "-c", SCRIPT, str(Path(BUNDLED).resolve()), *numbers]
     environment = {"OMP_NUM_THREADS": str(options.threads)}
-    ours = [*GUIDEGEN, *JOB]
-    help = [*GUIDEGEN, "--help"]
-    for command in (ours, theirs, help):
+    commands = ([*GUIDEGEN, *JOB], theirs, [*GUIDEGEN, "--help"])
+    for command in commands:
         run(command, environment)
-    turns = [tuple(run(command, environment) for command in (ours, theirs, help)) for _ in range(options.repeats)]
-    head("whole process", "wall, s", "CPU, s")
-    for index, name in enumerate(("guidegen " + " ".join(JOB), "diffusers script", "guidegen --help")):
-        line(name, *(spread([turn[index][which] for turn in turns]) for which in (0, 1)))
-    line("guidegen / diffusers", *(spread([turn[0][which] / turn[1][which] for turn in turns]) for which in (0, 1)))
+    found = turns(options.repeats, *(partial(run, command, environment) for command in commands))
+    job = " ".join(("guidegen", *JOB))
+    yield timed(job, [each[:2] for each in found], "diffusers script", f"whole processes, {options.threads} threads")
+    yield Row("guidegen --help", f"{spread([help.wall for _, _, help in found])} s")
+
+
+def main() -> None:
+    parser = table.parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

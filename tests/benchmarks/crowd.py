@@ -13,16 +13,18 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from processes import GUIDEGEN, SPINNING, Running, head, line, run, spread
+import table
+from processes import GUIDEGEN, SPINNING, Running, run
+from table import Row, Took, timed
 
-CASES = ("quiet", "beside a busy process", "two sweeps at once", "on one core, for two threads")
+CASES = ("alone", "beside a busy process", "beside another", "on one core with two threads")
 
 
 @contextmanager
-def busy():  # type: ignore[no-untyped-def]
+def busy() -> Iterator[None]:
     """A process that computes all the while."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -32,25 +34,22 @@ def busy():  # type: ignore[no-untyped-def]
         process.wait()
 
 
-def round_of(command: list[str], environment: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+def round_of(command: list[str], environment: Mapping[str, str]) -> dict[str, Took]:
     """Wall and CPU seconds of each case."""
-    found = {"quiet": run(command, environment)}
+    found = {"alone": run(command, environment)}
     with busy():
         found["beside a busy process"] = run(command, environment)
     both = [Running(command, environment) for _ in range(2)]
     took = [each.wait() for each in both]
-    found["two sweeps at once"] = (max(each.wall for each in took), sum(each.cpu for each in took) / 2)
+    found["beside another"] = Took(max(each.wall for each in took), sum(each.cpu for each in took) / 2)
     one = {min(os.sched_getaffinity(0))}
-    found["on one core, for two threads"] = run(command, {**environment, "OMP_NUM_THREADS": "2"}, one)
+    found["on one core with two threads"] = run(
+        command, {**environment, "OMP_NUM_THREADS": "2"}, lambda: os.sched_setaffinity(0, one)
+    )
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sweep", default="--label 207,281 -n 4 --steps 15 -w 0,1,2,3")
-    parser.add_argument("--spin", type=int, nargs="*", default=[], help="other values of GOMP_SPINCOUNT")
-    options = parser.parse_args()
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     command = [*GUIDEGEN, "sweep", *shlex.split(options.sweep), "-q"]
     kinds: dict[str, Mapping[str, str]] = {"asleep": {}, "spinning": SPINNING}
     kinds |= {f"{count} turns": {"GOMP_SPINCOUNT": str(count)} for count in options.spin}
@@ -59,20 +58,21 @@ def main() -> None:
     for count in range(options.repeats):
         rounds.append({kind: round_of(command, given) for kind, given in kinds.items()})
         print(f"round {count + 1} of {options.repeats}", file=sys.stderr, flush=True)
-    head("threads wait", "case", "wall, s", "times the quiet wall", "CPU, s")
+    for case in CASES[1:]:
+        pairs = [(each["asleep"][case], each["asleep"]["alone"]) for each in rounds]
+        yield timed(f"a sweep {case}", pairs, "alone", "on two cores")
     for kind in kinds:
-        for case in CASES:
-            found = [each[kind] for each in rounds]
-            ratios = spread([each[case][0] / each["quiet"][0] for each in found])
-            line(
-                kind,
-                case,
-                spread([each[case][0] for each in found], 1),
-                ratios,
-                spread([each[case][1] for each in found], 1),
-            )
-    ratios = [each["asleep"]["quiet"][0] / each["spinning"]["quiet"][0] for each in rounds]
-    line("asleep / spinning", "quiet", "", spread(ratios), "")
+        for case in CASES if kind != "asleep" else ():
+            pairs = [(each["asleep"][case], each[kind][case]) for each in rounds]
+            yield timed(f"a sweep {case}, threads asleep", pairs, kind, "on two cores")
+
+
+def main() -> None:
+    parser = table.parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sweep", default="--label 207,281 -n 4 --steps 15 -w 0,1,2,3")
+    parser.add_argument("--spin", type=int, nargs="*", default=[], help="other values of GOMP_SPINCOUNT")
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -38,9 +38,11 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
-from loop_overhead import bare_calls, ratios_of, saving, seconds
+from drawing import saving
+from loop_overhead import bare_calls
 from PIL import Image
 from sweep_against_loop import Pipeline, take_turns
+from table import ratios_of, seconds
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -310,7 +312,6 @@ def speed(bench: Bench, subjects: Sequence[Subject]) -> None:
 def speed_of(subject: Subject, mode: str) -> None:
     bench = subject.bench
     kind, way = diffusers_way(subject, mode, DTYPES[bench.dtype] or torch.float32)
-    settings = subject.settings(mode, bench.dtype, bench.steps)
     samplers = {"guidegen": subject.sampler(mode, bench.dtype, bench.steps)}
     if bench.options.compile:
         samplers["--compile"] = subject.sampler(mode, bench.dtype, bench.steps, compiled=True)
@@ -322,7 +323,7 @@ def speed_of(subject: Subject, mode: str) -> None:
                 return
             bench.free()
             with on_memory(f"{subject.name} {mode}, batch {batch}"):
-                work = saving(sampler, cells, settings, batch, bench.folder)
+                work = saving(sampler, cells, batch, bench.folder)
                 theirs = saved(way, cells, batch, bench.steps, bench.folder)
                 pairs = in_pairs(work, theirs, bench.options.pairs)
                 rates = [len(cells) / statistics.median(column) for column in zip(*pairs, strict=True)]
@@ -368,8 +369,7 @@ def overhead(bench: Bench, subjects: Sequence[Subject]) -> None:
                 cells = subject.cells(mode, batch)
                 bare = bare_calls(sampler, batch, [cell.label or 0 for cell in cells])
                 sampling = in_pairs(partial(sampled, sampler, cells), bare, bench.options.pairs)
-                settings = subject.settings(mode, bench.dtype, bench.steps)
-                whole = in_pairs(saving(sampler, subject.cells(mode, 4 * batch), settings, batch, bench.folder), bare, 1)
+                whole = in_pairs(saving(sampler, subject.cells(mode, 4 * batch), batch, bench.folder), bare, 1)
                 median, least, most = ratios_of(sampling)
                 print(
                     f"{subject.name:<16} {mode:<11} {statistics.median(b for _, b in sampling):6.3f} "

@@ -20,7 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import table
+from table import Row
 
 from guidegen.zoo import BUNDLED
 
@@ -46,15 +50,7 @@ def check(folder: Path) -> tuple[int, int]:
     return len(rows), bool(torn)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--images", type=int, default=60, help="of each label")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--limit", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default=str(BUNDLED))
-    options = parser.parse_args()
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     chance = random.Random(options.seed)
     command = [sys.executable, "-m", "guidegen", "sample", "-m", options.model, "--label", "all"]
     command += ["--steps", str(options.steps), "--deterministic", "--batch-size", "2"]
@@ -84,20 +80,36 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
             codes.append(process.wait())
-            rows, tail = check(run)
-            counts.append(rows)
+            found, tail = check(run)
+            counts.append(found)
             torn += tail
         done = subprocess.run([*command, str(run)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        rows, tail = check(run)
+        found, tail = check(run)
         expected = digests(Path(where) / "whole")
         assert digests(run) == expected, "an image differs from the undisturbed run"
-        assert (rows, tail) == (len(expected), False)
+        assert (found, tail) == (len(expected), False)
         assert not [name for _, _, names in os.walk(run) for name in names if name.endswith(".part")]
-    print(f"images equal to the undisturbed run: {rows} of {len(expected)}; undisturbed it takes {whole:.1f} s")
-    print(f"attempts: {codes.count(-9)} ended by SIGKILL, {codes.count(74)} by a full disk, {codes.count(0)} at their end")
-    print(f"torn last rows that a kill left and the next attempt dropped: {torn}")
-    print(f"whole rows after each attempt: {counts}")
+    ends = f"{codes.count(-9)} ended by SIGKILL, {codes.count(74)} by a full disk, {codes.count(0)} at their end"
+    yield Row(
+        "images after kills and resumes",
+        f"{found} as undisturbed",
+        f"undisturbed: {len(expected)}",
+        f"{found / len(expected):.2f}",
+        "",
+        f"{options.kills} attempts, {ends}; {torn} torn last rows dropped; whole rows after each: {counts}",
+    )
+
+
+def main() -> None:
+    parser = table.parser(__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--images", type=int, default=60, help="of each label")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--limit", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default=str(BUNDLED))
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The main job and its parts: where `guidegen sample --mode cfg --w 3.0 --label 207` spends its time.
 
-The whole command runs from nothing, as a person starts it; the parts come from as many processes more, in which the
-functions that make them up are timed.
+Whole processes from nothing, in each of which the functions that make up the parts are timed.
 
 python tests/benchmarks/main_job.py [--repeats 5] [--threads 2]
 """
@@ -10,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import table
+from processes import run
+from table import Row, paired
 
 JOB = "sample --mode cfg --w 3.0 --label 207"
 PARTS = ("imports", "loading", "sampling", "writing")
@@ -56,37 +57,32 @@ def timed() -> dict[str, float]:
     return spent
 
 
-def seconds(command: list[str], threads: int) -> tuple[float, str]:
-    """Wall-clock time of a process in an empty folder, and what it wrote to standard output."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    here = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import main_job"
+    child = [sys.executable, "-c", f"{here}; main_job.keep(main_job.timed(), sys.argv[1])"]
+    environment = {"OMP_NUM_THREADS": str(options.threads)}
+    wholes, parts = [], []
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        took = time.perf_counter() - start
-        if done.returncode or not done.stdout:
-            sys.exit(done.stderr)
-        return took, done.stdout
+        kept = Path(folder) / "parts.json"
+        for _ in range(options.repeats):
+            wholes.append(run([*child, str(kept)], environment).wall)
+            parts.append(json.loads(kept.read_text()))
+            parts[-1]["interpreter and rest"] = wholes[-1] - sum(parts[-1].values())
+    for part in parts[0]:
+        pairs = [(found[part], whole) for found, whole in zip(parts, wholes, strict=True)]
+        yield paired(f"the main job: {part}", pairs, "all of it", f"{options.threads} threads")
+
+
+def keep(found: dict[str, float], path: str) -> None:
+    """For the process that asked."""
+    Path(path).write_text(json.dumps(found))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    here = f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import main_job"
-    child = [sys.executable, "-c", f"{here}; print('\\n' + json.dumps(main_job.timed()))"]
-    whole, parts, rests = [], [], []
-    for _ in range(options.repeats):
-        whole.append(seconds([sys.executable, "-m", "guidegen", *JOB.split()], options.threads)[0])
-        took, said = seconds(child, options.threads)
-        parts.append(json.loads(said.splitlines()[-1]))
-        rests.append(took - sum(parts[-1].values()))
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"guidegen {JOB}, {options.threads} threads, {options.repeats} times; load of the machine {load}")
-    print("part                    seconds: median (min-max)")
-    lines = {"whole command": whole, **{part: [each[part] for each in parts] for part in PARTS}}
-    for name, values in {**lines, "interpreter and rest": rests}.items():
-        print(f"{name:<22}  {statistics.median(values):6.2f} ({min(values):.2f}-{max(values):.2f})")
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

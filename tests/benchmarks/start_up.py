@@ -6,12 +6,13 @@ python tests/benchmarks/start_up.py [--repeats 5]
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
+
+import table
+from processes import GUIDEGEN, run
+from table import Row, timed, turns
 
 LIBRARIES = "import torch, diffusers; from diffusers import UNet2DModel, DDIMScheduler"
 COMMANDS = [
@@ -23,30 +24,17 @@ COMMANDS = [
 ]
 
 
-def seconds(command: list[str], folder: Path) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, cwd=folder, capture_output=True)
-    return time.perf_counter() - start
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    for name, args, imports in COMMANDS:
+        works = ([*GUIDEGEN, *args.split()], [sys.executable, "-c", imports])
+        found = turns(options.repeats, *(partial(run, command, codes=(0, 2)) for command in works))
+        yield timed(f"start: {name}", found, "its imports", "whole processes")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    print("command             times its imports (median, min-max)   seconds   imports s")
-    for name, args, imports in COMMANDS:
-        with tempfile.TemporaryDirectory() as folder:
-            pairs = [
-                (
-                    seconds([sys.executable, "-m", "guidegen", *args.split()], Path(folder)),
-                    seconds([sys.executable, "-c", imports], Path(folder)),
-                )
-                for _ in range(options.repeats)
-            ]
-        ratios = [ours / theirs for ours, theirs in pairs]
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        print(f"{name:<19} {statistics.median(ratios):.2f} ({spread}){'':<22} {ours:8.2f} {theirs:8.2f}", flush=True)
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

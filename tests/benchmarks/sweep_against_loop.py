@@ -4,36 +4,32 @@
 
 Same network, scheduler, seeds and labels; both save PNG files. The loop and the sweeps, in fp32 and with the
 fast settings (bf16 autocast), are timed in turn in one process; the medians of the ratios of each turn are
-printed, of CPU time too, which other processes disturb less, with the largest difference between the images in
-levels of 255.
+printed, of CPU time too, with the largest difference between the images in levels of 255.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import table
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
+from drawing import DEVICE, sampler_of, save
 from PIL import Image
+from table import Row, Took, timed
 
 from guidegen import Checkpoint, open_checkpoint
-from guidegen.runs.directory import Run
 from guidegen.sampling.device import pick_batch_size
-from guidegen.sampling.models import Models
-from guidegen.sampling.sampler import Tally, open_sampler
-from guidegen.sampling.setup import make_setup, plan_scheduler
-from guidegen.sampling.worker import draw
+from guidegen.sampling.sampler import Tally
 from guidegen.spec.cell import Cell
 from guidegen.spec.plan import make_cells
-from guidegen.spec.settings import Settings
 from guidegen.zoo import BUNDLED
 
 WEIGHTS = [float(w) for w in range(9)]
@@ -67,7 +63,7 @@ class Pipeline:
         return [Image.fromarray(image) for image in images]
 
 
-def timed(work: Callable[[Path], None]) -> tuple[float, float, dict[str, Any]]:
+def drawn_by(work: Callable[[Path], None]) -> tuple[float, float, dict[str, Any]]:
     """Seconds, seconds of CPU time, and the pixels of each file."""
     with tempfile.TemporaryDirectory() as folder:
         start, cpu = time.perf_counter(), time.process_time()
@@ -110,52 +106,42 @@ def take_turns(
                 image.save(path)
 
     def sweep(dtype: str) -> Callable[[Path], None]:
-        scheduler = plan_scheduler(checkpoint, "ddim", options.steps, None)
-        settings = Settings("cfg", checkpoint.name, "", "DDIM", options.steps, None, dtype, checkpoint.null_label)
-        sampler = open_sampler(make_setup(Models(checkpoint), settings, scheduler), device)
+        sampler = sampler_of(checkpoint, options.steps, dtype, scheduler="ddim")
         size = pick_batch_size("auto", device, checkpoint.image_shape)
 
         def work(folder: Path) -> None:
             tallies[dtype] = Tally()
-            with Run(folder, settings, {}) as run:
-                for _ in draw(sampler, cells, run, str, size, tally=tallies[dtype]):
-                    pass
+            save(sampler, cells, size, folder, tallies[dtype])
 
         return work
 
     works = {"loop": loop} | {dtype: sweep(dtype) for dtype in dtypes}
-    timings = [{name: timed(work) for name, work in works.items()} for _ in range(options.pairs)]
+    timings = [{name: drawn_by(work) for name, work in works.items()} for _ in range(options.pairs)]
     return Turns(timings, {name: tally.made for name, tally in tallies.items()}, len(cells))
 
 
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    checkpoint = open_checkpoint(options.model)
+    found, calls, images = take_turns(checkpoint, DEVICE, ("fp32", "bf16"), torch.float32, options)
+    for name in ("fp32", "bf16"):
+        ours, theirs = found[0][name][2], found[0]["loop"][2]
+        apart = np.concatenate([np.abs(ours[file] - theirs[file]).ravel() for file in theirs])
+        conditions = (
+            f"{DEVICE}, {options.labels} labels, {options.seeds} seeds, {options.steps} steps; {calls[name]:,} of "
+            f"{2 * images * options.steps:,} network calls; images {apart.mean():.2f}/255 apart, {apart.max()}/255 at most"
+        )
+        pairs = [(Took(*turn[name][:2]), Took(*turn["loop"][:2])) for turn in found]
+        yield timed(f"a sweep of {len(WEIGHTS)} weights, {name}", pairs, "a diffusers loop in fp32", conditions)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--labels", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--model", default=str(BUNDLED))
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = open_checkpoint(options.model)
-    turns, calls, images = take_turns(checkpoint, device, ("fp32", "bf16"), torch.float32, options)
-    plain = 2 * images * options.steps
-    print(
-        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads: {len(WEIGHTS)} weights, {options.labels} "
-        f"labels, {options.seeds} seeds, {options.steps} steps; the loop makes {plain} network calls"
-    )
-    print("sweep   times as fast: median of turns, min-max   CPU time   sweep s   loop s   calls   largest, mean difference")
-    for name in ("fp32", "bf16"):
-        ratios = [turn["loop"][0] / turn[name][0] for turn in turns]
-        of_cpu = statistics.median(turn["loop"][1] / turn[name][1] for turn in turns)
-        seconds = [statistics.median(turn[which][0] for turn in turns) for which in (name, "loop")]
-        ours, theirs = turns[0][name][2], turns[0]["loop"][2]
-        apart = np.concatenate([np.abs(ours[file] - theirs[file]).ravel() for file in theirs])
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        print(
-            f"{name:<7} {spread:<41} {of_cpu:8.2f} {seconds[0]:9.1f} {seconds[1]:8.1f} {calls[name]:7} "
-            f"{apart.max():9} {apart.mean():9.3f}"
-        )
+    table.show(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,12 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import table
+from table import Row
 
 METRICS = ("frechet_distance", "accuracy")
 GRID = "0.5,1,1.5,2,3,4,5,6.5,8"
@@ -27,7 +31,7 @@ def guidegen(*words: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def compare(mode: str, options: argparse.Namespace) -> None:
+def compare(mode: str, options: argparse.Namespace) -> Iterator[Row]:
     draw = ("--mode", mode, "--label", options.label, "--steps", options.steps)
     networks = ("--features", options.judge, "--judge", options.judge, "--resize", "box")
     measure = ("--reference", options.reference, *networks)
@@ -46,21 +50,21 @@ def compare(mode: str, options: argparse.Namespace) -> None:
         near = [w for w, some in values.items() if abs(some["value"] - top["value"]) <= errors[w]]
         low, high = one["interval"]["w"]
         same = low <= best <= high or min(near) <= one["best"]["w"] <= max(near)
-        print(f"{mode}, {name}: {'the same best' if same else 'NOT the same best'}")
-        print(
-            f"  grid: w = {best:g}, {top['value']:.4g}±{top['spread']:.2g}, within two errors {min(near):g} to "
-            f"{max(near):g}; "
-            f"{sum(row['images'] for row in rows):,} images"
-        )
-        print(
-            f"  tune: w = {one['best']['w']:g}, {one['value']:.4g}±{one['error']:.2g}, 95 % interval {low:g} to {high:g}; "
-            f"{found['spent']:,} images",
-            flush=True,
+        images = sum(row["images"] for row in rows)
+        yield Row(
+            f"tune, {mode}, {name}",
+            f"w = {one['best']['w']:g}, {found['spent']:,} images",
+            f"grid of {len(rows)}: w = {best:g}, {images:,} images",
+            f"{found['spent'] / images:.2f}",
+            "",
+            f"{'the same best' if same else 'NOT the same best'}: tune {one['value']:.4g}±{one['error']:.2g}, 95 % interval "
+            f"{low:g} to {high:g}; grid {top['value']:.4g}±{top['spread']:.2g}, "
+            f"within two errors {min(near):g} to {max(near):g}",
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table.parser(__doc__)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--mode", action="append")
     parser.add_argument("--num", type=int, default=25, help="seeds of each label at each weight of the grid")
@@ -70,8 +74,7 @@ def main() -> None:
     parser.add_argument("--judge", default="bundled")
     parser.add_argument("-o", "--out", type=Path, default=Path("tune-against-grid"))
     options = parser.parse_args()
-    for mode in options.mode or ["cfg", "classifier"]:
-        compare(mode, options)
+    table.show(row for mode in options.mode or ["cfg", "classifier"] for row in compare(mode, options))
 
 
 if __name__ == "__main__":

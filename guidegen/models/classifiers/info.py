@@ -146,7 +146,7 @@ class ClassifierInfo(ImageModel):
     """A classifier, known without its weights. Each subclass is a kind.
 
     Attributes:
-        labels: what it distinguishes, in the order of its columns; empty for a zero-shot one.
+        labels: what it distinguishes; empty for a zero-shot one.
         input: noisy (it reads x_t and t) or denoised (it reads clean images).
     """
 
@@ -199,9 +199,14 @@ class ClassifierInfo(ImageModel):
         """Equal for two references to the same classifier."""
         return self.folder.resolve()
 
+    @property
+    def ids(self) -> list[int]:
+        """The label id of each column, ascending; the order in config.json says nothing, as it is often that of texts."""
+        return list(self.labels)
+
     def columns(self, labels: Labels) -> dict[int, int]:
         """Label id of the denoiser -> column of the logits: by name where both have names, else by id."""
-        by_id = {int(label): column for column, label in enumerate(self.config["id2label"])}
+        by_id = {label: column for column, label in enumerate(self.ids)}
         by_name = {name.casefold(): by_id[label] for label, name in self.labels.names.items() if name}
         found = {}
         for label, name in labels.names.items():
@@ -212,8 +217,8 @@ class ClassifierInfo(ImageModel):
 
     def renumbers(self, labels: Labels) -> bool:
         """Whether some label that both know has another id here, so that only its name matches."""
-        ids = list(self.config["id2label"])
-        return any(int(ids[column]) != label for label, column in self.columns(labels).items())
+        ids = self.ids
+        return any(ids[column] != label for label, column in self.columns(labels).items())
 
 
 @dataclass(frozen=True)

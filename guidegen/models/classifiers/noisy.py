@@ -31,7 +31,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
     `forward(sample, timestep) -> logits` in `guidegen.NoisyScore`. It must
     have been trained on images noised by the *same* schedule as the UNet it guides
     (x_t = alpha_t x_0 + sigma_t eps, x_0 in [-1, 1], integer timesteps; sigma itself where alpha is 1), and must give
-    un-normalised logits, one column for each entry of `id2label`, in that order.
+    un-normalised logits, one column for each entry of `id2label`, in ascending order of the ids.
 
     Args:
         sample_size: height and width of the images.
@@ -52,7 +52,8 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         logit_scales: what the logits are multiplied by, at timesteps evenly spaced from the first to the
             last of 1000 and linear between them: one over the temperature of Guo et al. 2017
             (arXiv 1706.04599), one for each noise level. None for ones.
-        id2label: label id (as text, JSON has no integer keys) -> name; the order of the columns.
+        id2label: label id (as text, JSON has no integer keys) -> name. Columns are in ascending order of the ids:
+            JSON files sort them as texts, "10" before "2".
     """
 
     _supports_gradient_checkpointing = False

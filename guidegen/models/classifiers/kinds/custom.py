@@ -52,6 +52,11 @@ class Custom(ClassifierInfo):
         return self.ref.rpartition(":")[2]
 
     @property
+    def ids(self) -> list[int]:
+        """In the order that the file has them."""
+        return list(self.model.labels)
+
+    @property
     def identity(self) -> Any:
         return self.config["sha256"]
 
