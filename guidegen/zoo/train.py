@@ -51,6 +51,7 @@ GUIDING: dict[str, Any] = UNET | {
     "attention_head_dim": 32,
 }
 IMAGES = {"pretraining": 6_000_000, "classifier": 500_000, "unet": 1_200_000, "guiding": 64_000}
+DEFAULT_IMAGES = ",".join(f"{name}={count}" for name, count in IMAGES.items())
 
 
 def unet_loss(batches: Batches, dropout: float) -> Callable[[nn.Module, int], torch.Tensor]:
@@ -110,7 +111,7 @@ def main(
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[
         str, typer.Option(help="Images that each part sees; the classifier of all labels of the data, then of its own.")
-    ] = ",".join(f"{name}={count}" for name, count in IMAGES.items()),
+    ] = DEFAULT_IMAGES,
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
     ] = None,
