@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from guidegen.cli.conditions import Conditions
 from guidegen.cli.flags import SampleOptions
-from guidegen.errors import UsageError
+from guidegen.errors import UsageError, first_line
 from guidegen.sampling.models import Models
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ def check_own_loop(flags: SampleOptions, models: Models, conditions: Conditions,
             raise UsageError(f"--offload {offload} is for text-to-image pipelines; this is a {checkpoint.kind}.")
         return
     loop = f"a {checkpoint.kind} draws in its own loop"
+    try:
+        import guidegen.diffusers  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"{checkpoint.ref}: {loop}. {first_line(error)}") from error
     if models.guide is not None:
         raise UsageError(f"--guide-model and --w-guide: {loop}, which takes no guiding model.")
     if conditions.mixed:

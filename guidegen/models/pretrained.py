@@ -144,10 +144,11 @@ def _quietly(cls: Any, dtype: torch.dtype = torch.float32) -> Mapping[str, Any]:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
         return {"dtype": dtype, "trust_remote_code": False}
-    from diffusers.utils import logging
+    from diffusers.utils import is_accelerate_available, logging
 
     logging.set_verbosity_error()
-    return {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    mixed = bool(getattr(cls, "_keep_in_fp32_modules", None))  # which diffusers loads in no other way
+    return {"torch_dtype": dtype, "low_cpu_mem_usage": mixed or (dtype != torch.float32 and is_accelerate_available())}
 
 
 def _check_size(network: nn.Module, weights: Weights, folder: Path) -> None:

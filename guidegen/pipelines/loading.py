@@ -71,9 +71,11 @@ def _reader(cls: str, folder: Any) -> Any:
     """A tokenizer or processor of transformers."""
     import transformers
 
-    found = getattr(transformers, cls, None)
-    if found is None:
-        raise CheckpointError(f"{folder} is a {cls}, which transformers does not have.")
+    found: Any = getattr(transformers, cls, None)
+    readers = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
+    known = found in (transformers.AutoTokenizer, transformers.AutoProcessor)
+    if not known and not (isinstance(found, type) and issubclass(found, readers)):
+        raise CheckpointError(f"{folder} is a {cls}, which is no tokenizer or processor of transformers.")
     try:
         return found.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its readers raise

@@ -39,13 +39,13 @@ class ModularLoop:
         if offload_to is not None:
             manager = diffusers.ComponentsManager()
             manager.enable_auto_cpu_offload(device=offload_to)
-        self._encoder, self.pipeline = (each.init_pipeline(components_manager=manager) for each in (encoder, blocks))
-        for each in (self._encoder, self.pipeline):
+        self.encoder, self.pipeline = (each.init_pipeline(components_manager=manager) for each in (encoder, blocks))
+        for each in (self.encoder, self.pipeline):
             options = {spec.name: checkpoint.index.get(spec.name, spec.default) for spec in each.blocks.expected_configs}
             each.update_components(**{name: part for name, part in parts.items() if name in each.component_names}, **options)
         self.pipeline.set_progress_bar_config(disable=True)
         _quiet(self.pipeline.blocks)
-        self._encoder.update_components(guider=Guidance(w=2.0))  # by which it encodes the negative prompt
+        self.encoder.update_components(guider=Guidance(w=2.0))  # by which it encodes the negative prompt
         self._negative = {"negative_prompt": negative_prompt or ""} if checkpoint.family.negative else {}
         self._encode = lru_cache(_CACHED)(self._encode_one)
 
@@ -78,7 +78,7 @@ class ModularLoop:
         return images
 
     def _encode_one(self, prompt: str) -> Any:
-        return self._encoder(prompt=prompt, **self._negative)
+        return self.encoder(prompt=prompt, **self._negative)
 
 
 def _quiet(blocks: Any) -> None:

@@ -137,6 +137,8 @@ class _Once:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._signature.bind(*args, **kwargs).arguments
         count = given.pop("num_images_per_prompt", 1)
+        if "do_classifier_free_guidance" in given:
+            given["do_classifier_free_guidance"] = True  # what is not needed is left alone
         key = repr(sorted(given.items()))
         if key not in self._kept:
             self._kept[key] = self._encode(**given, num_images_per_prompt=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,16 @@ class TextPipeline(Checkpoint):
             raise UsageError(f"--null-label {null_label}: the model has no classes.")
         _check_blocks(folder, index, family)
         parts = dict(_parts_in(source))
-        if lacking := [part for part in (family.network, "vae", "scheduler") if part not in parts]:
+        needed = (family.network, "vae", "scheduler", "text_encoder", "tokenizer")
+        if lacking := [part for part in needed if part not in parts]:
             raise CheckpointError(f"{folder} is incomplete: a {family.name} has a {lacking[0]}, and its index names none.")
         refuse_special([part.folder for part in parts.values()])
         weighted = [family.network, *(part for part in parts if part != family.network and _has_weights(part))]
         configs = {part: _config_of(parts[part], part) for part in weighted}
+        if configs[family.network].get("time_cond_proj_dim") is not None:
+            raise CheckpointError(
+                f"{folder} has guidance distilled into it (time_cond_proj_dim): no score is left to guide."
+            )
         scheduler = _scheduler_in(parts["scheduler"])
         checkpoint = cls(
             ref=source.ref,
@@ -141,9 +147,21 @@ class TextPipeline(Checkpoint):
         return None
 
     def check_networks(self) -> None:
+        import diffusers
+
         from guidegen.models.loading import empty_part
 
         empty_part(self, self.network)
+        name = self.family.blocks or self.index["_class_name"]
+        cls = getattr(diffusers, name, None)
+        if cls is None:
+            raise CheckpointError(f"{self.folder} needs {name}, which diffusers {diffusers.__version__} does not have.")
+        if self.family.blocks:
+            taken = {spec.name for spec in cls().get_workflow("text2image").expected_components}
+        else:
+            taken = set(inspect.signature(cls.__init__).parameters)
+        if extra := sorted(self.configs.keys() - taken):
+            raise CheckpointError(f"{self.folder} is a {self.kind} with {', '.join(extra)}, which it does not draw with.")
 
     def load(self, options: LoadOptions) -> NoReturn:
         raise CheckpointError(f"{self.folder}: a {self.kind} draws in its own loop, and guides no other model.")
