@@ -44,7 +44,7 @@ def check_own_loop(flags: SampleOptions, models: Models, conditions: Conditions,
         raise UsageError(f"--compile: {loop}, which guidegen does not compile.")
     if offload and device.type == "cpu":
         raise UsageError(f"--offload {offload} moves networks from the CPU to a GPU, and this draws on the CPU.")
-    if offload == "model":
+    if offload:
         from guidegen.pipelines.loading import check_offload
 
         check_offload()

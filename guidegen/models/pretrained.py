@@ -65,6 +65,8 @@ def load_model(
             raise CheckpointError(
                 f"{folder}: the weights do not fit config.json: {len(wrong)} tensors {what}, first {wrong[0][:200]}."
             )
+    if diffusers and dtype != torch.float32:
+        model.to(dtype=dtype)  # without accelerate, diffusers leaves some networks in fp32
     network: nn.Module = cast_weights(model, autocast).to(device).eval().requires_grad_(False)
     return network
 

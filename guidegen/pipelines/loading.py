@@ -34,11 +34,7 @@ def load_parts(
 
 
 def offload_groups(parts: Mapping[str, Any], device: torch.device) -> None:
-    """Keeps the layers of all networks on the CPU but for the one that works.
-
-    Raises:
-        UsageError: a package is missing.
-    """
+    """Keeps the layers of all networks on the CPU but for the one that works."""
     from diffusers.hooks import apply_group_offloading
 
     for network in parts.values():
@@ -57,7 +53,7 @@ def check_offload() -> None:
     from diffusers.utils import is_accelerate_available
 
     if not is_accelerate_available():
-        raise UsageError("--offload model needs the package accelerate: pip install accelerate.")
+        raise UsageError("--offload needs the package accelerate: pip install accelerate.")
 
 
 def _scheduler(checkpoint: TextPipeline) -> Any:

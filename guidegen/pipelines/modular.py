@@ -35,14 +35,13 @@ class ModularLoop:
 
         blocks = getattr(diffusers, str(checkpoint.family.blocks))().get_workflow("text2image")
         encoder = blocks.sub_blocks.pop("text_encoder")
-        manager = None
-        if offload_to is not None:
-            manager = diffusers.ComponentsManager()
-            manager.enable_auto_cpu_offload(device=offload_to)
+        manager = None if offload_to is None else diffusers.ComponentsManager()
         self.encoder, self.pipeline = (each.init_pipeline(components_manager=manager) for each in (encoder, blocks))
         for each in (self.encoder, self.pipeline):
             options = {spec.name: checkpoint.index.get(spec.name, spec.default) for spec in each.blocks.expected_configs}
             each.update_components(**{name: part for name, part in parts.items() if name in each.component_names}, **options)
+        if manager is not None:
+            manager.enable_auto_cpu_offload(device=offload_to, offload_strategy=lambda hooks, **_: hooks)
         self.pipeline.set_progress_bar_config(disable=True)
         _quiet(self.pipeline.blocks)
         self.encoder.update_components(guider=Guidance(w=2.0))  # by which it encodes the negative prompt

@@ -324,3 +324,53 @@ def test_families_are_refused_by_name_and_conventions_are_printed(folders: Any, 
 
 def test_offload_is_for_pipelines(with_null: Path, tmp_path: Path) -> None:
     call("sample", "-m", with_null, "--label", 0, "--offload", "group", "-o", f"{tmp_path}/run/", code=2)
+
+
+def edited(**values: Any) -> Callable[[Path, str], None]:
+    """Changes keys of a JSON file, or takes them out (...)."""
+
+    def edit(folder: Path, file: str) -> None:
+        found = json.loads((folder / file).read_text()) | values
+        (folder / file).write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
+
+    return edit
+
+
+ODD = {
+    "no VAE": ("model_index.json", edited(vae=...), 4, "a Stable Diffusion 3 has a vae"),
+    "code of its own": ("model_index.json", edited(text_encoder=["mine", "Text"]), 5, "no remote code"),
+    "another part": ("model_index.json", edited(vae_2=["diffusers", "AutoencoderKL"]), 4, "vae_2, which is no folder"),
+    "another pipeline": (
+        "model_index.json",
+        edited(_class_name="ZImagePipeline", text_encoder_2=..., text_encoder_3=...),
+        4,
+        "its network is a ZImageTransformer2DModel",
+    ),
+    "no tokenizer": ("model_index.json", edited(tokenizer=["transformers", "AutoModel"]), 4, "no tokenizer or processor"),
+    "another VAE": ("model_index.json", edited(vae=["diffusers", "VQModel"]), 4, "says AutoencoderKL"),
+    "another scheduler": ("scheduler/scheduler_config.json", edited(_class_name="DDIMScheduler"), 4, "says DDIMScheduler"),
+    "an odd size": ("transformer/config.json", edited(sample_size=[8, 8]), 4, "makes no network"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_folders_are_refused_with_the_reason(folders: Any, case: str, tmp_path: Path) -> None:
+    file, edit, code, message = ODD[case]
+    shutil.copytree(folders("sd3"), tmp_path / "odd")
+    edit(tmp_path / "odd", file)
+    words = ["--prompt", "a", "--size", 32, "--steps", 2, "--device", "cpu"]
+    result = call("sample", "-m", tmp_path / "odd", *words, "-o", f"{tmp_path}/run/", code=code)
+    assert message in str(result.exception)
+    assert not list((tmp_path / "run").rglob("*.png"))
+
+
+def test_where_a_modular_index_may_point_to(folders: Any, tmp_path: Path) -> None:
+    index = {"_class_name": "StableDiffusion3ModularPipeline", "vae": ["diffusers", "AutoencoderKL", {"subfolder": "../x"}]}
+    for change, code, message in (
+        ({}, 4, "outside of its folder"),
+        ({"auto_map": {}}, 5, "no remote code"),
+        ({"_blocks_class_name": "QwenImageAutoBlocks"}, 4, "draws with StableDiffusion3AutoBlocks"),
+        ({"vae": ["diffusers", "AutoencoderKL", 7]}, 4, "a library and a class stand there"),
+    ):
+        (tmp_path / "modular_model_index.json").write_text(json.dumps(index | change))
+        assert message in str(call("inspect", tmp_path, code=code).exception)

@@ -27,6 +27,8 @@ _LIBRARIES = ("diffusers", "transformers")
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "pe", "pe_tokenizer")
 """What pipelines have beside what draws an image from a text as it is: checks, prompts of images, rewritten prompts."""
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "processor", "guider")
+_BY_SIZE = ("use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal", "time_shift_type")
+"""What a scheduler does to its noise levels when the pipeline tells it the size of the image."""
 _ZERO_FIRST = "cfg-zero"
 """The method whose first prediction is zero."""
 
@@ -75,6 +77,8 @@ class TextPipeline(Checkpoint):
         needed = (family.network, "vae", "scheduler", "text_encoder", "tokenizer")
         if lacking := [part for part in needed if part not in parts]:
             raise CheckpointError(f"{folder} is incomplete: a {family.name} has a {lacking[0]}, and its index names none.")
+        if absent := [part.folder for part in parts.values() if not part.folder.is_dir()]:
+            raise CheckpointError(f"{folder} is incomplete: its index names a part in {absent[0]}, which is no folder.")
         refuse_special([part.folder for part in parts.values()])
         weighted = [family.network, *(part for part in parts if part != family.network and _has_weights(part))]
         configs = {part: _config_of(parts[part], part) for part in weighted}
@@ -157,11 +161,14 @@ class TextPipeline(Checkpoint):
         if cls is None:
             raise CheckpointError(f"{self.folder} needs {name}, which diffusers {diffusers.__version__} does not have.")
         if self.family.blocks:
-            taken = {spec.name for spec in cls().get_workflow("text2image").expected_components}
+            taken = {spec.name: spec.type_hint for spec in cls().get_workflow("text2image").expected_components}
         else:
-            taken = set(inspect.signature(cls.__init__).parameters)
-        if extra := sorted(self.configs.keys() - taken):
+            taken = {name: each.annotation for name, each in inspect.signature(cls.__init__).parameters.items()}
+        if extra := sorted(self.configs.keys() - taken.keys()):
             raise CheckpointError(f"{self.folder} is a {self.kind} with {', '.join(extra)}, which it does not draw with.")
+        wanted, found = taken[self.network], self.parts[self.network].name
+        if isinstance(wanted, type) and found != wanted.__name__:
+            raise CheckpointError(f"{self.folder} is a {self.kind} with a {found}; its network is a {wanted.__name__}.")
 
     def load(self, options: LoadOptions) -> NoReturn:
         raise CheckpointError(f"{self.folder}: a {self.kind} draws in its own loop, and guides no other model.")
@@ -277,6 +284,8 @@ def _scheduler_in(part: Part) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the pipeline has a scheduler.")
     config = {"_class_name": part.name, **read_json(path)}
+    if config["_class_name"] != part.name:
+        raise CheckpointError(f"{path} says {str(config['_class_name'])[:80]}, and the index of the pipeline {part.name}.")
     check_scheduler(config, path)
     return config
 
@@ -285,7 +294,7 @@ def _planned(config: Mapping[str, Any]) -> dict[str, Any]:
     """The scheduler as far as it is known before the pipeline sets its steps: their number, and what they predict."""
     if is_flow(config) and str(config["_class_name"]).startswith("FlowMatch"):
         return {key: config[key] for key in ("_class_name", "num_train_timesteps") if key in config}
-    return dict(config)
+    return {key: value for key, value in config.items() if key not in _BY_SIZE}
 
 
 def _native_size(folder: Path, configs: Mapping[str, Mapping[str, Any]], family: Family) -> tuple[int, int]:
