@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
@@ -107,6 +107,8 @@ class PipelineSamplers:
     ):
         import diffusers
 
+        self._how = (device, access, offload, fixed_rows)
+        self._checkpoint, self._settings = checkpoint, settings
         there = device if offload is None else torch.device("cpu")
         parts = load_parts(checkpoint, there, DTYPES[settings.dtype] or torch.float32, access)
         # a block that fails prints its traceback, also where a batch is only tried
@@ -115,13 +117,22 @@ class PipelineSamplers:
         self._loop = loop(checkpoint, parts, settings.negative_prompt, device if offload == "model" else None)
         if offload == "group":
             offload_groups(parts, device)
-        self._device, self._fixed_rows = device, fixed_rows
 
     def __call__(self, setup: Setup) -> PipelineSampler:
         """The sampler of a setup."""
-        return PipelineSampler(
-            setup=setup, scheduler=setup.scheduler, device=self._device, fixed_rows=self._fixed_rows, loop=self._loop
-        )
+        device, _, _, fixed_rows = self._how
+        again: dict[str, Any] = {}
+        if self._settings.dtype != "fp32":
+            again = {"in_fp32": lambda: self._in_fp32(setup), "drop_fp32": self._drop_fp32}
+        drawn = {"scheduler": setup.scheduler, "device": device, "fixed_rows": fixed_rows, "loop": self._loop}
+        return PipelineSampler(setup=setup, **drawn, **again)
+
+    @cached_property
+    def _in_fp32(self) -> PipelineSamplers:
+        return PipelineSamplers(self._checkpoint, replace(self._settings, dtype="fp32"), *self._how)
+
+    def _drop_fp32(self) -> bool:
+        return self.__dict__.pop("_in_fp32", None) is not None
 
 
 class _Steps:
