@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import typer
 
-from guidegen.zoo import neighbours, tradeoff
+from guidegen.zoo import neighbours
 
 LABELS, EACH, HELD_OUT = 4, 30, 10
 
@@ -58,9 +57,3 @@ def test_picture_holds_the_images() -> None:
     tile, gap, left = neighbours.TILE, neighbours._GAP, neighbours._LEFT
     assert sheet.size == (left + 2 * (tile + gap), 2 * (tile + gap) + gap)
     assert sheet.getpixel((left + tile + gap, gap + tile + gap)) == tuple(VAL[1, :, 0, 0].tolist())
-
-
-def test_each_label_keeps_its_seeds_when_more_are_drawn() -> None:
-    assert (tradeoff.seeds_of(0, 10), tradeoff.seeds_of(3, 25)) == ("0-9", "3000-3024")
-    with pytest.raises(typer.BadParameter, match="1000"):
-        tradeoff.seeds_of(0, 1001)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from guidegen.models.classifiers.noisy import NoisyClassifier
-from guidegen.zoo import batches, calibration, classifier, cpu, loop, pictures, tradeoff
+from guidegen.zoo import batches, calibration, classifier, cpu, loop, tradeoff
 from guidegen.zoo import train as recipe
 
 pa = pytest.importorskip("pyarrow")
@@ -245,7 +245,8 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     from guidegen.models.checkpoint import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
-    recipe.main(data, out, classes="1,207,281", size=8, images=8, guiding_images=8, classifier_images=24, batch=4)
+    seen = {"images": 8, "guiding_images": 8, "pretraining_images": 16, "classifier_images": 8}
+    recipe.main(data, out, classes="1,207,281", size=8, batch=4, **seen)
     checkpoint = open_checkpoint(str(out))
     assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
     assert checkpoint.labels.names == {1: "goldfish", 207: "golden retriever", 281: "tabby"}
@@ -307,14 +308,12 @@ def test_the_guiding_model_is_the_smaller_and_speaks_the_same_labels() -> None:
 def test_the_classifier_goes_on_from_either_phase(data: Path, tmp_path: Path) -> None:
     labels = {"1": "goldfish", "207": "golden retriever", "281": "tabby"}
 
-    def train(out: str, images: int) -> Any:
-        (tmp_path / out).mkdir(exist_ok=True)
-        return classifier.train_classifier(data, tmp_path / out, labels, images, 8, 4, 0, False)
+    def train() -> Any:
+        return classifier.train_classifier(data, tmp_path, labels, (32, 16), 8, 4, 0, False).state_dict()
 
-    whole = train("whole", 48).state_dict()
-    again = train("whole", 48).state_dict()
-    (tmp_path / "whole" / "classifier.state").unlink()
-    last = train("whole", 48).state_dict()
+    whole, again = train(), train()
+    (tmp_path / "classifier.state").unlink()
+    last = train()
     for name, weight in whole.items():
         assert torch.equal(weight, again[name]), name
         assert torch.equal(weight, last[name]), name
@@ -336,9 +335,3 @@ def test_the_table_of_the_card() -> None:
     names = ("frechet_distance", "precision", "recall", "density", "coverage")
     row = {"mode": "cfg", "w": 1.5, "metrics": {name: {"value": 0.123} for name in names} | {"accuracy": {"value": 0.784}}}
     assert tradeoff.table([row]).splitlines()[2] == "| cfg | 1.5 | 78.4 % | 0.12 | 0.12 | 0.12 | 0.12 | 0.12 |"
-
-
-def test_pictures_show_labels_of_the_recipe_at_their_seeds() -> None:
-    labels = recipe.CLASSES.split(",")
-    for label, seed in pictures.SHOWN.items():
-        assert tradeoff.seeds_of(labels.index(str(label)), 5).startswith(f"{seed}-")

@@ -79,7 +79,7 @@ class WeightedSum:
         most = max(map(len, terms), default=0)
         # Filled up with a row of the sample's own: zero times what another sample made non-finite is no zero.
         full = [[*some, *[(some[0][0], 0.0)] * (most - len(some))] for some in terms]
-        self._rows = [torch.tensor([some[n][0] for some in full], dtype=torch.long, device=device) for n in range(most)]
+        self._rows = [on_device([some[n][0] for some in full], torch.long, device) for n in range(most)]
         plain = most == 1 and all(some[0][1] == 1 for some in full)
         self._weights = None if plain else [column([some[n][1] for some in full], device) for n in range(most)]
 
@@ -124,7 +124,7 @@ class StepCalls:
         gradient_row = {key: n for n, key in enumerate(gradients)}
 
         def index(values: Iterable[int]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.long, device=device)
+            return on_device(list(values), torch.long, device)
 
         def terms(i: int, part: Mixture, is_guiding: bool = False) -> list[tuple[int, float]]:
             return [(row_of[is_guiding, starts[i], label], weight) for label, weight in part]
@@ -159,5 +159,10 @@ def cost_with(method: Method, cost: Cost) -> Cost:
     return cost._replace(needs_null=cost.needs_null or not method.linear)
 
 
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A vector on a device whose queue of work is not waited for."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def column(values: Sequence[float], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None]
+    return on_device(values, torch.float32, device)[:, None, None, None]

@@ -44,10 +44,11 @@ def alphas_sigmas() -> tuple[torch.Tensor, torch.Tensor]:
 def draw_timesteps(batch: int, log_sigma: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Timesteps (B,): log-normal noise levels, one in ten uniform."""
     mean, std = LOG_SIGMA
-    levels = torch.randn(batch, generator=generator) * std + mean
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
+    levels = torch.randn(batch, **draw) * std + mean
     steps = torch.searchsorted(log_sigma, levels).clamp(0, len(log_sigma) - 1)
-    uniform = torch.randint(0, len(log_sigma), (batch,), generator=generator)
-    return torch.where(torch.rand(batch, generator=generator) < 0.1, uniform, steps)
+    uniform = torch.randint(0, len(log_sigma), (batch,), **draw)
+    return torch.where(torch.rand(batch, **draw) < 0.1, uniform, steps)
 
 
 def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -61,18 +62,18 @@ def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> to
 
 def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Images (B, C, H, W), each mirrored or not."""
-    flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    flip = (torch.rand(len(images), generator=generator, device=generator.device) < 0.5).to(images.device)
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
 def random_shift(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
     """Images (B, C, S, S), each `shifted` by up to `most` pixels down or up and to either side."""
-    offsets = torch.randint(-most, most + 1, (2, len(images), 1), generator=generator).to(images.device)
-    return shifted(images, *offsets)
+    offsets = torch.randint(-most, most + 1, (2, len(images), 1), generator=generator, device=generator.device)
+    return shifted(images, *offsets.to(images.device))
 
 
 class Batches:
-    """Endless shuffled batches, a pure function of (seed, step): a resumed run draws the same ones.
+    """Endless shuffled batches, a pure function of (seed, step, kind of device): a resumed run draws the same ones.
 
     `shift` is the most pixels of a `random_shift`; 0 for none.
     """
@@ -80,26 +81,26 @@ class Batches:
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch: int, seed: int, device: str, shift: int = 0):
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch, self.seed, self.device, self.shift = batch, seed, device, shift
-        self.alpha, self.sigma = alphas_sigmas()
+        self.alpha, self.sigma = (part.to(device) for part in alphas_sigmas())
         self.log_sigma = (self.sigma / self.alpha).log()
 
     def drawn(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]:
         """x_0, t, eps, indices of one step, and the generator that drew them."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randint(0, len(self.labels), (self.batch,), generator=generator).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
+        index = torch.randint(0, len(self.labels), (self.batch,), generator=generator, device=self.device)
         x0 = random_flip(self.images[index].float() / 127.5 - 1, generator)
         t = draw_timesteps(self.batch, self.log_sigma, generator)
-        eps = torch.randn(x0.shape, generator=generator).to(self.device)
+        eps = torch.randn(x0.shape, generator=generator, device=self.device)
         if self.shift:
             x0 = random_shift(x0, self.shift, generator)
         return x0, t, eps, index, generator
 
     def noised(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """x_t = alpha_t x_0 + sigma_t eps."""
-        alpha, sigma = (s[t].to(self.device)[:, None, None, None] for s in (self.alpha, self.sigma))
+        alpha, sigma = (s[t][:, None, None, None] for s in (self.alpha, self.sigma))
         return (alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
         """x_t, t, x_0, eps, labels of one step."""
         x0, t, eps, index, _ = self.drawn(step)
-        return self.noised(x0, t, eps), t.to(self.device), x0, eps, self.labels[index]
+        return self.noised(x0, t, eps), t, x0, eps, self.labels[index]

@@ -31,7 +31,7 @@ REPEATS = 4  # how often a photograph of the checkpoint's labels stands among al
 
 def random_colours(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1], brightness, contrast and saturation of each changed by up to `most`."""
-    draws = torch.rand((3, len(images), 1, 1, 1), generator=generator) * 2 * most - most
+    draws = torch.rand((3, len(images), 1, 1, 1), generator=generator, device=generator.device) * 2 * most - most
     brightness, contrast, saturation = draws.to(images.device)
     grey = images.mean(1, keepdim=True)
     images = grey + (1 + saturation) * (images - grey)
@@ -41,9 +41,10 @@ def random_colours(images: Tensor, most: float, generator: torch.Generator) -> T
 
 def random_boxes(batch: int, size: int, generator: torch.Generator) -> Tensor:
     """Masks (B, 1, S, S), each true in a box whose share of the area is uniform, its centre anywhere."""
-    side = size * torch.rand(batch, 1, generator=generator).sqrt()
-    pixels = torch.arange(size) + 0.5
-    down, right = ((pixels - size * torch.rand(batch, 1, generator=generator)).abs() < side / 2 for _ in range(2))
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
+    side = size * torch.rand(batch, 1, **draw).sqrt()
+    pixels = torch.arange(size, device=generator.device) + 0.5
+    down, right = ((pixels - size * torch.rand(batch, 1, **draw)).abs() < side / 2 for _ in range(2))
     return (down[:, :, None] & right[:, None, :])[:, None]
 
 
@@ -71,11 +72,10 @@ class LabelledBatches(Batches):
         target = nn.functional.one_hot(self.columns[index], self.count).float()
         if self.cutmix:
             mask = random_boxes(len(x0), x0.shape[-1], generator)
-            mask &= (torch.rand(len(x0), generator=generator) < self.cutmix)[:, None, None, None]
-            mask = mask.to(x0.device)
+            mask &= (torch.rand(len(x0), generator=generator, device=generator.device) < self.cutmix)[:, None, None, None]
             x0 = torch.where(mask, x0.roll(1, 0), x0)
             target = torch.lerp(target, target.roll(1, 0), mask.float().mean((2, 3)))
-        return self.noised(x0, t, eps), t.to(self.device), target
+        return self.noised(x0, t, eps), t, target
 
 
 def classifier_loss(batches: LabelledBatches, columns: Sequence[int]) -> Callable[[nn.Module, int], Tensor]:
@@ -113,9 +113,9 @@ def logits_at(network: Any, batches: LabelledBatches, t: int, draw: torch.Genera
     """Logits (N, K) of all photographs of `batches` at timestep t, each with noise of its own."""
     parts = []
     for x0 in batches.images.split(250):
-        level = torch.full((len(x0),), t)
+        level = torch.full((len(x0),), t, device=x0.device)
         x_t = batches.noised(x0.float() / 127.5 - 1, level, torch.randn(x0.shape, generator=draw).to(x0.device))
-        parts.append(network(x_t, level.to(x0.device)).float().cpu())
+        parts.append(network(x_t, level).float().cpu())
     return torch.cat(parts)
 
 
@@ -135,9 +135,17 @@ def fit_logit_scales(network: Any, batches: LabelledBatches, levels: int = 21, d
 
 
 def train_classifier(
-    data: Path, out: Path, names: dict[str, str], images: int, size: int, batch: int, seed: int, compile_model: bool
+    data: Path,
+    out: Path,
+    names: dict[str, str],
+    images: tuple[int, int],
+    size: int,
+    batch: int,
+    seed: int,
+    compile_model: bool,
+    save_seconds: float = 180.0,
 ) -> Any:
-    """The classifier of the labels `names`, after two thirds of `images` of all labels and one third of these."""
+    """The classifier of the labels `names`, after so many `images` of all labels and so many of these."""
     from guidegen.models.classifiers.noisy import NoisyClassifier
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,10 +165,11 @@ def train_classifier(
         typer.echo(f"{name}: {len(index)} photographs of {len(ids)} labels")
         loss = classifier_loss(batches, [every.index(label) for label in ids])
         steps = images // (2 * batch)
-        train(network, loss, out / f"{name}.state", steps, batch, 2e-3, 0.05, compile_model, draws=2, **settings)
+        state = out / f"{name}.state"
+        train(network, loss, state, steps, batch, 2e-3, 0.05, compile_model, save_seconds, draws=2, **settings)
 
-    phase("pretraining", torch.cat([others, *[rest] * REPEATS]), every, 2 * images // 3, fall=0.0, cutmix=0.0)
-    phase("classifier", rest, chosen, images - 2 * images // 3, fall=1.0, cutmix=0.5)
+    phase("pretraining", torch.cat([others, *[rest] * REPEATS]), every, images[0], fall=0.0, cutmix=0.0)
+    phase("classifier", rest, chosen, images[1], fall=1.0, cutmix=0.5)
     network = with_columns(network, [every.index(label) for label in chosen], names).to(device)
     held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, chosen)
     network.calibrate(fit_logit_scales(network, held))

@@ -50,7 +50,7 @@ class State:
 
         self.file = file
         optimizer = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-        ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+        ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75, foreach=True)
         self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "ema": ema}
         self.seen: dict[str, Any] = {"step": 0, "seconds": 0.0, "history": []}
         if file.exists():

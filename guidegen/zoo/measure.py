@@ -75,8 +75,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def train_classifier(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:
     """Trains the evaluation classifier on the training photographs."""
     torch.manual_seed(1234)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     images, labels = load_images(data, "train", _COLUMNS, 32)
-    targets, classifier = columns_of(labels), make_classifier().train()
+    targets, classifier = columns_of(labels).to(device), make_classifier().to(device).train()
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -84,8 +85,8 @@ def train_classifier(data: Path, epochs: int, batch: int = 32) -> ImageClassifie
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for index in order.split(batch)[: len(images) // batch]:
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = classifier(augment(images[index], generator))
+            with torch.autocast(device, torch.bfloat16):
+                logits = classifier(augment(images[index], generator).to(device))
             loss = nn.functional.cross_entropy(logits.float(), targets[index], label_smoothing=0.1)
             loss.backward()
             optimizer.step()

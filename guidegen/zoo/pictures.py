@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
+from guidegen.spec.limits import SEEDS_OF_A_LABEL
 from guidegen.zoo.measure import make_ready
-from guidegen.zoo.tradeoff import guidegen, seeds_of
-from guidegen.zoo.train import CLASSES
+from guidegen.zoo.tradeoff import drawn_as, guidegen
 
 GRID = ("--mode", "cfg", "--label", "323,145,817", "--num", 2, "--w", "0,1,2,4,8")
 METHODS = {
@@ -21,7 +21,7 @@ METHODS = {
     "interval": ("--w", 2.5, "--interval", "0.3:10"),
     "guided": ("--w", 3, "--guide-model", "bundled", "--w-guide", 1.5, "--interval", "0.3:50"),
 }
-SHOWN = {145: 3000, 207: 4000, 323: 9000, 779: 12000}  # label: seed
+SHOWN = (145, 207, 323, 779)
 
 
 def main(
@@ -37,14 +37,12 @@ def main(
     guidegen("grid", out / "grid", "-o", out / "grid.png")
     runs = [out / name for name in METHODS]
     for run in runs:
-        for index, label in enumerate(CLASSES.split(",")):
-            seeds = ("--label", label, "--seeds", seeds_of(index, num))
-            guidegen("sweep", "--mode", "cfg", *METHODS[run.name], *seeds, "--dtype", "bf16", "-o", run, "-q")
+        guidegen("sweep", "--mode", "cfg", *METHODS[run.name], *drawn_as(num, "bf16"), "-o", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "--no-curves")
     shown = [part for label in SHOWN for part in ("--label", label)]
     metrics = ("--metric", "accuracy", "--metric", "frechet_distance")
-    of_shown = ",".join(map(str, SHOWN.values()))
+    of_shown = ",".join(str(label * SEEDS_OF_A_LABEL) for label in SHOWN)
     guidegen("grid", *runs, *shown, "--seeds", of_shown, *metrics, "-o", out / "methods.png")
 
 

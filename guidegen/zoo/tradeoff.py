@@ -22,7 +22,6 @@ from guidegen.zoo.train import CLASSES
 
 WEIGHTS = "0,0.5,1,1.5,2,3,4,6,8"
 MODES = "cfg,classifier"
-SEEDS_APART = 1000  # from the first seed of one label to that of the next
 
 
 def guidegen(*args: object) -> None:
@@ -32,15 +31,9 @@ def guidegen(*args: object) -> None:
         raise typer.Exit(result.returncode)
 
 
-def seeds_of(index: int, num: int) -> str:
-    """The seeds of the label at this index of the list, as --seeds takes them: those of a larger `num` begin with them.
-
-    Raises:
-        typer.BadParameter: more than there are between two labels.
-    """
-    if not 1 <= num <= SEEDS_APART:
-        raise typer.BadParameter(f"--num {num}: 1 to {SEEDS_APART}, since the first seeds of two labels are that far apart.")
-    return f"{index * SEEDS_APART}-{index * SEEDS_APART + num - 1}"
+def drawn_as(num: int, dtype: str) -> tuple[object, ...]:
+    """Options of a sweep of `num` samples of each label, no two of one seed; those of a larger `num` begin with them."""
+    return ("--label", CLASSES, "--num", num, "--seeds-per-label", "--dtype", dtype, "--quiet")
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -74,10 +67,7 @@ def main(
     make_ready(judge, data, epochs)
     runs = [out / mode for mode in modes.split(",")]
     for run in runs:
-        drawn = ("--mode", run.name, "--w", w, "--dtype", dtype, "-o", run, "-q")
-        for index, label in enumerate(CLASSES.split(",")):
-            guidegen("sweep", *drawn, "--label", label, "--seeds", seeds_of(index, num))
-        guidegen("grid", run)
+        guidegen("sweep", "--mode", run.name, "--w", w, *drawn_as(num, dtype), "-o", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "-o", out)
     rows = [row for run in runs for row in read_metrics(open_drawn(run))[0]]

@@ -59,7 +59,7 @@ def unet_loss(batches: Batches, dropout: float) -> Callable[[nn.Module, int], to
         x_t, t, x0, eps, labels = batches(step)
         drop = torch.rand(len(labels), generator=torch.Generator().manual_seed(step)) < dropout
         labels = torch.where(drop.to(labels.device), NULL_LABEL, labels)
-        alpha, sigma = (s[t.cpu()].to(x0.device)[:, None, None, None] for s in (batches.alpha, batches.sigma))
+        alpha, sigma = (s[t][:, None, None, None] for s in (batches.alpha, batches.sigma))
         return nn.functional.mse_loss(model(x_t, t, class_labels=labels).sample.float(), alpha * eps - sigma * x0)
 
     return loss
@@ -97,15 +97,18 @@ def main(
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[int, typer.Option(help="Images the UNet sees.")] = 1_200_000,
     guiding_images: Annotated[int, typer.Option(help="Images the guiding UNet sees.")] = 64_000,
-    classifier_images: Annotated[
-        int, typer.Option(help="Images the classifier sees, two in three of all labels of the data.")
-    ] = 1_500_000,
+    pretraining_images: Annotated[
+        int, typer.Option(help="Images of all labels of the data the classifier sees.")
+    ] = 1_000_000,
+    classifier_images: Annotated[int, typer.Option(help="Images of these labels that it sees then.")] = 500_000,
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Batch size.")] = 64,
+    batch: Annotated[int, typer.Option(help="Batch size; the classifier takes two such batches a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the UNets.")] = 5e-4,
     seed: Annotated[int, typer.Option(help="Seed of weights, noise and order.")] = 0,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for GPUs.")] = False,
+    save_seconds: Annotated[float, typer.Option(help="Seconds from one saved state to the next.")] = 180.0,
 ) -> None:
     """Train the bundled checkpoint; run again to go on."""
     if part not in ("all", "classifier", "unet", "guiding"):
@@ -118,18 +121,20 @@ def main(
     names = {str(i): known[str(i)] for i in ids}
     out.mkdir(parents=True, exist_ok=True)
     if part in ("all", "classifier"):
-        trained = train_classifier(data, out, names, classifier_images, size, batch, seed, compile_model)
+        seen = (pretraining_images, classifier_images)
+        trained = train_classifier(data, out, names, seen, size, batch, seed, compile_model, save_seconds)
         export(out, "classifier", trained, names)
     if part != "classifier":
         photographs, labels = (part.to(device) for part in load_images(data, "train", ids, size))  # all Batches share them
-    for name, config, seen in (("unet", UNET, images), ("guiding", GUIDING, guiding_images)):
+    for name, config, count in (("unet", UNET, images), ("guiding", GUIDING, guiding_images)):
         if part in ("all", name):
             torch.manual_seed(seed)
             unet = UNet2DModel(sample_size=size, **config)
             if start and name == "unet":
                 unet.load_state_dict(UNet2DModel.from_pretrained(start).state_dict())
             loss = unet_loss(Batches(photographs, labels, batch, seed, device), dropout=0.15)
-            train(unet.to(device), loss, out / f"{name}.state", seen // batch, batch, 5e-4, 0.01, compile_model)
+            state, steps = out / f"{name}.state", count // batch
+            train(unet.to(device), loss, state, steps, batch, learning_rate, 0.01, compile_model, save_seconds)
             export(out, "unet" if name == "unet" else "unet_weak", unet, names)
 
 

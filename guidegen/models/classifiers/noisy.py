@@ -145,7 +145,8 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         if len(scales) < 2 or not all(isinstance(scale, int | float) and 0 <= scale < math.inf for scale in scales):
             raise ValueError("NoisyClassifier: logit_scales should be two numbers or more, none below 0")
         self.register_to_config(logit_scales=list(scales))
-        self.register_buffer("scales", torch.tensor(scales), persistent=False)
+        device = self.scales.device if hasattr(self, "scales") else None
+        self.register_buffer("scales", torch.tensor(scales, device=device), persistent=False)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Logits (B, len(id2label)) of noisy images (B, C, H, W) at integer timesteps (B,)."""
