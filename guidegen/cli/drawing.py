@@ -18,6 +18,7 @@ from guidegen import __version__
 from guidegen.cli import console
 from guidegen.cli.lines import print_image
 from guidegen.cli.output import already_there, export
+from guidegen.cli.own_loop import offload_of
 from guidegen.cli.resolve import Job
 from guidegen.cli.signals import Signals, waiting
 from guidegen.cli.stepwise import Strips
@@ -39,7 +40,8 @@ from guidegen.spec.composition import prompt_parts
 from guidegen.spec.plan import Cells
 
 if TYPE_CHECKING:
-    from guidegen.sampling.sampler import Sampler, Samplers
+    from guidegen.pipelines.sampler import PipelineSamplers
+    from guidegen.sampling.sampler import Drawer, Samplers
 
 _LISTED = 20
 """Failed images that are named one by one."""
@@ -133,17 +135,22 @@ def _note_models(job: Job) -> None:
             console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
 
 
-def open_networks(job: Job) -> Samplers:
+def open_networks(job: Job) -> Samplers | PipelineSamplers:
     """The networks of a job, loaded."""
+    from guidegen.models.kinds.pipeline import TextPipeline
     from guidegen.sampling.device import pick_batch_size
     from guidegen.sampling.sampler import Samplers
 
-    flags = job.flags
-    fixed = pick_batch_size(flags.batch_size, job.device, job.models.checkpoint.image_shape) if flags.deterministic else None
+    flags, checkpoint = job.flags, job.models.checkpoint
+    fixed = pick_batch_size(flags.batch_size, job.device, checkpoint.image_shape) if flags.deterministic else None
+    if isinstance(checkpoint, TextPipeline):
+        from guidegen.pipelines.sampler import PipelineSamplers
+
+        return PipelineSamplers(checkpoint, job.settings, job.device, flags.access, offload_of(flags), fixed)
     return Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
 
 
-def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job], Samplers]) -> Rows:
+def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job], Samplers | PipelineSamplers]) -> Rows:
     """Draws the cells that are not finished; rows of all.
 
     Args:
@@ -168,7 +175,7 @@ def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job],
     return run.rows(job.cells)
 
 
-def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, samplers: Samplers) -> None:
+def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, samplers: Samplers | PipelineSamplers) -> None:
     from guidegen.sampling.device import pick_batch_size
     from guidegen.sampling.equal_images import EqualImages
     from guidegen.sampling.sampler import Tally
@@ -205,7 +212,7 @@ def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, samplers: Samp
     _note_bf16(job, time.monotonic() - began)
 
 
-def _observed(sampler: Sampler, stepwise: str | None) -> Sampler:
+def _observed(sampler: Drawer, stepwise: str | None) -> Drawer:
     """The sampler, which writes the strips of `--stepwise` where they are asked for."""
     strips = Strips(Path(stepwise), len(sampler.scheduler.timesteps)) if stepwise else None
     return replace(sampler, on_estimates=strips) if strips else sampler

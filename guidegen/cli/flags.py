@@ -223,7 +223,9 @@ class Sampling:
     dtype: Annotated[
         Dtype,
         typer.Option(
-            "--dtype", help="Precision of the networks. auto is fp16 on CUDA and fp32 elsewhere.", rich_help_panel=HOW
+            "--dtype",
+            help="Precision of the networks. auto is fp16 on CUDA (bf16 for text-to-image pipelines) and fp32 elsewhere.",
+            rich_help_panel=HOW,
         ),
     ] = Dtype.auto
     fast: Annotated[
@@ -252,14 +254,8 @@ class Sampling:
             rich_help_panel=HOW,
         ),
     ] = False
-    compile_networks: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the networks with torch.compile: a slow start, then faster steps.",
-            rich_help_panel=HOW,
-        ),
-    ] = False
+    compile_networks: options.Compile = False
+    offload: options.OffloadTo = options.Offload.none
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,6 +109,31 @@ def threads_option(panel: str) -> Any:
 
 
 Threads = Annotated[int | None, threads_option(HOW)]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the networks with torch.compile: a slow start, then faster steps.",
+        rich_help_panel=HOW,
+    ),
+]
+
+
+class Offload(StrEnum):
+    none = "none"
+    model = "model"
+    group = "group"
+
+
+OffloadTo = Annotated[
+    Offload,
+    typer.Option(
+        "--offload",
+        help="For text-to-image pipelines that are larger than the device's memory: keep on it only the network that works "
+        "(model), or only its layer (group).",
+        rich_help_panel=HOW,
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),

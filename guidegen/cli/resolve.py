@@ -25,6 +25,7 @@ from guidegen.cli.conditions import Conditions, ask_conditions
 from guidegen.cli.flags import Dtype, SampleOptions, SweepOptions
 from guidegen.cli.models import open_models
 from guidegen.cli.output import Output, parse_output
+from guidegen.cli.own_loop import check_own_loop
 from guidegen.cli.source import source_of
 from guidegen.cli.stepwise import check_stepwise
 from guidegen.errors import UsageError
@@ -153,6 +154,7 @@ def plan_job(flags: SampleOptions) -> Job:
 
     check_networks(*models)
     device = pick_device(flags.device)
+    check_own_loop(flags, models, conditions, device)
     flags = _resolve_fast(flags, device)
     variants = _variants(flags, axes, models, conditions, device)
     plan = _plan(flags, conditions, seeds, (weights, classifier_weights, guide_weights), variants)
@@ -308,7 +310,7 @@ def _settings(flags: SampleOptions, models: Models, conditions: Conditions, devi
         scheduler="",
         steps=flags.steps or checkpoint.steps,
         eta=flags.eta,
-        dtype=pick_dtype(flags.dtype, device),
+        dtype=pick_dtype(flags.dtype, device, on_cuda="bf16" if checkpoint.own_loop else "fp16"),
         null_label=checkpoint.null_label,
         size=list(checkpoint.size),
         classifier=classifier.name if classifier else None,

@@ -76,6 +76,7 @@ def _inspect(
         "null label": "the empty or negative prompt" if checkpoint.reads_prompts else checkpoint.null_label,
         "without a null label": None if checkpoint.has_null or not checkpoint.class_conditional else _WITHOUT_NULL,
         **_noise(checkpoint),
+        "guidance weight": checkpoint.convention,
         "learned variance": checkpoint.learned_variance,
         "classifier": opened and SEPARATOR.join(_classifier_line(*part) for part in opened.parts),
         "modes": [mode for mode, reason in refusals.items() if reason is None],

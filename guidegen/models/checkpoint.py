@@ -7,7 +7,7 @@ here imports torch, and no kind does before its networks are made.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from guidegen.arguments import several, whole
 from guidegen.errors import CheckpointError, UsageError
 from guidegen.models.classifiers.info import AnyClassifier, ClassifierInfo
 from guidegen.models.classifiers.opening import open_classifier
-from guidegen.models.configs import read_config, read_index
+from guidegen.models.configs import read_config, read_index, read_modular_index
 from guidegen.models.discovery import subclasses_in
 from guidegen.models.hub import download_weights, locate
 from guidegen.models.labels import Labels
@@ -31,6 +31,7 @@ from guidegen.spec.settings import MODE_NAMES
 if TYPE_CHECKING:
     from guidegen.models.networks import LoadOptions, Networks
     from guidegen.scores.noise import PredictionType
+    from guidegen.spec.settings import Settings
 
 __all__ = ["Access", "AnyClassifier", "Checkpoint", "ClassifierInfo", "open_checkpoint", "open_classifier"]
 
@@ -88,6 +89,8 @@ class Checkpoint(ABC):
         has_layers: whether its network is a model of diffusers, of whose layers some can be left out.
         asked_last: whether a source is only of this kind if it is of no other.
         default_scheduler: class of the scheduler to draw with by default; None for that of its config.
+        own_loop: whether it is a pipeline of diffusers that draws in its own loop.
+        renormalised: whether that gives guided predictions the length of the conditional ones, which it so needs at any w.
     """
 
     ref: str
@@ -110,6 +113,8 @@ class Checkpoint(ABC):
     has_layers: ClassVar[bool] = True
     asked_last: ClassVar[bool] = False
     default_scheduler: ClassVar[str | None] = None
+    own_loop: ClassVar[bool] = False
+    renormalised: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -251,6 +256,18 @@ class Checkpoint(ABC):
         """Weights and steps that were published for its kind, with the source; None where there are none."""
         return None
 
+    @property
+    def convention(self) -> str | None:
+        """What w is in the terms of its pipeline; None where guidegen's own loop draws."""
+        return None
+
+    def loop_calls(self, weights: Sequence[float]) -> tuple[tuple[bool, bool], ...]:
+        """Whether a pipeline's own loop predicts with the prompt, and without, at each step of those w."""
+        raise NotImplementedError
+
+    def check_settings(self, settings: Settings, scheduler: str | None) -> None:  # noqa: B027
+        """Raises UsageError where its own loop, if it has one, cannot serve settings or the scheduler asked for."""
+
     def download(self, access: Access = DEFAULT_ACCESS) -> None:
         """Brings its weights into the hub's cache, from the commit that was opened; a plain folder has its own.
 
@@ -362,6 +379,8 @@ def _read_source(ref: str, access: Access) -> Source:
     folder, revision = locate(ref, access.offline)
     if (folder / "model_index.json").is_file():
         return Source(ref, folder, revision, index=read_index(folder))
+    if (folder / "modular_model_index.json").is_file():
+        return Source(ref, folder, revision, index=read_modular_index(folder))
     if (folder / "config.json").is_file():
         return Source(ref, folder, revision, config=read_config(folder / "config.json"))
     raise CheckpointError(f"{folder} is not a checkpoint: neither model_index.json nor config.json is in it.")

@@ -157,6 +157,20 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def read_modular_index(folder: Path) -> dict[str, Any]:
+    """modular_model_index.json of a modular pipeline.
+
+    Raises:
+        CheckpointError: it is something else.
+        UnsafeError: its blocks are code that comes with the checkpoint.
+    """
+    path = folder / "modular_model_index.json"
+    index = read_json(path)
+    if "auto_map" in index or not isinstance(index.get("_class_name"), str):
+        raise UnsafeError(f"{path} names blocks of its own; guidegen runs no remote code.")
+    return index
+
+
 def named_parts(index: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The parts of model_index.json: name -> library and class."""
     return {

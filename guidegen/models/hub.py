@@ -12,7 +12,7 @@ from guidegen.models.weight_files import Access, weight_names
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_SMALL = ["*.json", "*.txt", "*.model", "*.py"]
+_SMALL = ["*.json", "*.txt", "*.model", "*.py", "*.jinja"]
 
 
 def locate(ref: str, offline: bool = False) -> tuple[Path, str | None]:

@@ -42,13 +42,14 @@ def load_part(
     device: Device,
     access: Access = DEFAULT_ACCESS,
     autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """One part of a checkpoint in eval mode, on `device`, with weights as `load_network` has them.
+    """One part of a checkpoint in eval mode, on `device`, with weights as `load_model` has them.
 
     Raises:
         CheckpointError: the weights do not load, or diffusers and transformers have no such class.
     """
-    return load_model(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast)
+    return load_model(_class_of(checkpoint, part), checkpoint.part_folders[part], device, access, autocast, dtype)
 
 
 def empty_part(checkpoint: Checkpoint, part: str) -> nn.Module:

@@ -26,9 +26,22 @@ _CAST_AT_EVERY_CALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def load_model(
-    cls: Any, folder: Path, device: Device, access: Access = DEFAULT_ACCESS, autocast: torch.dtype | None = None
+    cls: Any,
+    folder: Path,
+    device: Device,
+    access: Access = DEFAULT_ACCESS,
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A model of diffusers or transformers from its folder, in eval mode, with weights as `load_network` has them.
+
+    Args:
+        cls: its class.
+        folder: where it is.
+        device: where to.
+        access: how it may be read.
+        autocast: as `load_network` has it.
+        dtype: of the weights, but for those that its class keeps in fp32.
 
     Raises:
         CheckpointError: the weights do not load, or are not those of its config.
@@ -40,7 +53,7 @@ def load_model(
         _check_size(empty_model(cls, read_config(folder / "config.json"), folder), weights, folder)
     settings = {"use_safetensors": weights.safe, "variant": weights.variant, "local_files_only": True}
     try:
-        model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls))
+        model, info = cls.from_pretrained(folder, **settings, output_loading_info=True, **_quietly(cls, dtype))
     except Exception as error:  # the libraries raise whatever their readers raise
         if (found := _MISMATCH.search(str(error))) is not None:
             name, there, wanted = found[1][:200], found[2], found[3]
@@ -52,6 +65,8 @@ def load_model(
             raise CheckpointError(
                 f"{folder}: the weights do not fit config.json: {len(wrong)} tensors {what}, first {wrong[0][:200]}."
             )
+    if diffusers and dtype != torch.float32:
+        model.to(dtype=dtype)  # without accelerate, diffusers leaves some networks in fp32
     network: nn.Module = cast_weights(model, autocast).to(device).eval().requires_grad_(False)
     return network
 
@@ -123,18 +138,19 @@ def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     return weights
 
 
-def _quietly(cls: Any) -> Mapping[str, Any]:
-    """fp32 weights and no chatter: each of the two libraries has its own word for both."""
+def _quietly(cls: Any, dtype: torch.dtype = torch.float32) -> Mapping[str, Any]:
+    """Weights of a dtype and no chatter: each of the two libraries has its own word for both."""
     if cls.__module__.startswith("transformers"):
         from transformers.utils import logging as chatter
 
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
-        return {"dtype": torch.float32, "trust_remote_code": False}
-    from diffusers.utils import logging
+        return {"dtype": dtype, "trust_remote_code": False}
+    from diffusers.utils import is_accelerate_available, logging
 
     logging.set_verbosity_error()
-    return {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    mixed = bool(getattr(cls, "_keep_in_fp32_modules", None))  # which diffusers loads in no other way
+    return {"torch_dtype": dtype, "low_cpu_mem_usage": mixed or (dtype != torch.float32 and is_accelerate_available())}
 
 
 def _check_size(network: nn.Module, weights: Weights, folder: Path) -> None:

@@ -39,13 +39,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device, fast: bool = False) -> str:
-    """`auto` is fp16 autocast on CUDA and fp32 elsewhere; with `fast`, bf16 on a CPU that multiplies in it."""
+def pick_dtype(name: str, device: torch.device, fast: bool = False, on_cuda: str = "fp16") -> str:
+    """`auto` is `on_cuda` there and fp32 elsewhere; with `fast`, bf16 on a CPU that multiplies in it."""
     if name != "auto":
         return name
     if device.type == "cpu" and fast and multiplies_bf16():
         return "bf16"
-    return "fp16" if device.type == "cuda" else "fp32"
+    return on_cuda if device.type == "cuda" else "fp32"
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

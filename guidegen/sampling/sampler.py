@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,20 +34,14 @@ class Tally:
     made: int = 0
 
 
-@dataclass(frozen=True)
-class Sampler:
+@dataclass(frozen=True, kw_only=True)
+class Drawer(ABC):
     """Draws batches of one setup with networks in memory.
 
     Attributes:
         setup: scheduler, method, schedule and settings.
-        condition: from cells to the network and the labels that it is asked for.
-        decode: from what the network draws to images; None where it draws images.
-        classifier: the classifier's gradient; None in modes without one.
-        target: a cell's labels as the classifier counts them.
         scheduler: that of the setup, or a copy that does not clip.
         device: where the networks are.
-        guiding: the same of the guiding network; None without autoguidance.
-        clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
         fixed_rows: rows of each network call, so that bits do not depend on the batch; None for as many as there are.
         in_fp32: loads the same networks for calls without autocast, once; None where there is no autocast.
         drop_fp32: forgets those networks; whether there were any.
@@ -54,23 +49,43 @@ class Sampler:
     """
 
     setup: Setup
-    condition: Condition
-    decode: Callable[[torch.Tensor], torch.Tensor] | None
-    classifier: Classifier | None
-    target: Callable[[Cell], Mixture]
     scheduler: Any
     device: torch.device
-    guiding: Condition | None = None
-    clip: float | None = None
     fixed_rows: int | None = None
-    in_fp32: Callable[[], Sampler] | None = None
+    in_fp32: Callable[[], Drawer] | None = None
     drop_fp32: Callable[[], bool] | None = None
     on_estimates: Callable[[Sequence[Cell], int, torch.Tensor], None] | None = None
 
+    @abstractmethod
     def draw(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
     ) -> tuple[torch.Tensor, list[int]]:
         """Images (B, C, H, W) fp32 of the cells, and the network calls behind each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(Drawer):
+    """Draws in the loop of guidegen.
+
+    Attributes:
+        condition: from cells to the network and the labels that it is asked for.
+        decode: from what the network draws to images; None where it draws images.
+        classifier: the classifier's gradient; None in modes without one.
+        target: a cell's labels as the classifier counts them.
+        guiding: the same of the guiding network; None without autoguidance.
+        clip: bound of the denoised estimate of each prediction, before guidance; None where the scheduler sees to it.
+    """
+
+    condition: Condition
+    decode: Callable[[torch.Tensor], torch.Tensor] | None
+    classifier: Classifier | None
+    target: Callable[[Cell], Mixture]
+    guiding: Condition | None = None
+    clip: float | None = None
+
+    def draw(
+        self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
+    ) -> tuple[torch.Tensor, list[int]]:
         settings = self.setup.settings
         guide, seeds = self._guide(cells), [cell.seed for cell in cells]
         shape = self.setup.models.checkpoint.shape
@@ -172,16 +187,16 @@ class Samplers:
             scheduler, clip = without_clip(scheduler)
             scheduler.set_timesteps(setup.settings.steps)
         return Sampler(
-            setup,
-            self._networks.condition,
-            self._networks.decode,
-            self._gradient,
-            target_of(self._models.classifier, self._models.checkpoint, setup.settings),
-            scheduler,
-            self._device,
-            self._networks.guiding,
-            clip,
-            self._fixed_rows,
+            setup=setup,
+            condition=self._networks.condition,
+            decode=self._networks.decode,
+            classifier=self._gradient,
+            target=target_of(self._models.classifier, self._models.checkpoint, setup.settings),
+            scheduler=scheduler,
+            device=self._device,
+            guiding=self._networks.guiding,
+            clip=clip,
+            fixed_rows=self._fixed_rows,
             in_fp32=None if self._autocast is None else lambda: self._in_fp32(setup),
             drop_fp32=None if self._autocast is None else self._drop_fp32,
         )

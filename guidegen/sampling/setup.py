@@ -52,17 +52,23 @@ class Setup:
         return (
             cell.seed,
             sampled,
-            self._labels(cell) if reads_labels else None,
+            self._labels(cell) if reads_labels or self.models.checkpoint.renormalised else None,
             self._targets(cell) if reads_targets else None,
         )
 
     def calls(self, cell: Cell) -> int:
         """Network calls behind the image of a cell (NFE), of the denoiser and of the classifiers."""
+        if self.models.checkpoint.own_loop:
+            return sum(map(sum, self.loop_calls(cell)))
         targets = self._targets(cell)
         numbered = [_numbered(parts, len(targets), i) for i, parts in enumerate(targets)]
         return self._calls(
             self._asked(cell), _numbered(self._labels(cell)), tuple(part for parts in numbered for part in parts)
         )
+
+    def loop_calls(self, cell: Cell) -> tuple[tuple[bool, bool], ...]:
+        """Of a checkpoint that draws in its own loop: whether each step predicts with the prompt, and without."""
+        return self.models.checkpoint.loop_calls([weights.w for weights in self._steps(self._asked(cell))])
 
     def cost(self, groups: Iterable[tuple[Cell, int]]) -> int:
         """Network calls behind cells, of which a sweep shares some.
@@ -166,6 +172,7 @@ def plan_setup(models: Models, settings: Settings, scheduler: str | None) -> Set
     Raises:
         UsageError: as `plan_scheduler` and `make_setup` do.
     """
+    models.checkpoint.check_settings(settings, scheduler)
     planned = plan_scheduler(
         models.checkpoint, scheduler, settings.steps, settings.eta, settings.timestep_spacing, settings.scheduler_opt
     )

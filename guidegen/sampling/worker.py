@@ -17,12 +17,12 @@ from guidegen.runs.directory import Run
 from guidegen.runs.schema import Row
 from guidegen.sampling.equal_images import EqualImages
 from guidegen.sampling.loop import to_uint8
-from guidegen.sampling.sampler import Sampler, Tally
+from guidegen.sampling.sampler import Drawer, Tally
 from guidegen.spec.cell import Cell
 
 
 def draw(
-    sampler: Sampler,
+    sampler: Drawer,
     cells: Sequence[Cell],
     run: Run,
     name_of: Callable[[Cell], str],
@@ -93,7 +93,7 @@ class _Finished(NamedTuple):
 class _Batches:
     """Draws batches of what fits into memory, and counts."""
 
-    sampler: Sampler
+    sampler: Drawer
     size: int
     on_step: Callable[[int], None] | None
     tally: Tally
@@ -116,7 +116,7 @@ class _Batches:
             self._again(exact, cells, made)
         return made
 
-    def _exact(self) -> Sampler | None:
+    def _exact(self) -> Drawer | None:
         """The networks in fp32; None where there are none, or no room for them beside those that draw."""
         if self.sampler.in_fp32 is None or self.no_room:
             return None
@@ -129,7 +129,7 @@ class _Batches:
         _free_memory(self.sampler.device)
         return None
 
-    def _again(self, sampler: Sampler, cells: Sequence[Cell], made: list[_Finished]) -> None:
+    def _again(self, sampler: Drawer, cells: Sequence[Cell], made: list[_Finished]) -> None:
         """Draws what is not finite once more, in fp32; an image that does not fit so stays as it is."""
         bad = [i for i, one in enumerate(made) if one.pixels is None]
         size, split = len(bad), False
@@ -148,7 +148,7 @@ class _Batches:
             bad = bad[size:]
 
     def _try(
-        self, sampler: Sampler, cells: Sequence[Cell], split: bool, step: Callable[[], None] | None = None
+        self, sampler: Drawer, cells: Sequence[Cell], split: bool, step: Callable[[], None] | None = None
     ) -> list[tuple[Any, int]] | str:
         """Pixels (None where not finite) and network calls of each cell; the message of the device where memory is short."""
         try:
@@ -160,7 +160,7 @@ class _Batches:
         _free_memory(sampler.device)  # not before the block is left: the traceback holds the tensors of the batch
         return message
 
-    def _pixels(self, sampler: Sampler, cells: Sequence[Cell], step: Callable[[], None] | None) -> list[tuple[Any, int]]:
+    def _pixels(self, sampler: Drawer, cells: Sequence[Cell], step: Callable[[], None] | None) -> list[tuple[Any, int]]:
         images, calls = sampler.draw(cells, step, self.tally)
         finite = images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = to_uint8(images).numpy()

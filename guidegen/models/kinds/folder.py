@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from guidegen.errors import CheckpointError, UnsafeError, UsageError
 from guidegen.models.checkpoint import DEFAULT_STEPS, Checkpoint, Source, checkpoint_kinds, part_folder
 from guidegen.models.configs import named_parts, read_config
+from guidegen.models.families import FAMILIES
 from guidegen.models.labels import Labels
 from guidegen.models.noise_schedule import scheduler_config_in
 from guidegen.models.python_ref import LARGEST_EDGE, label_names
@@ -266,6 +267,7 @@ def _folder_kinds() -> list[type[FolderCheckpoint]]:
 
 def _opens() -> str:
     pipelines = [kind.pipeline for kind in _folder_kinds() if kind.pipeline]
+    pipelines += [name for family in FAMILIES for name in family.pipelines if "Modular" not in name]
     return f"guidegen opens {', '.join(pipelines)}, and pipelines of a UNet2DModel and a scheduler."
 
 

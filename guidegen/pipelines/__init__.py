@@ -1,0 +1,1 @@
+"""Drawing in the loops of diffusers' own pipelines, with the guidance of guidegen."""
