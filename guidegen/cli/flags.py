@@ -110,14 +110,7 @@ class What:
 class Apart:
     """Which seeds the labels have."""
 
-    seeds_per_label: Annotated[
-        bool,
-        typer.Option(
-            "--seeds-per-label",
-            help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times its id.",
-            rich_help_panel=WHAT,
-        ),
-    ] = False
+    seeds_per_label: options.SeedsPerLabel = False
 
 
 @dataclass(frozen=True)

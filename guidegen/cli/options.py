@@ -22,7 +22,7 @@ from guidegen.models.weight_files import DEFAULT_ACCESS
 from guidegen.schema import LARGEST_TEXT, read_bytes
 from guidegen.spec import limits
 from guidegen.spec.composition import format_labels, prompt_parts, split_weight
-from guidegen.spec.options import HOW
+from guidegen.spec.options import HOW, WHAT
 from guidegen.spec.parse import whole
 from guidegen.zoo import BUNDLED
 
@@ -137,6 +137,14 @@ OffloadTo = Annotated[
 Force = Annotated[
     bool,
     typer.Option("--force", help="Also overwrite files that guidegen did not make.", rich_help_panel=_OUTPUT),
+]
+SeedsPerLabel = Annotated[
+    bool,
+    typer.Option(
+        "--seeds-per-label",
+        help="Give each label its own seeds, as diversity metrics need: those asked for, plus 100,000 times its id.",
+        rich_help_panel=WHAT,
+    ),
 ]
 Overwrite = Annotated[
     bool,

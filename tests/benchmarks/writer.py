@@ -85,7 +85,7 @@ def of_threads(sweep: str) -> dict[str, float]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(patch.object(console, "stderr", lambda: terminal))
-        stack.enter_context(patch("sys.stdout", io.StringIO()))
+        stack.enter_context(patch("sys.stdout", io.TextIOWrapper(io.BytesIO())))
         for name, (owner, function) in THREADS.items():
             stack.enter_context(patch.object(owner, function, measured(name, getattr(owner, function))))
         work = partial(app, ["sweep", *shlex.split(sweep), "-o", f"{folder}/run"], standalone_mode=False)
