@@ -38,7 +38,7 @@ def parsed(command: Command) -> dict[str, Any]:
 
 @pytest.mark.parametrize("given", CASES)
 def test_options_come_back_from_the_line(given: dict[str, Any]) -> None:
-    options = options_of(**({"quiet": False, "device": "auto"} | given))
+    options = options_of(**({"quiet": False, "device": "auto", "offload": "none"} | given))
     command = command_of(options.command, options, Afterwards(preview=True))
     found = parsed(command)
     assert found.pop("preview") is True
