@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from pipelines import stable_diffusion_xl, tiny_vae
+from pipelines import stable_diffusion_xl
 from torch import Tensor
+from transformers_at_random import shifted_vae, transformer
 
 from guidegen.scores.interfaces import NULL
 
@@ -48,26 +49,11 @@ class Denoiser:
         return self.network(x_t, t, texts, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def lively(network: Any) -> Any:
-    """What training starts from at zero is not left there."""
-    with torch.no_grad():
-        for weight in network.parameters():
-            if not weight.any():
-                weight.normal_(std=0.3)
-    return network.eval()
-
-
 def without_encoders(blocks: Any, *kept: str) -> Any:
     """A modular pipeline of the blocks of those names alone."""
     for name in set(blocks.sub_blocks) - set(kept):
         blocks.sub_blocks.pop(name)
     return blocks.init_pipeline()
-
-
-def shifted_vae() -> Any:
-    vae = tiny_vae()
-    vae.register_to_config(shift_factor=0.06)
-    return vae
 
 
 def qwen_vae() -> Any:
@@ -93,38 +79,23 @@ def flux2_vae() -> Any:
 
 
 def sd3_transformer(seed: int = 0) -> Any:
-    from diffusers import SD3Transformer2DModel
-
-    torch.manual_seed(seed)
-    return lively(
-        SD3Transformer2DModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            caption_projection_dim=16,
-            joint_attention_dim=16,
-            pooled_projection_dim=8,
-        )
-    )
+    return transformer("SD3Transformer2DModel", seed)
 
 
 def sd3(folder: Path) -> Made:
     from diffusers.modular_pipelines import StableDiffusion3AutoBlocks
 
-    transformer = sd3_transformer()
+    network = sd3_transformer()
     pipeline = without_encoders(StableDiffusion3AutoBlocks(), "denoise", "decode")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipeline.update_components(transformer=transformer, vae=shifted_vae(), scheduler=scheduler)
+    pipeline.update_components(transformer=network, vae=shifted_vae(), scheduler=scheduler)
     texts = {
         "prompt_embeds": embeddings(5, 16, seed=1),
         "negative_prompt_embeds": embeddings(5, 16, seed=2),
         "pooled_prompt_embeds": embeddings(8, seed=3),
         "negative_pooled_prompt_embeds": embeddings(8, seed=4),
     }
-    return Made(pipeline, {**texts, "height": 16, "width": 16}, transformer)
+    return Made(pipeline, {**texts, "height": 16, "width": 16}, network)
 
 
 def sdxl(folder: Path) -> Made:
@@ -140,24 +111,12 @@ def sdxl(folder: Path) -> Made:
 
 
 def qwen_image(folder: Path) -> Made:
-    from diffusers import QwenImageTransformer2DModel
     from diffusers.modular_pipelines import QwenImageAutoBlocks
 
-    torch.manual_seed(0)
-    transformer = lively(
-        QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-        )
-    )
+    network = transformer("QwenImageTransformer2DModel", 0)
     pipeline = without_encoders(QwenImageAutoBlocks(), "denoise", "decode")
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipeline.update_components(transformer=transformer, vae=qwen_vae(), scheduler=scheduler)
+    pipeline.update_components(transformer=network, vae=qwen_vae(), scheduler=scheduler)
     ones = torch.ones((1, 5), dtype=torch.long)
     texts = {
         "prompt_embeds": embeddings(5, 16, seed=1),
@@ -165,87 +124,40 @@ def qwen_image(folder: Path) -> Made:
         "negative_prompt_embeds": embeddings(5, 16, seed=2),
         "negative_prompt_embeds_mask": ones,
     }
-    return Made(pipeline, {**texts, "height": 16, "width": 16}, transformer)
+    return Made(pipeline, {**texts, "height": 16, "width": 16}, network)
 
 
 def z_image(folder: Path) -> Made:
-    from diffusers import ZImageTransformer2DModel
     from diffusers.modular_pipelines import ZImageAutoBlocks
 
-    torch.manual_seed(0)
-    transformer = lively(
-        ZImageTransformer2DModel(
-            in_channels=4,
-            dim=32,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=16,
-            axes_dims=[8, 4, 4],
-            axes_lens=[64, 32, 32],
-        )
-    )
+    network = transformer("ZImageTransformer2DModel", 0)
     pipeline = without_encoders(ZImageAutoBlocks(), "denoise", "decode")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipeline.update_components(transformer=transformer, vae=shifted_vae(), scheduler=scheduler)
+    pipeline.update_components(transformer=network, vae=shifted_vae(), scheduler=scheduler)
     texts = {
         name: [embeddings(5, 16, seed=seed)[0]] for seed, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))
     }
-    return Made(pipeline, {**texts, "height": 16, "width": 16}, transformer)
+    return Made(pipeline, {**texts, "height": 16, "width": 16}, network)
 
 
 def flux2_klein(folder: Path) -> Made:
-    from diffusers import Flux2Transformer2DModel
     from diffusers.modular_pipelines import Flux2KleinBaseAutoBlocks
 
-    torch.manual_seed(0)
-    transformer = lively(
-        Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        )
-    )
+    network = transformer("Flux2Transformer2DModel", 0)
     pipeline = without_encoders(Flux2KleinBaseAutoBlocks(), "denoise", "decode")
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipeline.update_components(transformer=transformer, vae=flux2_vae(), scheduler=scheduler)
+    pipeline.update_components(transformer=network, vae=flux2_vae(), scheduler=scheduler)
     texts = {name: embeddings(5, 16, seed=seed) for seed, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))}
-    return Made(pipeline, {**texts, "height": 16, "width": 16}, transformer)
+    return Made(pipeline, {**texts, "height": 16, "width": 16}, network)
 
 
 def krea2(folder: Path) -> Made:
-    from diffusers import Krea2Transformer2DModel
     from diffusers.modular_pipelines import Krea2AutoBlocks
 
-    torch.manual_seed(0)
-    transformer = lively(
-        Krea2Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=32,
-            timestep_embed_dim=16,
-            text_hidden_dim=16,
-            num_text_layers=2,
-            text_num_attention_heads=2,
-            text_num_key_value_heads=1,
-            text_intermediate_size=16,
-            num_layerwise_text_blocks=1,
-            num_refiner_text_blocks=1,
-            axes_dims_rope=(8, 4, 4),
-        )
-    )
+    network = transformer("Krea2Transformer2DModel", 0)
     pipeline = without_encoders(Krea2AutoBlocks(), "denoise", "decode")
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipeline.update_components(transformer=transformer, vae=qwen_vae(), scheduler=scheduler)
+    pipeline.update_components(transformer=network, vae=qwen_vae(), scheduler=scheduler)
     mask = torch.ones((1, 5), dtype=torch.bool)
     texts = {
         "prompt_embeds": embeddings(5, 2, 16, seed=1),
@@ -253,33 +165,20 @@ def krea2(folder: Path) -> Made:
         "negative_prompt_embeds": embeddings(5, 2, 16, seed=2),
         "negative_prompt_embeds_mask": mask,
     }
-    return Made(pipeline, {**texts, "height": 16, "width": 16}, transformer)
+    return Made(pipeline, {**texts, "height": 16, "width": 16}, network)
 
 
 def ernie_image(folder: Path) -> Made:
-    from diffusers import ErnieImageTransformer2DModel
     from diffusers.modular_pipelines import ErnieImageAutoBlocks
 
-    torch.manual_seed(0)
-    transformer = lively(
-        ErnieImageTransformer2DModel(
-            hidden_size=32,
-            num_attention_heads=2,
-            num_layers=2,
-            ffn_hidden_size=32,
-            in_channels=16,
-            out_channels=16,
-            text_in_dim=16,
-            rope_axes_dim=(8, 4, 4),
-        )
-    )
+    network = transformer("ErnieImageTransformer2DModel", 0)
     pipeline = without_encoders(ErnieImageAutoBlocks(), "denoise", "decode")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipeline.update_components(transformer=transformer, vae=flux2_vae(), scheduler=scheduler)
+    pipeline.update_components(transformer=network, vae=flux2_vae(), scheduler=scheduler)
     texts = {
         name: [embeddings(5, 16, seed=seed)[0]] for seed, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))
     }
-    return Made(pipeline, {**texts, "height": 16, "width": 16}, transformer)
+    return Made(pipeline, {**texts, "height": 16, "width": 16}, network)
 
 
 FAMILIES = {

@@ -7,19 +7,9 @@ from typing import Any
 
 import torch
 from pipelines import LETTERS, clip_text_config, clip_tokenizer, tiny_vae
+from transformers_at_random import lively, shifted_vae, transformer
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-
-
-def lively(network: Any, *texts: str) -> Any:
-    """What training starts from at zero is not left there, and what reads the text does so loudly."""
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if not weight.any():
-                weight.normal_(std=0.3)
-            if any(text in name for text in texts):
-                weight *= 8
-    return network.eval()
 
 
 def qwen_tokenizer() -> Any:
@@ -65,12 +55,6 @@ def flow(**config: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler(**config)
 
 
-def shifted_vae() -> Any:
-    vae = tiny_vae()
-    vae.register_to_config(shift_factor=0.06)
-    return vae
-
-
 def vae_of_eight() -> Any:
     """For pipelines that take the factor of their VAE for granted."""
     from diffusers import AutoencoderKL
@@ -81,25 +65,12 @@ def vae_of_eight() -> Any:
 
 
 def sd3(folder: Path) -> Any:
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection
 
-    torch.manual_seed(1)
-    transformer = lively(
-        SD3Transformer2DModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            caption_projection_dim=16,
-            joint_attention_dim=32,
-            pooled_projection_dim=24,
-        )
-    )
+    network = transformer("SD3Transformer2DModel", 1, joint_attention_dim=32, pooled_projection_dim=24)
     return StableDiffusion3Pipeline(
-        transformer=transformer,
+        transformer=network,
         scheduler=flow(shift=3.0),
         vae=shifted_vae(),
         text_encoder=CLIPTextModelWithProjection(clip_text_config()).eval(),
@@ -126,30 +97,17 @@ def qwen_vae() -> Any:
 
 
 def qwen_image(folder: Path) -> Any:
-    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import QwenImagePipeline
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    torch.manual_seed(2)
-    transformer = lively(
-        QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-        ),
-        "add_v_proj",
-        "to_out",
-    )
+    network = transformer("QwenImageTransformer2DModel", 2, "add_v_proj", "to_out")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 40, "initializer_range": 1.0}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "type": "default"}
     heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_scaling": rope}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen2_5_VLConfig(text_config=sizes | heads, vision_config=vision)
     return QwenImagePipeline(
-        transformer=transformer,
+        transformer=network,
         scheduler=flow(use_dynamic_shifting=True),
         vae=qwen_vae(),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval(),
@@ -158,24 +116,11 @@ def qwen_image(folder: Path) -> Any:
 
 
 def z_image(folder: Path) -> Any:
-    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+    from diffusers import ZImagePipeline
 
-    torch.manual_seed(3)
-    transformer = lively(
-        ZImageTransformer2DModel(
-            in_channels=4,
-            dim=32,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=16,
-            axes_dims=[8, 4, 4],
-            axes_lens=[512, 32, 32],
-        )
-    )
+    network = transformer("ZImageTransformer2DModel", 3, axes_lens=[512, 32, 32])
     return ZImagePipeline(
-        transformer=transformer,
+        transformer=network,
         scheduler=flow(shift=3.0),
         vae=shifted_vae(),
         text_encoder=qwen3("Qwen3Model"),
@@ -192,25 +137,11 @@ def flux2_vae() -> Any:
 
 
 def flux2_klein(folder: Path) -> Any:
-    from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
+    from diffusers import Flux2KleinPipeline
 
-    torch.manual_seed(4)
-    transformer = lively(
-        Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        ),
-        "add_v_proj",
-        "to_out",
-    )
+    network = transformer("Flux2Transformer2DModel", 4, "add_v_proj", "to_out", joint_attention_dim=48)
     return Flux2KleinPipeline(
-        transformer=transformer,
+        transformer=network,
         scheduler=flow(use_dynamic_shifting=True),
         vae=flux2_vae(),
         text_encoder=qwen3("Qwen3ForCausalLM", 28),
@@ -220,38 +151,17 @@ def flux2_klein(folder: Path) -> Any:
 
 
 def krea2(folder: Path) -> Any:
-    from diffusers import Krea2Pipeline, Krea2Transformer2DModel
+    from diffusers import Krea2Pipeline
     from transformers import Qwen3VLConfig, Qwen3VLModel
 
-    torch.manual_seed(5)
-    transformer = lively(
-        Krea2Transformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=32,
-            timestep_embed_dim=16,
-            text_hidden_dim=16,
-            num_text_layers=12,
-            text_num_attention_heads=2,
-            text_num_key_value_heads=1,
-            text_intermediate_size=16,
-            num_layerwise_text_blocks=1,
-            num_refiner_text_blocks=1,
-            axes_dims_rope=(8, 4, 4),
-        ),
-        "txt_in.linear",
-        "to_v",
-    )
+    network = transformer("Krea2Transformer2DModel", 5, "txt_in.linear", "to_v", num_text_layers=12)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 40, "initializer_range": 1.0, "head_dim": 8}
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
     heads = {"num_hidden_layers": 36, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen3VLConfig(text_config=sizes | heads, vision_config=vision | {"deepstack_visual_indexes": [0]})
     return Krea2Pipeline(
-        transformer=transformer,
+        transformer=network,
         scheduler=flow(use_dynamic_shifting=True),
         vae=qwen_vae(),
         text_encoder=Qwen3VLModel(config).eval(),
@@ -260,28 +170,16 @@ def krea2(folder: Path) -> Any:
 
 
 def ernie_image(folder: Path) -> Any:
-    from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
+    from diffusers import ErnieImagePipeline
     from transformers import Mistral3Config, Mistral3Model
 
-    torch.manual_seed(6)
-    transformer = lively(
-        ErnieImageTransformer2DModel(
-            hidden_size=32,
-            num_attention_heads=2,
-            num_layers=2,
-            ffn_hidden_size=32,
-            in_channels=16,
-            out_channels=16,
-            text_in_dim=16,
-            rope_axes_dim=(8, 4, 4),
-        )
-    )
+    network = transformer("ErnieImageTransformer2DModel", 6)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 40, "num_hidden_layers": 2, "initializer_range": 1.0}
     heads = {"model_type": "mistral", "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = Mistral3Config(text_config=sizes | heads, vision_config=vision | {"num_attention_heads": 2, "image_size": 16})
     return ErnieImagePipeline(
-        transformer=transformer,
+        transformer=network,
         scheduler=flow(shift=3.0),
         vae=flux2_vae(),
         text_encoder=Mistral3Model(config).eval(),
