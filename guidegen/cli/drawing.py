@@ -40,8 +40,7 @@ from guidegen.spec.composition import prompt_parts
 from guidegen.spec.plan import Cells
 
 if TYPE_CHECKING:
-    from guidegen.pipelines.sampler import PipelineSamplers
-    from guidegen.sampling.sampler import Drawer, Samplers
+    from guidegen.sampling.sampler import Drawer, Drawers
 
 _LISTED = 20
 """Failed images that are named one by one."""
@@ -135,7 +134,7 @@ def _note_models(job: Job) -> None:
             console.note(f"note: {part.ref} has other label ids; its labels are matched by name")
 
 
-def open_networks(job: Job) -> Samplers | PipelineSamplers:
+def open_networks(job: Job) -> Drawers:
     """The networks of a job, loaded."""
     from guidegen.models.kinds.pipeline import TextPipeline
     from guidegen.sampling.device import pick_batch_size
@@ -150,7 +149,7 @@ def open_networks(job: Job) -> Samplers | PipelineSamplers:
     return Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
 
 
-def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job], Samplers | PipelineSamplers]) -> Rows:
+def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job], Drawers]) -> Rows:
     """Draws the cells that are not finished; rows of all.
 
     Args:
@@ -175,7 +174,7 @@ def draw_missing(job: Job, run: Run, signals: Signals, networks: Callable[[Job],
     return run.rows(job.cells)
 
 
-def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, samplers: Samplers | PipelineSamplers) -> None:
+def _draw_rest(job: Job, run: Run, todo: Cells, signals: Signals, samplers: Drawers) -> None:
     from guidegen.sampling.device import pick_batch_size
     from guidegen.sampling.equal_images import EqualImages
     from guidegen.sampling.sampler import Tally

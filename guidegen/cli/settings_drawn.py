@@ -27,8 +27,7 @@ from guidegen.spec.shard import Shard
 
 if TYPE_CHECKING:
     from guidegen.cli.tune import TuneOptions
-    from guidegen.pipelines.sampler import PipelineSamplers
-    from guidegen.sampling.sampler import Samplers
+    from guidegen.sampling.sampler import Drawers
     from guidegen.tune.space import Setting, Space
 
 _WEIGHTS_OF = {"w": "weights", "w_classifier": "classifier_weights", "w_guide": "guide_weights"}
@@ -158,7 +157,7 @@ class SettingJobs:
             yield lambda: draw_missing(job, run, signals, lambda _: self._networks)
 
     @cached_property
-    def _networks(self) -> Samplers | PipelineSamplers:
+    def _networks(self) -> Drawers:
         return open_networks(self.base)
 
     def _job(self, setting: Setting, seeds: int) -> Job:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from guidegen.pipelines.loading import load_parts, offload_groups
 from guidegen.pipelines.modular import ModularLoop
 from guidegen.pipelines.ordinary import OrdinaryLoop
 from guidegen.sampling.device import DTYPES
-from guidegen.sampling.sampler import Drawer, Tally
+from guidegen.sampling.sampler import Drawer, Drawers, Tally
 from guidegen.sampling.setup import Setup
 from guidegen.spec.cell import Cell, mode_weights
 from guidegen.spec.settings import Settings
@@ -79,7 +79,7 @@ class PipelineSampler(Drawer):
         return 2 * images.float() - 1
 
 
-class PipelineSamplers:
+class PipelineSamplers(Drawers):
     """A pipeline in memory; from a setup of it to its sampler.
 
     Args:
@@ -93,8 +93,6 @@ class PipelineSamplers:
     Raises:
         CheckpointError: the weights do not load.
     """
-
-    is_cut = None
 
     def __init__(
         self,
@@ -121,18 +119,11 @@ class PipelineSamplers:
     def __call__(self, setup: Setup) -> PipelineSampler:
         """The sampler of a setup."""
         device, _, _, fixed_rows = self._how
-        again: dict[str, Any] = {}
-        if self._settings.dtype != "fp32":
-            again = {"in_fp32": lambda: self._in_fp32(setup), "drop_fp32": self._drop_fp32}
-        drawn = {"scheduler": setup.scheduler, "device": device, "fixed_rows": fixed_rows, "loop": self._loop}
-        return PipelineSampler(setup=setup, **drawn, **again)
+        drawn: dict[str, Any] = {"scheduler": setup.scheduler, "device": device, "fixed_rows": fixed_rows}
+        return PipelineSampler(setup=setup, loop=self._loop, **drawn, **self._exact(setup))
 
-    @cached_property
-    def _in_fp32(self) -> PipelineSamplers:
-        return PipelineSamplers(self._checkpoint, replace(self._settings, dtype="fp32"), *self._how)
-
-    def _drop_fp32(self) -> bool:
-        return self.__dict__.pop("_in_fp32", None) is not None
+    def _loaded(self, settings: Settings) -> PipelineSamplers:
+        return PipelineSamplers(self._checkpoint, settings, *self._how)
 
 
 class _Steps:

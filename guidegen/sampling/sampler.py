@@ -145,7 +145,39 @@ class Sampler(Drawer):
         return self.decode(drawn) if self.decode else drawn
 
 
-class Samplers:
+class Drawers(ABC):
+    """Networks in memory; from a setup that needs these to what draws it.
+
+    Attributes:
+        is_cut: whether a prompt has more tokens than the model reads; None where there are no prompts, or nobody knows.
+    """
+
+    is_cut: Callable[[str], bool] | None = None
+    _settings: Settings
+
+    @abstractmethod
+    def __call__(self, setup: Setup) -> Drawer:
+        """What draws a setup."""
+
+    @abstractmethod
+    def _loaded(self, settings: Settings) -> Drawers:
+        """The same networks once more, for other settings."""
+
+    def _exact(self, setup: Setup) -> dict[str, Any]:
+        """`in_fp32` and `drop_fp32` of what draws a setup; nothing without autocast."""
+        if DTYPES[self._settings.dtype] is None:
+            return {}
+        return {"in_fp32": lambda: self._in_fp32(setup), "drop_fp32": self._drop_fp32}
+
+    @cached_property
+    def _in_fp32(self) -> Drawers:
+        return self._loaded(replace(self._settings, dtype="fp32"))
+
+    def _drop_fp32(self) -> bool:
+        return self.__dict__.pop("_in_fp32", None) is not None
+
+
+class Samplers(Drawers):
     """The networks of some models, loaded; from a setup that needs these to its sampler.
 
     Args:
@@ -171,14 +203,13 @@ class Samplers:
     ):
         checkpoint, classifier, guide = self._models = models
         self._settings, self._device, self._access = settings, device, access
-        self._compile, self._fixed_rows, self._autocast = compile_networks, fixed_rows, DTYPES[settings.dtype]
-        options = LoadOptions(device, access, self._autocast, compile_networks, settings.negative_prompt)
+        self._compile, self._fixed_rows = compile_networks, fixed_rows
+        options = LoadOptions(device, access, DTYPES[settings.dtype], compile_networks, settings.negative_prompt)
         self._networks = open_networks(checkpoint, guide, options)
         self._gradient = None
         if classifier is not None:
             self._gradient = open_gradient(classifier, checkpoint, settings, options, self._networks)
         self.is_cut = self._networks.is_cut
-        """Whether a prompt has more tokens than the model reads; None where there are no prompts."""
 
     def __call__(self, setup: Setup) -> Sampler:
         """The sampler of a setup."""
@@ -197,18 +228,11 @@ class Samplers:
             guiding=self._networks.guiding,
             clip=clip,
             fixed_rows=self._fixed_rows,
-            in_fp32=None if self._autocast is None else lambda: self._in_fp32(setup),
-            drop_fp32=None if self._autocast is None else self._drop_fp32,
+            **self._exact(setup),
         )
 
-    @cached_property
-    def _in_fp32(self) -> Samplers:
-        """The same networks for calls without autocast."""
-        settings = replace(self._settings, dtype="fp32")
+    def _loaded(self, settings: Settings) -> Samplers:
         return Samplers(self._models, settings, self._device, self._access, self._compile, self._fixed_rows)
-
-    def _drop_fp32(self) -> bool:
-        return self.__dict__.pop("_in_fp32", None) is not None
 
 
 def open_sampler(
