@@ -13,6 +13,9 @@ from guidegen.models.loading import load_part
 from guidegen.models.noise_schedule import build
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 
+CACHED = 256
+"""Prompts whose embeddings are kept."""
+
 
 def load_parts(
     checkpoint: TextPipeline, device: torch.device, dtype: torch.dtype, access: Access = DEFAULT_ACCESS

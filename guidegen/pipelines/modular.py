@@ -10,8 +10,7 @@ import torch
 
 from guidegen.diffusers import Guidance
 from guidegen.models.kinds.pipeline import TextPipeline
-
-_CACHED = 256
+from guidegen.pipelines.loading import CACHED
 
 
 class ModularLoop:
@@ -46,7 +45,7 @@ class ModularLoop:
         _quiet(self.pipeline.blocks)
         self.encoder.update_components(guider=Guidance(w=2.0))  # by which it encodes the negative prompt
         self._negative = {"negative_prompt": negative_prompt or ""} if checkpoint.family.negative else {}
-        self._encode = lru_cache(_CACHED)(self._encode_one)
+        self._encode = lru_cache(CACHED)(self._encode_one)
 
     @property
     def scheduler(self) -> Any:

@@ -16,13 +16,14 @@ from torch import Tensor
 from guidegen.diffusers import Guidance
 from guidegen.errors import GuidegenError
 from guidegen.models.kinds.pipeline import TextPipeline
+from guidegen.pipelines.loading import CACHED
 
 
 class Scale(float):
     """A guidance_scale of 2, whose product with c - u (B, *) is what a `Guidance` adds to u.
 
     Args:
-        guidance: with a weight for each sample.
+        guidance: with a weight for each sample, and the scheduler of the pipeline.
         network: the one that is called; hooked until `close`.
         scheduler: that of the pipeline.
         sign: -1 where the pipeline turns the sign of the prediction after guidance.
@@ -36,7 +37,6 @@ class Scale(float):
         self._name = type(network).__name__
         self._calls: list[tuple[Tensor, Tensor]] = []
         self._step = 0
-        guidance.scheduler = scheduler
         self._hook = network.register_forward_hook(self._keep, with_kwargs=True)
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class OrdinaryLoop:
 
 
 class _Once:
-    """`encode_prompt` of a pipeline, called once for each of its arguments but the number of images."""
+    """`encode_prompt` of a pipeline, called once for each of its arguments but the number of images; `CACHED` are kept."""
 
     def __init__(self, encode: Any):
         self._encode, self._signature = encode, inspect.signature(encode)
@@ -141,6 +141,8 @@ class _Once:
             given["do_classifier_free_guidance"] = True  # what is not needed is left alone
         key = repr(sorted(given.items()))
         if key not in self._kept:
+            if len(self._kept) == CACHED:
+                del self._kept[next(iter(self._kept))]
             self._kept[key] = self._encode(**given, num_images_per_prompt=1)
         return tuple(_repeated(each, count) for each in self._kept[key])
 
