@@ -41,14 +41,18 @@ def alphas_sigmas() -> tuple[torch.Tensor, torch.Tensor]:
     return cumprod.sqrt(), (1 - cumprod).sqrt()
 
 
+def drawn_by(generator: torch.Generator) -> dict[str, Any]:
+    """The arguments by which torch draws with a generator, on its device."""
+    return {"generator": generator, "device": generator.device}
+
+
 def draw_timesteps(batch: int, log_sigma: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Timesteps (B,): log-normal noise levels, one in ten uniform."""
     mean, std = LOG_SIGMA
-    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
-    levels = torch.randn(batch, **draw) * std + mean
+    levels = torch.randn(batch, **drawn_by(generator)) * std + mean
     steps = torch.searchsorted(log_sigma, levels).clamp(0, len(log_sigma) - 1)
-    uniform = torch.randint(0, len(log_sigma), (batch,), **draw)
-    return torch.where(torch.rand(batch, **draw) < 0.1, uniform, steps)
+    uniform = torch.randint(0, len(log_sigma), (batch,), **drawn_by(generator))
+    return torch.where(torch.rand(batch, **drawn_by(generator)) < 0.1, uniform, steps)
 
 
 def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -62,13 +66,13 @@ def shifted(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> to
 
 def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Images (B, C, H, W), each mirrored or not."""
-    flip = (torch.rand(len(images), generator=generator, device=generator.device) < 0.5).to(images.device)
+    flip = (torch.rand(len(images), **drawn_by(generator)) < 0.5).to(images.device)
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
 def random_shift(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
     """Images (B, C, S, S), each `shifted` by up to `most` pixels down or up and to either side."""
-    offsets = torch.randint(-most, most + 1, (2, len(images), 1), generator=generator, device=generator.device)
+    offsets = torch.randint(-most, most + 1, (2, len(images), 1), **drawn_by(generator))
     return shifted(images, *offsets.to(images.device))
 
 
@@ -87,10 +91,10 @@ class Batches:
     def drawn(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]:
         """x_0, t, eps, indices of one step, and the generator that drew them."""
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randint(0, len(self.labels), (self.batch,), generator=generator, device=self.device)
+        index = torch.randint(0, len(self.labels), (self.batch,), **drawn_by(generator))
         x0 = random_flip(self.images[index].float() / 127.5 - 1, generator)
         t = draw_timesteps(self.batch, self.log_sigma, generator)
-        eps = torch.randn(x0.shape, generator=generator, device=self.device)
+        eps = torch.randn(x0.shape, **drawn_by(generator))
         if self.shift:
             x0 = random_shift(x0, self.shift, generator)
         return x0, t, eps, index, generator

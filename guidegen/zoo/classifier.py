@@ -17,7 +17,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from guidegen.zoo.batches import Batches, load_images
+from guidegen.zoo.batches import Batches, drawn_by, load_images
 from guidegen.zoo.loop import train
 
 CLASSIFIER: dict[str, Any] = {
@@ -30,7 +30,7 @@ REPEATS = 4  # how often a photograph of the checkpoint's labels stands among al
 
 def random_colours(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1], brightness, contrast and saturation of each changed by up to `most`."""
-    draws = torch.rand((3, len(images), 1, 1, 1), generator=generator, device=generator.device) * 2 * most - most
+    draws = torch.rand((3, len(images), 1, 1, 1), **drawn_by(generator)) * 2 * most - most
     brightness, contrast, saturation = draws.to(images.device)
     grey = images.mean(1, keepdim=True)
     images = grey + (1 + saturation) * (images - grey)
@@ -40,10 +40,9 @@ def random_colours(images: Tensor, most: float, generator: torch.Generator) -> T
 
 def random_boxes(batch: int, size: int, generator: torch.Generator) -> Tensor:
     """Masks (B, 1, S, S), each true in a box whose share of the area is uniform, its centre anywhere."""
-    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
-    side = size * torch.rand(batch, 1, **draw).sqrt()
+    side = size * torch.rand(batch, 1, **drawn_by(generator)).sqrt()
     pixels = torch.arange(size, device=generator.device) + 0.5
-    down, right = ((pixels - size * torch.rand(batch, 1, **draw)).abs() < side / 2 for _ in range(2))
+    down, right = ((pixels - size * torch.rand(batch, 1, **drawn_by(generator))).abs() < side / 2 for _ in range(2))
     return (down[:, :, None] & right[:, None, :])[:, None]
 
 
@@ -71,7 +70,7 @@ class LabelledBatches(Batches):
         target = nn.functional.one_hot(self.columns[index], self.count).float()
         if self.cutmix:
             mask = random_boxes(len(x0), x0.shape[-1], generator)
-            mask &= (torch.rand(len(x0), generator=generator, device=generator.device) < self.cutmix)[:, None, None, None]
+            mask &= (torch.rand(len(x0), **drawn_by(generator)) < self.cutmix)[:, None, None, None]
             x0 = torch.where(mask, x0.roll(1, 0), x0)
             target = torch.lerp(target, target.roll(1, 0), mask.float().mean((2, 3)))
         return self.noised(x0, t, eps), t, target
