@@ -145,7 +145,7 @@ def open_networks(job: Job) -> Drawers:
     if isinstance(checkpoint, TextPipeline):
         from guidegen.pipelines.sampler import PipelineSamplers
 
-        return PipelineSamplers(checkpoint, job.settings, job.device, flags.access, offload_of(flags), fixed)
+        return PipelineSamplers(job.models, job.settings, job.device, flags.access, offload_of(flags), fixed)
     return Samplers(job.models, job.settings, job.device, flags.access, flags.compile_networks, fixed)
 
 
@@ -305,6 +305,7 @@ def about_run(job: Job, command: Command) -> dict[str, Any]:
         "guidegen": __version__,
         **command.as_json(),
         "source": job.source,
+        **({"convention": convention} if (convention := job.models.checkpoint.convention) else {}),
         "checkpoint": identity(job.models.checkpoint),
         "classifier": job.models.classifier and classifiers(job.models.classifier),
         **({"guide_model": identity(guide.checkpoint)} if guide and guide.checkpoint else {}),

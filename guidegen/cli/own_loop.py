@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from guidegen.cli.conditions import Conditions
 from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError, first_line
+from guidegen.models.checkpoint import AnyClassifier, ClassifierInfo
 from guidegen.sampling.models import Models
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def check_own_loop(flags: SampleOptions, models: Models, conditions: Conditions,
         import guidegen.diffusers  # noqa: F401
     except ImportError as error:
         raise UsageError(f"{checkpoint.ref}: {loop}. {first_line(error)}") from error
+    if models.classifier is not None:
+        _check_classifier(models.classifier, loop, offload)
     if models.guide is not None:
         raise UsageError(f"--guide-model and --w-guide: {loop}, which takes no guiding model.")
     if conditions.mixed:
@@ -48,3 +51,16 @@ def check_own_loop(flags: SampleOptions, models: Models, conditions: Conditions,
         from guidegen.pipelines.loading import check_offload
 
         check_offload()
+
+
+def _check_classifier(classifier: AnyClassifier, loop: str, offload: str | None) -> None:
+    """Refuses classifiers that the loop does not take."""
+    if not isinstance(classifier, ClassifierInfo):
+        raise UsageError(f"--classifier {classifier.ref}: {loop}, which takes one classifier, without a weight of its own.")
+    if classifier.input == "noisy":
+        raise UsageError(
+            f"--classifier {classifier.ref} reads noisy images: {loop}, whose latents are decoded for a classifier. "
+            "Name one that reads images, or give --classifier-input denoised."
+        )
+    if offload:
+        raise UsageError(f"--offload {offload}: the gradient of a classifier needs the network and the VAE on the device.")

@@ -117,6 +117,7 @@ class Job:
     def metadata(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
         about: dict[str, Any] = {"settings": asdict(self.settings), "source": self.source}
+        about |= {"convention": convention} if (convention := self.models.checkpoint.convention) else {}
         if self.output.is_file and self.output.one_image:
             grid_of = {"plan": self.plan.as_json()} if self.plan.grid else {}
             scale = {"scale": self.flags.scale} if self.flags.scale else {}

@@ -30,6 +30,7 @@ from guidegen.spec.settings import MODE_NAMES
 
 if TYPE_CHECKING:
     from guidegen.models.networks import LoadOptions, Networks
+    from guidegen.scores.interfaces import Weights
     from guidegen.scores.noise import PredictionType
     from guidegen.spec.settings import Settings
 
@@ -261,8 +262,8 @@ class Checkpoint(ABC):
         """What w is in the terms of its pipeline; None where guidegen's own loop draws."""
         return None
 
-    def loop_calls(self, weights: Sequence[float]) -> tuple[tuple[bool, bool], ...]:
-        """Whether a pipeline's own loop predicts with the prompt, and without, at each step of those w."""
+    def loop_calls(self, weights: Sequence[Weights]) -> tuple[tuple[bool, bool], ...]:
+        """Whether a pipeline's own loop predicts with the prompt, and without, at each step of those weights."""
         raise NotImplementedError
 
     def check_settings(self, settings: Settings, scheduler: str | None) -> None:  # noqa: B027

@@ -12,12 +12,16 @@ import torch
 
 from guidegen.diffusers import Guidance
 from guidegen.errors import CheckpointError, GuidegenError, first_line, is_out_of_memory
+from guidegen.models.checkpoint import ClassifierInfo
 from guidegen.models.kinds.pipeline import TextPipeline
+from guidegen.models.networks import LoadOptions
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 from guidegen.pipelines.loading import load_parts, offload_groups
 from guidegen.pipelines.modular import ModularLoop
 from guidegen.pipelines.ordinary import OrdinaryLoop
 from guidegen.sampling.device import DTYPES
+from guidegen.sampling.models import Models
+from guidegen.sampling.networks import open_logits, target_of
 from guidegen.sampling.sampler import Drawer, Drawers, Tally
 from guidegen.sampling.setup import Setup
 from guidegen.spec.cell import Cell, mode_weights
@@ -30,9 +34,11 @@ class PipelineSampler(Drawer):
 
     Attributes:
         loop: the pipeline.
+        classifier: what the gradient is of, with the column of a cell; None in modes without one.
     """
 
     loop: ModularLoop | OrdinaryLoop
+    classifier: tuple[torch.nn.Module, Callable[[Cell], int]] | None = None
 
     def draw(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -47,7 +53,7 @@ class PipelineSampler(Drawer):
             for some in (found[i : i + size] for i in range(0, len(found), size)):
                 rows = [cells[i] for i in (some + some[-1:] * (size - len(some)))]
                 with steps.counted(self.loop.scheduler, len(some)):
-                    drawn = self._drawn(prompt, rows, not any(null for _, null in calls))
+                    drawn = self._drawn(prompt, rows, not any(null for _, null, _ in calls))
                 images |= dict(zip(some, drawn, strict=False))
                 if tally is not None:
                     tally.made += len(rows) * sum(map(sum, calls))
@@ -55,15 +61,7 @@ class PipelineSampler(Drawer):
 
     @torch.no_grad()
     def _drawn(self, prompt: str, cells: Sequence[Cell], conditional: bool) -> torch.Tensor:
-        settings = self.setup.settings
-        guidance = Guidance(
-            w=[mode_weights(settings.mode, cell)[0] for cell in cells],
-            method=settings.guidance or "cfg",
-            options=settings.guidance_options,
-            interval=settings.interval,
-            w_schedule=settings.w_schedule,
-        )
-        guidance.scheduler = self.loop.scheduler
+        settings, guidance = self.setup.settings, self._guidance(cells)
         generators = [torch.Generator("cpu").manual_seed(cell.seed) for cell in cells]
         height, width = self.setup.models.checkpoint.size
         how = {"height": height, "width": width, "num_inference_steps": settings.steps}
@@ -78,12 +76,35 @@ class PipelineSampler(Drawer):
             raise CheckpointError(f"The pipeline drew {found} where {width}x{height} was asked for.")
         return 2 * images.float() - 1
 
+    def _guidance(self, cells: Sequence[Cell]) -> Any:
+        """The `Guidance` of some cells."""
+        settings = self.setup.settings
+        w, w_classifier, _ = zip(*(mode_weights(settings.mode, cell) for cell in cells), strict=True)
+        given: dict[str, Any] = {"w": w}
+        if self.classifier is not None:
+            network, column = self.classifier
+            given |= {
+                "classifier": network,
+                "w_classifier": w_classifier,
+                "classifier_labels": [column(cell) for cell in cells],
+                "classifier_gradient": settings.classifier_gradient or "exact",
+            }
+        guidance = Guidance(
+            **given,
+            method=settings.guidance or "cfg",
+            options=settings.guidance_options,
+            interval=settings.interval,
+            w_schedule=settings.w_schedule,
+        )
+        guidance.scheduler = self.loop.scheduler
+        return guidance
+
 
 class PipelineSamplers(Drawers):
     """A pipeline in memory; from a setup of it to its sampler.
 
     Args:
-        checkpoint: what to load.
+        models: what to load.
         settings: of any of the setups: dtype and negative prompt are those of all.
         device: where it draws.
         access: how its weights may be read.
@@ -96,7 +117,7 @@ class PipelineSamplers(Drawers):
 
     def __init__(
         self,
-        checkpoint: TextPipeline,
+        models: Models,
         settings: Settings,
         device: torch.device,
         access: Access = DEFAULT_ACCESS,
@@ -106,7 +127,9 @@ class PipelineSamplers(Drawers):
         import diffusers
 
         self._how = (device, access, offload, fixed_rows)
-        self._checkpoint, self._settings = checkpoint, settings
+        checkpoint = models.checkpoint
+        assert isinstance(checkpoint, TextPipeline)
+        self._models, self._settings = models, settings
         there = device if offload is None else torch.device("cpu")
         parts = load_parts(checkpoint, there, DTYPES[settings.dtype] or torch.float32, access)
         # a block that fails prints its traceback, also where a batch is only tried
@@ -115,15 +138,25 @@ class PipelineSamplers(Drawers):
         self._loop = loop(checkpoint, parts, settings.negative_prompt, device if offload == "model" else None)
         if offload == "group":
             offload_groups(parts, device)
+        self._classifier = self._opened_classifier(LoadOptions(device, access, DTYPES[settings.dtype]))
 
     def __call__(self, setup: Setup) -> PipelineSampler:
         """The sampler of a setup."""
         device, _, _, fixed_rows = self._how
         drawn: dict[str, Any] = {"scheduler": setup.scheduler, "device": device, "fixed_rows": fixed_rows}
-        return PipelineSampler(setup=setup, loop=self._loop, **drawn, **self._exact(setup))
+        return PipelineSampler(setup=setup, loop=self._loop, classifier=self._classifier, **drawn, **self._exact(setup))
 
     def _loaded(self, settings: Settings) -> PipelineSamplers:
-        return PipelineSamplers(self._checkpoint, settings, *self._how)
+        return PipelineSamplers(self._models, settings, *self._how)
+
+    def _opened_classifier(self, options: LoadOptions) -> tuple[torch.nn.Module, Callable[[Cell], int]] | None:
+        checkpoint, classifier, _ = self._models
+        if classifier is None:
+            return None
+        assert isinstance(classifier, ClassifierInfo)
+        network, columns = open_logits(classifier, checkpoint.known(classifier), self._settings, options)
+        target = target_of(classifier, checkpoint, self._settings)
+        return network, lambda cell: columns[target(cell)[0][0]]
 
 
 class _Steps:

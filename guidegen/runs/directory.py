@@ -80,7 +80,7 @@ class Run:
         wait: Wait | None = None,
     ):
         self.folder, self.settings, self.variants = folder, settings, variants
-        self._source = about.get("source")
+        self._about = {key: about.get(key) for key in ("source", "convention")}
         _refuse_what_is_no_run(folder)
         self._lock = lock_run(folder, shard, wait)
         try:
@@ -182,7 +182,7 @@ class Run:
         if image is not None:
             settings = self.variants.get(cell.variant, self.settings)
             settings = replace(settings, dtype=dtype) if dtype else settings
-            data = encode_png(image, image_metadata(settings, cell, label_name, self._source))
+            data = encode_png(image, image_metadata(settings, cell, label_name, self._about))
             path = self.folder / row["file"]
             refuse_links(self.folder, path.parent)
             write_atomically(path, data)

@@ -20,7 +20,7 @@ _LONGEST_PACKED_TEXT = 1 << 20
 
 
 def image_metadata(
-    settings: Settings, cell: Cell, label_name: str, source: Mapping[str, Any] | None = None
+    settings: Settings, cell: Cell, label_name: str, about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """All that makes the image again, but for where, in what batch and in which sweep it was drawn.
 
@@ -28,10 +28,10 @@ def image_metadata(
         settings: of the image.
         cell: which image.
         label_name: of its label.
-        source: the options that name the networks.
+        about: what run.json says of all its images: the options that name the networks, and what w is.
     """
-    about = {"settings": asdict(settings), "cell": replace(cell, variant=()).as_json(), "label_name": label_name}
-    return about | ({} if source is None else {"source": source})
+    own = {"settings": asdict(settings), "cell": replace(cell, variant=()).as_json(), "label_name": label_name}
+    return own | {key: value for key, value in (about or {}).items() if value is not None}
 
 
 def parameters_line(metadata: Mapping[str, Any], width: int, height: int) -> str:

@@ -55,10 +55,15 @@ def _target(classifier: ClassifierInfo, known: Labels, settings: Settings) -> Ca
     return lambda cell: tuple((index["" if part is None else part], weight) for part, weight in cell.targets)
 
 
-def _columns(classifier: ClassifierInfo, known: Labels, settings: Settings) -> dict[int, int]:
-    if classifier.zero_shot:
-        return {i: i for i in range(len(settings.classifier_texts or ()))}
-    return classifier.columns(known)
+def open_logits(
+    classifier: ClassifierInfo, known: Labels, settings: Settings, options: LoadOptions
+) -> tuple[Any, dict[int, int]]:
+    """Loads a classifier: what `load_classifier` returns, and the column of each label that `target_of` names."""
+    from guidegen.models.classifiers.opening import load_classifier
+
+    texts = settings.classifier_texts or ()
+    columns = {i: i for i in range(len(texts))} if classifier.zero_shot else classifier.columns(known)
+    return load_classifier(classifier, options.device, options.access, texts, options.autocast), columns
 
 
 def open_gradient(
@@ -85,13 +90,10 @@ def _open_score(
     networks: Networks,
 ) -> Classifier:
     """`open_gradient` of one classifier."""
-    from guidegen.models.classifiers.opening import load_classifier
     from guidegen.scores.gradient import DenoisedScore, DetachedScore, NoisyScore
 
-    texts = settings.classifier_texts or ()
-    loaded: Any = load_classifier(classifier, options.device, options.access, texts, options.autocast)
+    loaded, columns = open_logits(classifier, known, settings, options)
     network = options.compiled(loaded)
-    columns = _columns(classifier, known, settings)
     if classifier.input == "noisy":
         return NoisyScore(network, columns, options.autocast)
     decode, denoiser = networks.decode, networks.null_denoiser

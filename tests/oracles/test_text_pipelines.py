@@ -20,9 +20,10 @@ import text_pipelines
 import torch
 from conftest import call
 from PIL import Image
-from pipelines import stable_diffusion_xl
+from pipelines import clip, stable_diffusion_xl
 from setups import options_of
 
+from guidegen import load_classifier, open_classifier
 from guidegen.cli.drawing import open_networks
 from guidegen.cli.resolve import plan_job
 from guidegen.diffusers import Guidance
@@ -62,8 +63,15 @@ def family_of(folder: Path) -> Family:
     return next(family for family in FAMILIES if name in family.pipelines)
 
 
-def their_images(folder: Path, family: Family) -> Callable[[float], list[np.ndarray] | None]:
-    """What the ordinary pipeline draws at a weight, at w = 0 of the negative prompt; None where it does not tell."""
+class Guiding(float):
+    """A weight at which a pipeline that guides above 1 alone does so too."""
+
+    def __gt__(self, other: float) -> bool:
+        return True
+
+
+def their_images(folder: Path, family: Family) -> Callable[[float], list[np.ndarray]]:
+    """What the ordinary pipeline draws at a weight, at w = 0 of the negative prompt."""
     import diffusers
 
     parts = parts_of(opened(folder)[1])
@@ -72,11 +80,14 @@ def their_images(folder: Path, family: Family) -> Callable[[float], list[np.ndar
     given: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": STEPS, **family.call}
     negative = NEGATIVE if family.negative else ""
 
-    def draw(w: float) -> list[np.ndarray] | None:
+    def draw(w: float) -> list[np.ndarray]:
         generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
         how = {**given, "num_images_per_prompt": len(SEEDS), "generator": generators}
         if w == 0 and family.renormalised:
-            return guided_by_diffusers(pipeline, family, 0.0, how) if family.blocks else None
+            if family.blocks:
+                return guided_by_diffusers(pipeline, family, 0.0, how)
+            how["guidance_scale"] = Guiding(0.0)
+            return [np.asarray(image) for image in pipeline(prompt=PROMPT, negative_prompt=negative, **how).images]
         prompt = {"prompt": PROMPT if w else negative} | ({"negative_prompt": negative} if w > 1 and family.negative else {})
         if family.name == "Sana" and not w:
             prompt["complex_human_instruction"] = None  # as it encodes a negative prompt
@@ -120,7 +131,7 @@ def test_equals_the_pipeline(folders: Any, name: str, tmp_path: Path) -> None:
     ours = {key: np.asarray(Image.open(tmp_path / "run" / row["file"])).astype(int) for key, row in rows.items()}
     theirs = their_images(folder, family)
     for w in WEIGHTS:
-        for seed, expected in zip(SEEDS, theirs(w) or (), strict=False):
+        for seed, expected in zip(SEEDS, theirs(w), strict=True):
             assert np.abs(ours[w, seed] - expected).max() <= 1, (w, seed)
     assert np.abs(ours[0.0, 0] - ours[4.0, 0]).max() > 4
     null = STEPS * (2 if family.renormalised or family.blocks is None else 1)
@@ -246,7 +257,11 @@ def test_a_run_goes_on_in_shards_with_its_metadata(folders: Any, tmp_path: Path,
     assert sum(drawn) == 4
     expected = {row["file"]: row["sha256"] for row in rows_of(whole)}
     assert {row["file"]: row["sha256"] for row in rows_of(out)} == expected
-    settings = json.loads(Image.open(out / next(iter(expected))).info["guidegen"])["settings"]
+    written = json.loads(Image.open(out / next(iter(expected))).info["guidegen"])
+    settings = written["settings"]
+    assert written["convention"] == "w is guidance_scale of PixArtSigmaPipeline"
+    assert json.loads((out / "run.json").read_text())["convention"] == written["convention"]
+    assert "--w" in call("again", out / next(iter(expected)), "--show").output
     assert (settings["negative_prompt"], settings["size"], settings["steps"]) == (NEGATIVE, [32, 32], STEPS)
 
 
@@ -267,7 +282,7 @@ def test_a_modular_folder_and_one_that_points_to_it(folders: Any, tmp_path: Path
     assert np.array_equal(images[0], images[2])
 
 
-def test_stable_diffusion_xl_by_its_modular_index(tmp_path: Path) -> None:
+def test_stable_diffusion_xl_by_its_modular_index(tmp_path: Path, clip_folder: Path) -> None:
     import diffusers
 
     pipeline = diffusers.DiffusionPipeline.from_pretrained(stable_diffusion_xl(tmp_path / "sdxl"))
@@ -281,6 +296,100 @@ def test_stable_diffusion_xl_by_its_modular_index(tmp_path: Path) -> None:
     for row in rows_of(tmp_path / "run"):
         [expected] = guided_by_diffusers(pipeline, SDXL, row["w"], how | {"generator": torch.Generator().manual_seed(0)})
         assert np.abs(np.asarray(Image.open(tmp_path / "run" / row["file"])).astype(int) - expected).max() <= 1
+    (config,) = (tmp_path / "modular").rglob("scheduler_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "DDIMScheduler"}))
+    index = tmp_path / "modular" / "modular_model_index.json"
+    index.write_text(index.read_text().replace("EulerDiscreteScheduler", "DDIMScheduler"))
+    result = call("sweep", "-m", tmp_path / "modular", *words, "--mode", "both", "-c", clip_folder, code=2)
+    assert "clip_sample of its DDIMScheduler undoes the gradient" in str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sd3", ["--mode", "classifier", "--w", "0,500"]),
+        ("z-image", ["--mode", "classifier", "--w", "0,20", "--classifier-gradient", "detached"]),
+        ("flux2-klein", ["--mode", "both", "--w", "0,3", "--w-classifier", 20]),
+        ("qwen-image", ["--mode", "both", "--w", "1,3", "--w-classifier", 20]),
+    ],
+)
+def test_a_classifier_guides_as_in_the_guider(
+    folders: Any, clip_folder: Path, name: str, more: list[object], tmp_path: Path
+) -> None:
+    """Whose gradient `test_modular_networks` holds against finite differences. Two prompts, which are the classes."""
+    words = ["--prompt", "snow", "-c", clip_folder, *more]
+    sweep(folders(name), tmp_path / "run", *words)
+    job, drawer = opened(folders(name))
+    negative = NEGATIVE if job.models.checkpoint.family.negative else ""
+    classifier = load_classifier(open_classifier(clip_folder), "cpu", texts=[PROMPT, "snow", negative])
+    both, detached = "both" in more, "detached" in more
+    pictures = set()
+    for row in rows_of(tmp_path / "run"):
+        guidance = Guidance(
+            w=row["w"] if both else 0.0,
+            classifier=classifier,
+            w_classifier=20.0 if both else row["w"],
+            classifier_labels=[PROMPT, "snow"].index(row["prompt"]),
+            classifier_gradient="detached" if detached else "exact",
+        )
+        how = {"height": 32, "width": 32, "num_inference_steps": STEPS}
+        drawer.loop._negative = {"negative_prompt": negative} if negative else {}
+        drawer.loop._encode.cache_clear()
+        with torch.no_grad():
+            [expected] = drawer.loop(row["prompt"], guidance, [torch.Generator().manual_seed(0)], False, **how)
+        found = np.asarray(Image.open(tmp_path / "run" / row["file"])).transpose(2, 0, 1) / 255
+        pictures.add(found.tobytes())
+        assert np.abs(found - expected.clamp(0, 1).numpy()).max() <= 1.01 / 255
+        conditional, null = (row["w"] != 0 or not both) and both, True
+        gradient = (row["w"] != 0 or both) * (1 if detached else 2)
+        assert row["nfe"] == STEPS * (conditional + null + gradient)
+    assert len(pictures) == (4 if both else 3)  # at w = 0 of mode classifier a prompt is not read
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "flux2-klein", "krea2"])
+def test_frequencies_of_packed_latents(folders: Any, name: str) -> None:
+    """With the same weight for low ones it is cfg, and without guidance of those it is not."""
+    if name == "krea2":
+        pytest.importorskip("accelerate")
+    drawn = {}
+    for method, more in (("cfg", []), ("frequency", ["low=1"]), ("frequency", ["low=0"])):
+        job, drawer = opened(folders(name), guidance=method, guidance_opt=more or None, w="3")
+        drawn[method, *more] = latents_of(drawer, job.cells)
+    same, other = drawn["frequency", "low=1"], drawn["frequency", "low=0"]
+    size = drawn["cfg",].abs().max()
+    assert (same - drawn["cfg",]).abs().max() <= 1e-5 * size
+    assert (other - drawn["cfg",]).abs().max() > 1e-3 * size
+
+
+def test_three_weights_of_a_classifier_in_one_batch(folders: Any, clip_folder: Path) -> None:
+    job, drawer = opened(folders("sd3"), mode="classifier", classifier=[str(clip_folder)], w="100,3000,90000")
+    three, _ = drawer.draw(job.cells)
+    alone = torch.cat([drawer.draw([cell])[0] for cell in job.cells])
+    assert (three[0] - three[2]).abs().max() > 1e-3
+    torch.testing.assert_close(three, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("qwen-image", ["--mode", "classifier"], "--mode both"),
+        ("pixart-sigma", ["--mode", "classifier"], "classifier-free guidance alone"),
+        ("sd3", ["--mode", "both", "-c", "CLIP:0.5"], "takes one classifier"),
+        ("sd3", ["--mode", "both", "-c", "NOISY", "--label", "0"], "decoded for a classifier"),
+    ],
+)
+def test_classifiers_that_its_loop_does_not_take(
+    folders: Any, clip_folder: Path, classifier_folder: Path, name: str, more: list[str], message: str, tmp_path: Path
+) -> None:
+    words = [word.replace("CLIP", str(clip_folder)).replace("NOISY", str(classifier_folder)) for word in more]
+    named = [] if "-c" in words else ["-c", clip_folder]
+    result = sweep(folders(name), tmp_path / "run", *words, *named, code=2)
+    assert message in str(result.exception)
 
 
 REFUSED = {
@@ -289,7 +398,8 @@ REFUSED = {
     "an option of the scheduler": (["--scheduler-opt", "shift=2"], "sets its steps itself"),
     "noise levels": (["--interval", "0.3:5"], "sets its noise levels"),
     "a guiding model": (["--guide-model", "skip"], "--guide-model skip"),
-    "autoguidance": (["--mode", "autoguidance"], "classifier-free guidance alone"),
+    "autoguidance": (["--mode", "autoguidance"], "takes no guiding model"),
+    "a classifier without its name": (["--mode", "classifier"], "there is no classifier"),
     "a mixture": (["--prompt", "a AND b:0.5"], "one prompt an image"),
     "a custom method": (["--guidance", "file.py:f"], "file.py"),
     "a size": (["--size", "40"], "multiples of 16"),

@@ -21,6 +21,7 @@ from guidegen.python_file import split_python_ref
 
 if TYPE_CHECKING:
     from guidegen.models.networks import LoadOptions
+    from guidegen.scores.interfaces import Weights
     from guidegen.spec.settings import Settings
 
 _LIBRARIES = ("diffusers", "transformers")
@@ -29,6 +30,8 @@ _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "pe", "pe
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "processor", "guider")
 _BY_SIZE = ("use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal", "time_shift_type")
 """What a scheduler does to its noise levels when the pipeline tells it the size of the image."""
+_CLIPS = ("clip_sample", "thresholding")
+"""What a scheduler does to denoised estimates after guidance."""
 _ZERO_FIRST = "cfg-zero"
 """The method whose first prediction is zero."""
 
@@ -185,10 +188,20 @@ class TextPipeline(Checkpoint):
     def refusal(self, mode: str, classifier: bool, needs_null: bool = True) -> str | None:
         if mode in ("cfg", "none"):
             return None
-        return f"a {self.kind} draws in its own loop, which takes classifier-free guidance alone (modes cfg and none)"
+        loop = f"a {self.kind} draws in its own loop"
+        if self.family.blocks is None:
+            return f"{loop}, which takes classifier-free guidance alone (modes cfg and none)"
+        if mode == "autoguidance":
+            return f"{loop}, which takes no guiding model"
+        if mode == "classifier" and self.renormalised:
+            return (
+                f"{loop}, which gives guided predictions the length of the conditional one: a classifier adds to both there "
+                "(--mode both)"
+            )
+        return super().refusal(mode, classifier, needs_null)
 
-    def loop_calls(self, weights: Sequence[float]) -> tuple[tuple[bool, bool], ...]:
-        made = tuple((w != 0 or self.renormalised, w != 1) for w in weights)
+    def loop_calls(self, weights: Sequence[Weights]) -> tuple[tuple[bool, bool], ...]:
+        made = tuple((each.w != 0 or self.renormalised, each.w != 1 or each.w_classifier != 0) for each in weights)
         if self.family.blocks is None and any(null for _, null in made):  # its argument guides at all steps or at none
             return ((True, True),) * len(made)
         return made
@@ -216,14 +229,23 @@ class TextPipeline(Checkpoint):
         method = settings.guidance or "cfg"
         if split_python_ref(method):
             raise UsageError(f"--guidance {method}: {kind}, which takes the methods that `guidegen guidances` lists alone.")
-        if method == "frequency" and self.family.packed:
+        if method == "frequency" and self.family.packed and self.family.blocks is None:
             raise UsageError(f"--guidance {method}: needs pictures, and the network of {self.family.name} draws tokens.")
+        if settings.classifier and (clip := next((key for key in _CLIPS if self._scheduler_option(key)), None)):
+            raise UsageError(f"--mode {settings.mode}: {kind}, and {clip} of its {own} undoes the gradient of a classifier.")
         zero_steps = (settings.guidance_options or {}).get("zero_init", 1)
         if method == _ZERO_FIRST and self.family.renormalised and str(zero_steps) != "0":
             raise UsageError(
                 f"--guidance {method}: its first prediction is zero, and the pipeline of {self.family.name} divides by the "
                 "length of predictions. Give --guidance-opt zero_init=0."
             )
+
+    def _scheduler_option(self, name: str) -> Any:
+        import diffusers
+
+        cls = getattr(diffusers, self.own_scheduler_config["_class_name"])
+        own = inspect.signature(cls.__init__).parameters.get(name)
+        return self.own_scheduler_config.get(name, own and own.default)
 
     def _check_size(self) -> None:
         height, width = self.size
