@@ -70,14 +70,14 @@ class FrechetDistance:
         if len(features) < _IMAGES_A_FEATURE * features.shape[1]:
             parts = standard_errors.subsamples(labels, splits)
             return value, standard_errors.of_subsamples(self.of_subsamples(features, parts))
-        influence = self._influence(features, moments)
+        influence = self.influence(features, moments)
         first = standard_errors.of_mean(influence, labels, range(len(features)))
         if first is None:
             return value, None
         second = self._second_order(features, influence, labels, min(splits, _SPLITS))
         return value, max(first**2 - second, first**2 / 2) ** 0.5
 
-    def _influence(self, features: Features, moments: Moments) -> Tensor:
+    def influence(self, features: Features, moments: Moments) -> Tensor:
         """The derivative of the distance by the weight of each image (N,), but for a constant.
 
         With A = I − Σ₂^½ (Σ₂^½ Σ₁ Σ₂^½)^−½ Σ₂^½ it is 2(μ₁ − μ₂)·(x − μ₁) + (x − μ₁)ᵀ A (x − μ₁).

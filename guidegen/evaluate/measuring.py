@@ -174,8 +174,8 @@ def measure_protocol(
         if extrapolate:
             layers = protocols.layers_of(readers, stored)
             for layer, distance in target.distances.items():
-                value = scores.extrapolated(distance, layers[layer])
-                figures[f"{protocols.LAYER_METRICS[layer]}_extrapolated"] = figure(value, None, len(rows))
+                value, error = scores.extrapolated(distance, layers[layer], labels, splits > 0) or (None, None)
+                figures[f"{protocols.LAYER_METRICS[layer]}_extrapolated"] = figure(value, error, len(rows))
         hashes = caches[0].pixels(files)
         width, first = stored[0].shape[1], readers[0]
         about = {

@@ -108,25 +108,36 @@ def _kernel_means(features: Features, others: Features) -> tuple[Tensor, Tensor]
     return mean, square
 
 
-def extrapolated(distance: FrechetDistance, features: Features) -> float | None:
+def extrapolated(
+    distance: FrechetDistance, features: Features, labels: Sequence[Any], with_error: bool
+) -> tuple[float, float | None] | None:
     """At infinitely many images: a line in 1/N through those of subsets (Chong & Forsyth 2020, arXiv 1911.07023).
 
-    Of 15 nested random subsets, from a fifth of the images, and of no fewer than the features are wide, to all.
+    Of 15 nested random subsets with their share of every label, from a fifth of the images, and of no fewer than the
+    features are wide, to all. The line's
+    end is a weighted sum of their distances, in which an image counts by the subsets that it is in: the standard error is
+    of the influence of each image, weighed so.
 
     Returns:
-        None of too few images for it.
+        The distance and its standard error; None of too few images for it.
     """
     count, width = features.shape
     least = max(count // 5, width + 1)
     if count < 1.5 * least:
         return None
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = standard_errors.balanced_order(labels)
     sizes = torch.linspace(least, count, _POINTS).round().long().tolist()
     sums, values, start = Sums(width, distance.reference.mean), [], 0
     for size in sizes:
         for part in torch.split(order[start:size].sort().values, 4096):
             sums.update(features[part])
-        values.append(distance.of_moments(sums.moments()))
+        values.append(distance.of_moments(moments := sums.moments()))
         start = size
-    design = np.stack([np.ones(len(sizes)), 1 / np.array(sizes)], 1)
-    return float(np.linalg.lstsq(design, np.array(values), rcond=None)[0][0])
+    end = np.linalg.pinv(np.stack([np.ones(_POINTS), 1 / np.array(sizes)], 1))[0]
+    value = float(end @ np.array(values))
+    if not with_error:
+        return value, None
+    weights = torch.zeros(count, dtype=torch.float64)
+    for share, size in zip(end.tolist(), sizes, strict=True):
+        weights[order[:size]] += share / size
+    return value, standard_errors.of_weighted_sum(distance.influence(features, moments), weights, labels)

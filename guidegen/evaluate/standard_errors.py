@@ -65,6 +65,17 @@ def of_mean(values: Tensor, labels: Sequence[Hashable], images: Sequence[Hashabl
     return math.sqrt(variance) / len(values)
 
 
+def of_weighted_sum(values: Tensor, weights: Tensor, labels: Sequence[Hashable]) -> float | None:
+    """Of the sum of `values` (N,) by fixed weights (N,), stratified by label."""
+    if len(values) < LEAST:
+        return None
+    variance = 0.0
+    for one in strata(labels, 2):
+        rest = values[one] - values[one].mean()
+        variance += float((weights[one] * rest).square().sum()) * len(one) / (len(one) - 1)
+    return math.sqrt(variance)
+
+
 def of_union(covers: Tensor, only: Tensor, sets: Tensor, labels: Sequence[Hashable]) -> float | None:
     """Of the share of M points that N sets cover: by inclusion and exclusion over how many sets a point needs.
 
@@ -105,6 +116,15 @@ def quarters(labels: Sequence[Hashable], splits: int) -> Iterator[list[Tensor]]:
     for _ in range(splits):
         order = torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])
         yield [order[i::4] for i in range(4)]
+
+
+def balanced_order(labels: Sequence[Hashable]) -> Tensor:
+    """A random order of seed 0, the first of which, however many, have about their share of every label."""
+    generator = torch.Generator().manual_seed(0)
+    rank = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    for index in indices_of(labels).values():
+        rank[index] = (rank[index] + torch.randperm(len(index), generator=generator)) / len(index)
+    return rank.argsort()
 
 
 def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidegen.evaluate import distances, metrics, neighbourhoods, standard_errors
+from guidegen.evaluate import distances, metrics, neighbourhoods, scores, standard_errors
 from guidegen.evaluate.metrics import Measured
 
 
@@ -106,6 +106,23 @@ def test_reported_standard_errors_are_the_true_ones(case: Case, names: Sequence[
     found = ratios(case, names, 400, 10)
     wrong = {name: round(ratio, 2) for name, ratio in found.items() if abs(ratio - 1) > 0.15}
     assert not wrong, f"reported by true standard error: {wrong}"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 200, 16, 500),
+        Case(10, 40, 16, 300, apart=1.0),
+        Case(1, 1000, 16, 5000, 0.0, 1.0),
+        Case(1, 40, 16, 500),
+    ],
+)
+def test_the_error_of_an_extrapolated_distance_is_the_true_one(case: Case) -> None:
+    """Within 15 %; of that, the 200 samples know it to 5."""
+    distance = distances.FrechetDistance(case.reference())
+    found = [scores.extrapolated(distance, images.features, images.labels, True) for images in case.samples(200)]
+    values, errors = torch.tensor(found, dtype=torch.float64).T
+    assert float(errors.mean() / values.std()) == pytest.approx(1, abs=0.15)
 
 
 def test_subsamples_are_measured_as_the_metrics_measure_them() -> None:
