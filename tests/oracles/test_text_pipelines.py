@@ -31,7 +31,7 @@ from guidegen.errors import GuidegenError
 from guidegen.models.families import FAMILIES, Family
 from guidegen.pipelines import sampler
 from guidegen.pipelines.ordinary import OrdinaryLoop, Scale
-from guidegen.pipelines.sampler import PipelineSampler
+from guidegen.pipelines.sampler import PipelineSampler, PipelineSamplers
 
 STEPS, SEEDS, PROMPT, NEGATIVE = 2, [0, 1], "a red fox", "blue"
 WEIGHTS = [0.0, 1.0, 4.0]
@@ -390,6 +390,61 @@ def test_classifiers_that_its_loop_does_not_take(
     named = [] if "-c" in words else ["-c", clip_folder]
     result = sweep(folders(name), tmp_path / "run", *words, *named, code=2)
     assert message in str(result.exception)
+
+
+DEVICE = torch.device("cpu:1")
+"""Stands for a GPU: torch takes it for the CPU, and the hooks that move networks do not."""
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The ids of the networks that were moved to `DEVICE` last."""
+    import diffusers
+    import transformers
+    from diffusers.utils.torch_utils import TorchDeviceBackend
+
+    there: set[int] = set()
+    to = torch.nn.Module.to
+
+    def move(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        where = kwargs.get("device", args[0] if args else None)
+        if isinstance(where, str | torch.device):
+            (there.add if torch.device(where) == DEVICE else there.discard)(id(module))
+        return to(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    monkeypatch.setattr(TorchDeviceBackend, "mem_get_info", lambda *_: (1 << 40, 1 << 40))
+    for cls in (diffusers.ModelMixin, transformers.PreTrainedModel):
+        real = cls.device.fget
+        found = property(lambda module, real=real: DEVICE if id(module) in there else real(module))
+        monkeypatch.setattr(cls, "device", found)
+    return there
+
+
+@pytest.mark.parametrize("name", ["sd3", "qwen-image", "z-image", "flux2-klein", "krea2", "ernie-image"])
+def test_offload_keeps_the_network_that_works_on_the_device_alone(folders: Any, name: str, moved: set[int]) -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    job, drawer = opened(folders(name), prompt=[PROMPT, "snow"], w="1,4")
+    expected, _ = drawer.draw(job.cells)
+    offloaded = PipelineSamplers(job.models, job.settings, DEVICE, offload="model")(drawer.setup)
+    parts = {part: each for part, each in parts_of(offloaded).items() if isinstance(each, torch.nn.Module)}
+    worked: list[tuple[str, set[str]]] = []
+
+    def note(part: str) -> None:
+        worked.append((part, {other for other, each in parts.items() if id(each) in moved}))
+
+    notes = [each.register_forward_hook(lambda *_, part=part: note(part)) for part, each in parts.items()]
+    decode = parts["vae"].decode
+    parts["vae"].decode = lambda *args, **kwargs: (decode(*args, **kwargs), note("vae"))[0]
+    images, _ = offloaded.draw(job.cells)
+    del parts["vae"].decode
+    for each in notes:
+        each.remove()
+    for each in parts.values():  # which other tests share
+        hooks.remove_hook_from_module(each, recurse=True)
+    assert {part for part, _ in worked} == set(parts)
+    assert all(there == {part} for part, there in worked)
+    assert torch.equal(images, expected)
 
 
 REFUSED = {
