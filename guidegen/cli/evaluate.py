@@ -89,7 +89,9 @@ def evaluate(runs: Sequence[Path], flags: EvaluateFlags) -> None:
     if curves:
         from guidegen.report.curves import draw_curves
 
-        for path in draw_curves(pairs, flags.out or drawn[0].folder):
+        out = flags.out or drawn[0].folder
+        out.mkdir(parents=True, exist_ok=True)
+        for path in draw_curves(pairs, out):
             if not flags.quiet:
                 console.note(f"curves: {path}")
 
@@ -169,8 +171,8 @@ def _check(flags: EvaluateFlags) -> None:
         check_free(flags)
     if flags.reference_labels not in ("run", "all"):
         _ids(flags.reference_labels)
-    if flags.out is not None and not flags.out.is_dir():
-        raise UsageError(f"-o {flags.out}: no such folder; the curves go into one.")
+    if flags.out is not None and flags.out.exists() and not flags.out.is_dir():
+        raise UsageError(f"-o {flags.out}: is a file, and the curves go into a folder.")
 
 
 def _ids(text: str) -> list[int]:

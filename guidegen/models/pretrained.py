@@ -138,13 +138,18 @@ def check_weights(folder: Path, access: Access = DEFAULT_ACCESS) -> Weights:
     return weights
 
 
+def quiet_transformers() -> None:
+    """Has transformers print errors alone."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def _quietly(cls: Any, dtype: torch.dtype = torch.float32) -> Mapping[str, Any]:
     """Weights of a dtype and no chatter: each of the two libraries has its own word for both."""
     if cls.__module__.startswith("transformers"):
-        from transformers.utils import logging as chatter
-
-        chatter.disable_progress_bar()
-        chatter.set_verbosity_error()
+        quiet_transformers()
         return {"dtype": dtype, "trust_remote_code": False}
     from diffusers.utils import is_accelerate_available, logging
 

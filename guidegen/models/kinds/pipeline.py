@@ -157,7 +157,9 @@ class TextPipeline(Checkpoint):
         import diffusers
 
         from guidegen.models.loading import empty_part
+        from guidegen.models.pretrained import quiet_transformers
 
+        quiet_transformers()  # which warns as diffusers imports a pipeline
         empty_part(self, self.network)
         name = self.family.blocks or self.index["_class_name"]
         cls = getattr(diffusers, name, None)
