@@ -18,8 +18,6 @@ from tests.benchmarks import table
 
 SCRIPTS = {
     "cold_start": ("--repeats 9", "--repeats 3"),
-    "main_job": ("--repeats 5", "--repeats 2"),
-    "start_up": ("--repeats 5", "--repeats 2"),
     "crowd": ("--repeats 5", "--repeats 2"),
     "quota": ("--repeats 5", "--repeats 2"),
     "sweep_against_loop": ("--pairs 5", "--pairs 2 --labels 2 --seeds 2"),
@@ -29,7 +27,7 @@ SCRIPTS = {
     "memory": ("", "--images 100,400"),
     "compiled": ("", "--batch 4 --dtype fp32"),
     "adm_sampler": ("--pairs 5", "--pairs 3 --steps 5"),
-    "kill_and_resume": ("", "--kills 5 --images 10"),
+    "kill_and_resume": ("", "--kills 5 --images 5"),
     "tune_known_optimum": ("", "--runs 5"),
     "tune_against_grid": ("", "--num 5 --budget 600"),
 }

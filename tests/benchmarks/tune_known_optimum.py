@@ -61,14 +61,14 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             by_way = {who: float(np.sqrt(np.mean(np.square(some)))) for who, some in errors.items()}
             ours = by_way.pop("tune")
             best = min((who for who in by_way if "grid" in who), key=lambda who: by_way[who])
-            more = "; ".join(f"{who} {error:.3f}" for who, error in by_way.items() if who != best)
+            fits = ", ".join(f"{error:.3f}" for who, error in by_way.items() if "model" in who)
             yield Row(
                 f"tune's error of the best w: {name}, noise {noise:g}, {loose:.0%} of it alone",
                 f"{ours:.3f}",
                 f"{best}: {by_way[best]:.3f}",
                 f"{ours / by_way[best]:.2f}",
                 "",
-                f"in the interval in {inside} of {options.runs} runs, width {np.mean(widths):.2f}; {more}",
+                f"in the interval in {inside} of {options.runs} runs, width {np.mean(widths):.2f}; our model on full grids {fits}",
             )
 
 
