@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from guidegen.cli.conditions import Conditions
 from guidegen.cli.flags import SampleOptions
 from guidegen.errors import UsageError, first_line
-from guidegen.models.checkpoint import AnyClassifier, ClassifierInfo
+from guidegen.models.autoguidance import GuideModel
+from guidegen.models.checkpoint import AnyClassifier, Checkpoint, ClassifierInfo
 from guidegen.sampling.models import Models
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def check_own_loop(flags: SampleOptions, models: Models, conditions: Conditions,
     if models.classifier is not None:
         _check_classifier(models.classifier, loop, offload)
     if models.guide is not None:
-        raise UsageError(f"--guide-model and --w-guide: {loop}, which takes no guiding model.")
+        _check_guide(models.guide, checkpoint, loop, offload)
     if conditions.mixed:
         raise UsageError(f"--prompt with weights: {loop}, which reads one prompt an image.")
     if flags.stepwise is not None:
@@ -64,3 +65,14 @@ def _check_classifier(classifier: AnyClassifier, loop: str, offload: str | None)
         )
     if offload:
         raise UsageError(f"--offload {offload}: the gradient of a classifier needs the network and the VAE on the device.")
+
+
+def _check_guide(guide: GuideModel, checkpoint: Checkpoint, loop: str, offload: str | None) -> None:
+    """Refuses guiding models that the loop does not take."""
+    if checkpoint.refusal("both", classifier=True):
+        raise UsageError(f"--guide-model and --w-guide: {loop}, which takes no guiding model.")
+    wanted, found = (each.config.get("_class_name") for each in (checkpoint, guide.checkpoint or checkpoint))
+    if found != wanted:
+        raise UsageError(f"--guide-model {guide.ref} is a {found}: {loop}, which calls a {wanted}.")
+    if offload:
+        raise UsageError(f"--offload {offload}: a guiding network is kept on the device.")

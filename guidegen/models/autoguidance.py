@@ -32,7 +32,12 @@ WEAKENINGS = ("pag", "skip", DISTURBED)
 """The words for a guiding network that is made of the model's own, the first two by `guidegen.models.weaken`."""
 NAME_ONE = "Name one: --guide-model ID|DIR, or pag, skip or tsg, which make one of the model's own network"
 _SPREAD = 0.1
-_CONDITION = ("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type")
+_CONDITION = (
+    *("cross_attention_dim", "addition_embed_type", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type"),
+    *("joint_attention_dim", "pooled_projection_dim", "cap_feat_dim", "text_hidden_dim", "num_text_layers"),
+    *("text_in_dim", "in_channels", "patch_size"),
+)
+"""What of a network's config says which condition and which latents it reads."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ def open_guide(
     if word in WEAKENINGS:
         if not model.has_layers:
             why = "a custom model takes one timestep" if word == DISTURBED else "the layers of a custom model are not known"
+            why = "a pipeline's own loop calls its network as it is" if model.own_loop else why
             raise UsageError(f"--guide-model {ref}: {why}; name a second model.")
         if word == DISTURBED:
             spread = parse_weight(layers, f"--guide-model {ref}") if colon else _SPREAD
@@ -208,7 +214,7 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
     if null is not None and unsaid and null in guiding.labels and not guiding.labels.name(null):
         names = {label: name for label, name in guiding.labels.names.items() if label != null}
         guiding = replace(guiding, null_label=null, labels=Labels(names))  # the model says what it does not
-    return guiding, False
+    return guiding, guiding.own_loop  # of a pipeline the network alone
 
 
 def _differences(guiding: Checkpoint, model: Checkpoint, shares: bool) -> list[str]:

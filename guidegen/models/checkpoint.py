@@ -262,8 +262,8 @@ class Checkpoint(ABC):
         """What w is in the terms of its pipeline; None where guidegen's own loop draws."""
         return None
 
-    def loop_calls(self, weights: Sequence[Weights]) -> tuple[tuple[bool, bool], ...]:
-        """Whether a pipeline's own loop predicts with the prompt, and without, at each step of those weights."""
+    def loop_calls(self, weights: Sequence[Weights]) -> tuple[tuple[bool, bool, bool], ...]:
+        """Whether a pipeline's own loop predicts with the prompt, without, and by a guiding network, at each step."""
         raise NotImplementedError
 
     def check_settings(self, settings: Settings, scheduler: str | None) -> None:  # noqa: B027

@@ -14,6 +14,7 @@ from guidegen.diffusers import Guidance
 from guidegen.errors import CheckpointError, GuidegenError, first_line, is_out_of_memory
 from guidegen.models.checkpoint import ClassifierInfo
 from guidegen.models.kinds.pipeline import TextPipeline
+from guidegen.models.loading import load_part
 from guidegen.models.networks import LoadOptions
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access
 from guidegen.pipelines.loading import load_parts, offload_groups
@@ -35,10 +36,12 @@ class PipelineSampler(Drawer):
     Attributes:
         loop: the pipeline.
         classifier: what the gradient is of, with the column of a cell; None in modes without one.
+        guide_model: the guiding network; None without autoguidance.
     """
 
     loop: ModularLoop | OrdinaryLoop
     classifier: tuple[torch.nn.Module, Callable[[Cell], int]] | None = None
+    guide_model: torch.nn.Module | None = None
 
     def draw(
         self, cells: Sequence[Cell], on_step: Callable[[], None] | None = None, tally: Tally | None = None
@@ -53,7 +56,7 @@ class PipelineSampler(Drawer):
             for some in (found[i : i + size] for i in range(0, len(found), size)):
                 rows = [cells[i] for i in (some + some[-1:] * (size - len(some)))]
                 with steps.counted(self.loop.scheduler, len(some)):
-                    drawn = self._drawn(prompt, rows, not any(null for _, null, _ in calls))
+                    drawn = self._drawn(prompt, rows, not any(null for _, null, *_ in calls))
                 images |= dict(zip(some, drawn, strict=False))
                 if tally is not None:
                     tally.made += len(rows) * sum(map(sum, calls))
@@ -79,7 +82,7 @@ class PipelineSampler(Drawer):
     def _guidance(self, cells: Sequence[Cell]) -> Any:
         """The `Guidance` of some cells."""
         settings = self.setup.settings
-        w, w_classifier, _ = zip(*(mode_weights(settings.mode, cell) for cell in cells), strict=True)
+        w, w_classifier, w_guide = zip(*(mode_weights(settings.mode, cell) for cell in cells), strict=True)
         given: dict[str, Any] = {"w": w}
         if self.classifier is not None:
             network, column = self.classifier
@@ -89,6 +92,8 @@ class PipelineSampler(Drawer):
                 "classifier_labels": [column(cell) for cell in cells],
                 "classifier_gradient": settings.classifier_gradient or "exact",
             }
+        if self.guide_model is not None:
+            given |= {"guide_model": self.guide_model, "w_guide": w_guide}
         guidance = Guidance(
             **given,
             method=settings.guidance or "cfg",
@@ -131,7 +136,8 @@ class PipelineSamplers(Drawers):
         assert isinstance(checkpoint, TextPipeline)
         self._models, self._settings = models, settings
         there = device if offload is None else torch.device("cpu")
-        parts = load_parts(checkpoint, there, DTYPES[settings.dtype] or torch.float32, access)
+        dtype = DTYPES[settings.dtype] or torch.float32
+        parts = load_parts(checkpoint, there, dtype, access)
         # a block that fails prints its traceback, also where a batch is only tried
         diffusers.utils.logging.set_verbosity(diffusers.utils.logging.CRITICAL)
         loop = OrdinaryLoop if checkpoint.family.blocks is None else ModularLoop
@@ -139,12 +145,17 @@ class PipelineSamplers(Drawers):
         if offload == "group":
             offload_groups(parts, device)
         self._classifier = self._opened_classifier(LoadOptions(device, access, DTYPES[settings.dtype]))
+        self._guide_model = None
+        if models.guide is not None:
+            assert models.guide.checkpoint is not None
+            self._guide_model = load_part(models.guide.checkpoint, checkpoint.network, device, access, dtype=dtype)
 
     def __call__(self, setup: Setup) -> PipelineSampler:
         """The sampler of a setup."""
         device, _, _, fixed_rows = self._how
         drawn: dict[str, Any] = {"scheduler": setup.scheduler, "device": device, "fixed_rows": fixed_rows}
-        return PipelineSampler(setup=setup, loop=self._loop, classifier=self._classifier, **drawn, **self._exact(setup))
+        drawn |= {"classifier": self._classifier, "guide_model": self._guide_model}
+        return PipelineSampler(setup=setup, loop=self._loop, **drawn, **self._exact(setup))
 
     def _loaded(self, settings: Settings) -> PipelineSamplers:
         return PipelineSamplers(self._models, settings, *self._how)

@@ -66,11 +66,12 @@ class Setup:
             self._asked(cell), _numbered(self._labels(cell)), tuple(part for parts in numbered for part in parts)
         )
 
-    def loop_calls(self, cell: Cell) -> tuple[tuple[int, int, int], ...]:
-        """Of a checkpoint that draws in its own loop: calls of each step with the prompt, without, and for a gradient."""
+    def loop_calls(self, cell: Cell) -> tuple[tuple[int, ...], ...]:
+        """Of a checkpoint that draws in its own loop: calls of each step, of each kind of `Checkpoint.loop_calls` and for
+        a gradient."""
         steps, gradient = self._steps(self._asked(cell)), self._gradient_cost.calls
         found = zip(self.models.checkpoint.loop_calls(steps), steps, strict=True)
-        return tuple((int(prompt), int(null), gradient if each.w_classifier else 0) for (prompt, null), each in found)
+        return tuple((*map(int, calls), gradient if each.w_classifier else 0) for calls, each in found)
 
     def cost(self, groups: Iterable[tuple[Cell, int]]) -> int:
         """Network calls behind cells, of which a sweep shares some.

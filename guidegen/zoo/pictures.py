@@ -19,7 +19,6 @@ GRID = ("--mode", "cfg", "--label", "323,145,817", "--num", 2, "--w", "0,1,2,4,8
 METHODS = {
     "methods": ("--by", "guidance=cfg@2,apg@3,cfg++@0.6"),
     "interval": ("--w", 2.5, "--interval", "0.3:10"),
-    "guided": ("--w", 3, "--guide-model", "bundled", "--w-guide", 1.5, "--interval", "0.3:50"),
 }
 SHOWN = (145, 207, 323, 779)
 

@@ -62,13 +62,14 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
             ours = by_way.pop("tune")
             best = min((who for who in by_way if "grid" in who), key=lambda who: by_way[who])
             fits = ", ".join(f"{error:.3f}" for who, error in by_way.items() if "model" in who)
+            inside_of = f"in the interval in {inside} of {options.runs} runs"
             yield Row(
                 f"tune's error of the best w: {name}, noise {noise:g}, {loose:.0%} of it alone",
                 f"{ours:.3f}",
                 f"{best}: {by_way[best]:.3f}",
                 f"{ours / by_way[best]:.2f}",
                 "",
-                f"in the interval in {inside} of {options.runs} runs, width {np.mean(widths):.2f}; our model on full grids {fits}",
+                f"{inside_of}, width {np.mean(widths):.2f}; our model on full grids {fits}",
             )
 
 

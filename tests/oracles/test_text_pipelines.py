@@ -351,6 +351,62 @@ def test_a_classifier_guides_as_in_the_guider(
     assert len(pictures) == (4 if both else 3)  # at w = 0 of mode classifier a prompt is not read
 
 
+@pytest.fixture(scope="module")
+def weaker(folders: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder of a pipeline whose network has other weights."""
+    import diffusers
+
+    @cache
+    def made(name: str) -> Path:
+        folder = Path(shutil.copytree(folders(name), tmp_path_factory.mktemp("weaker") / name))
+        index = json.loads((folder / "model_index.json").read_text())
+        network = getattr(diffusers, index["transformer"][1]).from_pretrained(folder, subfolder="transformer")
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(0.9)
+        network.save_pretrained(folder / "transformer")
+        return folder
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "calls"),
+    [
+        ("sd3", ["--mode", "autoguidance", "-w", "0,1,3"], [1, 1, 2]),
+        ("z-image", ["--mode", "cfg", "-w", "0,1,3", "--w-guide", 2], [2, 2, 3]),
+        ("qwen-image", ["--mode", "autoguidance", "-w", "0,1,3"], [2, 1, 2]),
+    ],
+)
+def test_a_guiding_network_guides_as_in_the_guider(
+    folders: Any, weaker: Any, name: str, more: list[object], calls: list[int], tmp_path: Path
+) -> None:
+    """Which `test_modular_networks` holds against the formula; the folder of its network alone is the same."""
+    folder, weak = folders(name), weaker(name)
+    family = family_of(folder)
+    words = ["-m", folder, "--prompt", PROMPT, "--size", 32, "--steps", STEPS, "--device", "cpu", "-q", *more]
+    for out, guide in (("whole", weak), ("alone", weak / "transformer")):
+        call("sweep", *words, "--guide-model", guide, "-o", f"{tmp_path / out}/")
+    rows, alone = rows_of(tmp_path / "whole"), rows_of(tmp_path / "alone")
+    assert [row["nfe"] for row in rows] == [STEPS * each for each in calls]
+    _, drawer = opened(folder)
+    network = opened(weak)[1].loop.pipeline.transformer
+    drawer.loop._negative, how = {"negative_prompt": ""} if family.negative else {}, {"height": 32, "width": 32}
+    drawer.loop._encode.cache_clear()
+    for row, other in zip(rows, alone, strict=True):
+        weights = {"w": row["w"], "w_guide": 2.0} if "cfg" in more else {"w": 1.0, "w_guide": row["w"]}
+        guidance, generators = Guidance(guide_model=network, **weights), [torch.Generator().manual_seed(0)]
+        with torch.no_grad():
+            [expected] = drawer.loop(PROMPT, guidance, generators, False, num_inference_steps=STEPS, **how)
+        found, same = (
+            np.asarray(Image.open(tmp_path / out / each["file"])).transpose(2, 0, 1) / 255
+            for out, each in (("whole", row), ("alone", other))
+        )
+        assert np.abs(found - expected.clamp(0, 1).numpy()).max() <= 1.01 / 255
+        assert np.array_equal(found, same)
+    assert len({row["sha256"] for row in rows}) == 3
+
+
 @pytest.mark.parametrize("name", ["qwen-image", "flux2-klein", "krea2"])
 def test_frequencies_of_packed_latents(folders: Any, name: str) -> None:
     """With the same weight for low ones it is cfg, and without guidance of those it is not."""
@@ -452,8 +508,8 @@ REFUSED = {
     "steps of its own": (["--timestep-spacing", "trailing"], "sets its steps itself"),
     "an option of the scheduler": (["--scheduler-opt", "shift=2"], "sets its steps itself"),
     "noise levels": (["--interval", "0.3:5"], "sets its noise levels"),
-    "a guiding model": (["--guide-model", "skip"], "--guide-model skip"),
-    "autoguidance": (["--mode", "autoguidance"], "takes no guiding model"),
+    "a guiding model": (["--guide-model", "skip"], "calls its network as it is"),
+    "autoguidance": (["--mode", "autoguidance"], "there is no guiding model"),
     "a classifier without its name": (["--mode", "classifier"], "there is no classifier"),
     "a mixture": (["--prompt", "a AND b:0.5"], "one prompt an image"),
     "a custom method": (["--guidance", "file.py:f"], "file.py"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self
 
@@ -18,6 +18,7 @@ from guidegen.models.noise_schedule import is_flow
 from guidegen.models.python_ref import LARGEST_EDGE
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, refuse_special
 from guidegen.python_file import split_python_ref
+from guidegen.scores.interfaces import Mixture
 
 if TYPE_CHECKING:
     from guidegen.models.networks import LoadOptions
@@ -32,6 +33,7 @@ _BY_SIZE = ("use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal",
 """What a scheduler does to its noise levels when the pipeline tells it the size of the image."""
 _CLIPS = ("clip_sample", "thresholding")
 """What a scheduler does to denoised estimates after guidance."""
+_ANY: Mixture = ((0, 1.0),)
 _ZERO_FIRST = "cfg-zero"
 """The method whose first prediction is zero."""
 
@@ -150,8 +152,20 @@ class TextPipeline(Checkpoint):
     def convention(self) -> str | None:
         return self.family.convention
 
-    def with_network(self, ref: str, folder: Path, revision: str | None) -> None:
-        return None
+    def with_network(self, ref: str, folder: Path, revision: str | None) -> Self | None:
+        inside = folder / self.network  # of a whole pipeline
+        where = inside if (inside / "config.json").is_file() else folder
+        config = read_config(where / "config.json") if (where / "config.json").is_file() else {}
+        cls = self.parts[self.network].name
+        if config.get("_class_name") != cls:
+            return None
+        refuse_special([where])
+        noise, beside = self.scheduler_config, folder / "scheduler" / "scheduler_config.json"
+        if where == inside and beside.is_file():
+            noise = _planned({"_class_name": noise["_class_name"], **read_json(beside)})
+        part = Part(cls, where, ref, revision)
+        alone: dict[str, Any] = {"configs": {self.network: config}, "parts": {self.network: part}, "scheduler_config": noise}
+        return replace(self, ref=ref, folder=folder, revision=revision, **alone)
 
     def check_networks(self) -> None:
         import diffusers
@@ -193,8 +207,6 @@ class TextPipeline(Checkpoint):
         loop = f"a {self.kind} draws in its own loop"
         if self.family.blocks is None:
             return f"{loop}, which takes classifier-free guidance alone (modes cfg and none)"
-        if mode == "autoguidance":
-            return f"{loop}, which takes no guiding model"
         if mode == "classifier" and self.renormalised:
             return (
                 f"{loop}, which gives guided predictions the length of the conditional one: a classifier adds to both there "
@@ -202,11 +214,13 @@ class TextPipeline(Checkpoint):
             )
         return super().refusal(mode, classifier, needs_null)
 
-    def loop_calls(self, weights: Sequence[Weights]) -> tuple[tuple[bool, bool], ...]:
-        made = tuple((each.w != 0 or self.renormalised, each.w != 1 or each.w_classifier != 0) for each in weights)
-        if self.family.blocks is None and any(null for _, null in made):  # its argument guides at all steps or at none
-            return ((True, True),) * len(made)
-        return made
+    def loop_calls(self, weights: Sequence[Weights]) -> tuple[tuple[bool, bool, bool], ...]:
+        from guidegen.scores.calls import needs_of
+
+        needs = [needs_of(each, _ANY, _ANY, needs_null=True) for each in weights]
+        if self.family.blocks is None and any(need.null for need in needs):  # its argument guides at all steps or at none
+            return ((True, True, False),) * len(needs)
+        return tuple((bool(need.conditional) or self.renormalised, bool(need.null), bool(need.guiding)) for need in needs)
 
     def check_settings(self, settings: Settings, scheduler: str | None) -> None:
         own, kind = self.scheduler_config.get("_class_name"), f"a {self.kind} draws in its own loop"
