@@ -17,6 +17,7 @@ PRECISION_NEIGHBOURS = 3
 COVERAGE_NEIGHBOURS = 5
 MIN_IMAGES = COVERAGE_NEIGHBOURS + 1
 _ROWS, _COLUMNS = 256, 8192  # of a matrix of distances
+_PAIRS = 16_384  # of an image and a point of the reference, that are looked at together
 _NEAREST = 64  # kept of each image, to find its nearest ones in any half-sample or quarter-sample among
 
 Distances = Callable[[Tensor, Tensor], Tensor]
@@ -86,25 +87,28 @@ class Neighbourhoods:
             labels: of the images.
             subsamples: of `standard_errors.subsamples`, for the error of recall; without any it has none.
         """
-        own_radius, radii = _radii(features, subsamples, self._distances)
-        radii_of = torch.stack([own_radius, *radii], 1)
-        largest = radii_of.amax(1)
+        radii = _radii(features, subsamples, self._distances)
+        largest = radii.amax(1)
         count, points = len(features), len(self.reference)
         precise = torch.zeros(count, dtype=torch.bool)
         inside_of, alone = torch.zeros(2, count, dtype=torch.int64)
         names = torch.randint(-(2**62), 2**62, (count,), generator=torch.Generator().manual_seed(0))
-        covers, sets, recalled = [], [], torch.zeros(1 + len(subsamples), dtype=torch.int64)
+        covers, sets, recalled = [], [], torch.zeros(radii.shape[1], dtype=torch.int64)
         for part, precision_radius, coverage_radius in zip(
             *(blocks(x, _ROWS) for x in (self.reference, self._precision_radius, self._coverage_radius)), strict=True
         ):
-            distance = torch.cat([self._distances(part, other) for other in blocks(features, _COLUMNS)], 1)  # (m, N)
-            precise |= (distance <= precision_radius[:, None]).any(0)
-            inside = distance <= coverage_radius[:, None]
+            inside = torch.empty(len(part), count, dtype=torch.bool)
+            balls = torch.zeros(len(part), radii.shape[1], dtype=torch.int32)
+            for i, other in enumerate(blocks(features, _COLUMNS)):
+                columns, distance = slice(i * _COLUMNS, i * _COLUMNS + len(other)), self._distances(part, other)
+                precise[columns] |= (distance <= precision_radius[:, None]).any(0)
+                inside[:, columns] = distance <= coverage_radius[:, None]
+                balls += _balls(distance, largest[columns], radii[columns])
             inside_of += inside.sum(0)
             covers.append(inside.sum(1))
             alone += inside[covers[-1] == 1].sum(0)
             sets.append(torch.where(inside, names, 0).sum(1))
-            recalled += _recalled(distance, largest, radii_of)
+            recalled += (balls > 0).sum(0)
         covered = torch.cat(covers)
         recall, *of_subsamples = (recalled.double() / points).tolist()
         error = partial(standard_errors.of_mean, labels=labels, images=range(count))
@@ -143,17 +147,16 @@ def _nearest(features: Features, kept: int, distances: Distances) -> tuple[Tenso
     return torch.cat([near for near, _ in found]), torch.cat([where for _, where in found])
 
 
-def _radii(
-    features: Features, subsamples: Sequence[Tensor], distances: Distances = distances_fp64
-) -> tuple[Tensor, list[Tensor]]:
-    """Distance of each image to its third nearest other one (N,), and so in each subsample (N,), -1 of those not in it.
+def _radii(features: Features, subsamples: Sequence[Tensor], distances: Distances = distances_fp64) -> Tensor:
+    """Distances (N, 1 + R) of each image to its third nearest other one, and so in each of R subsamples, -1 out of it.
 
     Found among the nearest ones in the whole, and for the few that have too few of them there, anew.
     """
     kept = min(_NEAREST if subsamples else PRECISION_NEIGHBOURS + 1, len(features))
     nearest, where = _nearest(features, kept, distances)
-    found = []
-    for index in subsamples:
+    found = torch.full((len(features), 1 + len(subsamples)), -1.0, dtype=nearest.dtype)
+    found[:, 0] = nearest[:, PRECISION_NEIGHBOURS]
+    for i, index in enumerate(subsamples, 1):
         chosen = torch.zeros(len(features), dtype=torch.bool)
         chosen[index] = True
         rank = chosen[where[index]].cumsum(1)  # itself is the first
@@ -161,16 +164,17 @@ def _radii(
         short = rank[:, -1] <= PRECISION_NEIGHBOURS
         for part in torch.split(short.nonzero()[:, 0], 256):
             radius[part] = distances(features[index[part]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
-        found.append(torch.full((len(features),), -1.0, dtype=radius.dtype).index_copy(0, index, radius))
-    return nearest[:, PRECISION_NEIGHBOURS], found
+        found[index, i] = radius
+    return found
 
 
-def _recalled(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
-    """How many of the points (m,) are within the ball of some image, for each set of radii (N, R), of distances (m, N).
+def _balls(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
+    """In how many of the images' balls each point is (m, R), for each set of radii (N, R), of distances (m, N).
 
     Only the pairs within the largest of an image's radii are looked at again for each of them.
     """
-    point, image = (distance <= largest).nonzero(as_tuple=True)
-    within = (distance[point, image][:, None] <= radii[image]).int()
-    found = torch.zeros(len(distance), radii.shape[1], dtype=torch.int32).index_add_(0, point, within)
-    return (found > 0).sum(0)
+    found = torch.zeros(len(distance), radii.shape[1], dtype=torch.int32)
+    for pairs in (distance <= largest).nonzero().split(_PAIRS):
+        point, image = pairs.T
+        found.index_add_(0, point, (distance[point, image][:, None] <= radii[image]).int())
+    return found

@@ -142,7 +142,7 @@ def test_subsamples_are_measured_as_the_metrics_measure_them() -> None:
     assert offset == pytest.approx([offset[0]] * 6, rel=1e-9)
     assert kernel.measure(images.features, subsamples)[0] == kernel(images.features)
     measure = neighbourhoods.Neighbourhoods(reference)
-    for index, radius in zip(subsamples, neighbourhoods._radii(images.features, subsamples)[1], strict=True):
+    for index, radius in zip(subsamples, neighbourhoods._radii(images.features, subsamples)[:, 1:].T, strict=True):
         torch.testing.assert_close(radius[index], neighbourhoods.neighbour_distances(images.features[index], (3,))[:, 0])
     assert measure(images.features) == {
         name: value for name, (value, _) in measure.measure(images.features, images.labels, subsamples).items()
