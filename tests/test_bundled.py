@@ -39,9 +39,9 @@ def test_it_is_what_the_card_says() -> None:
     for label in CHECKPOINT.labels:
         assert f"{label} {CHECKPOINT.labels.name(label)}" in card
     weights = [path for path in BUNDLED.rglob("*") if path.suffix == ".safetensors"]
-    assert {path.parent.name for path in weights} == {"unet", "unet_weak", "classifier"}
+    assert {path.parent.name for path in weights} == {"unet", "classifier"}
     assert sum(path.stat().st_size for path in weights) <= 40e6
-    assert CHECKPOINT.guiding_folder == BUNDLED / "unet_weak"
+    assert CHECKPOINT.guiding_folder is None
 
 
 def test_its_card_has_its_pictures() -> None:

@@ -223,20 +223,21 @@ def test_calibration_finds_the_temperature() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of the recipe that train in a moment; the guiding one is the smaller."""
+    """Networks of the recipe that train in a moment."""
     down = {"down_block_types": ("DownBlock2D",) * 2, "layers_per_block": 1}
     unet = {**down, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4, "num_class_embeds": 1001}
     monkeypatch.setattr(recipe, "UNET", {**unet, "block_out_channels": (16, 32)})
-    monkeypatch.setattr(recipe, "GUIDING", {**unet, "block_out_channels": (8, 16)})
     monkeypatch.setattr(classifier, "CLASSIFIER", {**down, "block_out_channels": (16, 32)})
 
 
 @pytest.mark.usefixtures("small")
 def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -> None:
+    from diffusers import DDIMPipeline
+
     from guidegen.models.checkpoint import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
-    seen = "unet=8,guiding=8,pretraining=16,classifier=8"
+    seen = "unet=8,pretraining=16,classifier=8"
     recipe.main(data, out, classes="1,207,281", size=8, images=seen, batch=4)
     checkpoint = open_checkpoint(str(out))
     assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
@@ -244,9 +245,7 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     judge = open_classifier(checkpoint.bundled_classifier or "")
     assert judge.columns(checkpoint.labels) == {1: 0, 207: 1, 281: 2}
     assert not checkpoint.refusal("both", classifier=True)
-    strong, guiding = (UNet2DModel.from_pretrained(out, subfolder=name) for name in ("unet", "unet_weak"))
-    assert guiding.config.num_class_embeds == strong.config.num_class_embeds
-    assert guiding.num_parameters() < strong.num_parameters()
+    assert set(DDIMPipeline.from_pretrained(out).components) == {"unet", "scheduler"}
 
 
 @pytest.mark.parametrize("text", ["unet", "unet=-1", "unet=1e3", "vae=3", ""])
@@ -257,7 +256,7 @@ def test_images_that_are_none_are_refused(text: str) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
-    """No step at all writes the weights that were given, as fp16; only the UNet takes them."""
+    """No step at all writes the weights that were given, as fp16."""
     given = UNet2DModel(sample_size=8, **recipe.UNET)
     given.save_pretrained(tmp_path / "given")
     recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images="unet=0", start=tmp_path / "given", batch=4)
@@ -265,42 +264,11 @@ def test_training_begins_from_given_weights(data: Path, tmp_path: Path) -> None:
     written = UNet2DModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float16).state_dict()
     for name, weight in given.state_dict().items():
         assert torch.equal(weight.half(), written[name]), name
-    recipe.main(
-        data, tmp_path, part="guiding", classes="1,207", size=8, images="guiding=0", start=tmp_path / "given", batch=4
-    )
-    guiding = UNet2DModel.from_pretrained(tmp_path / "unet_weak")
-    assert tuple(guiding.config.block_out_channels) == recipe.GUIDING["block_out_channels"]
-
-
-@pytest.mark.usefixtures("small")
-def test_the_guiding_model_leaves_the_checkpoint_as_it_was(data: Path, tmp_path: Path) -> None:
-    from diffusers import DDIMPipeline
-
-    from guidegen.models.checkpoint import open_checkpoint
-    from guidegen.models.weight_files import weights_sha256
-
-    recipe.main(data, tmp_path, part="unet", classes="1,207", size=8, images="unet=8", batch=4)
-    alone = open_checkpoint(tmp_path)
-    identity = weights_sha256(alone.part_folders.values())
-    unet = (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes()
-    recipe.main(data, tmp_path, part="guiding", classes="1,207", size=8, images="guiding=8", batch=4)
-    assert (tmp_path / "unet_weak/config.json").exists()
-    after = open_checkpoint(tmp_path)
-    assert (after.index, after.configs, after.part_folders) == (alone.index, alone.configs, alone.part_folders)
-    assert weights_sha256(alone.part_folders.values()) == identity
-    assert (tmp_path / "unet/diffusion_pytorch_model.safetensors").read_bytes() == unet
-    assert set(DDIMPipeline.from_pretrained(tmp_path).components) == {"unet", "scheduler"}
 
 
 def test_parts_have_names(tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="guiding"):
+    with pytest.raises(typer.BadParameter, match="unet or all"):
         recipe.main(tmp_path, tmp_path, part="strong")
-
-
-def test_the_guiding_model_is_the_smaller_and_speaks_the_same_labels() -> None:
-    strong, guiding = (UNet2DModel(sample_size=32, **config) for config in (recipe.UNET, recipe.GUIDING))
-    assert guiding.config.num_class_embeds == strong.config.num_class_embeds == recipe.NULL_LABEL + 1
-    assert guiding.num_parameters() < 3e6 < strong.num_parameters()
 
 
 @pytest.mark.usefixtures("small")

@@ -1,7 +1,7 @@
 """The recipe of the bundled checkpoint: `python -m guidegen.zoo.train --data DIR --out DIR`.
 
-Trains the noise-aware classifier, the class-conditional UNet and a guiding UNet beside it, and writes
-the folder that guidegen opens. Every choice is published:
+Trains the noise-aware classifier and the class-conditional UNet, and writes the folder that guidegen opens. Every choice
+is published:
 
 - v-prediction (Salimans & Ho 2022, arXiv 2202.00512) on the linear schedule of DDPM (2006.11239),
   whose terminal alpha is above zero, so that every diffusers scheduler can walk it;
@@ -10,9 +10,7 @@ the folder that guidegen opens. Every choice is published:
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
   their side (He et al. 2016, 1512.03385, section 4.2);
-- constant learning rate, linear to zero over the last quarter;
-- the guiding UNet is what autoguidance pushes away from (Karras et al. 2024, 2406.02507): the same data,
-  labels, schedule and loss, a fifth of the parameters, a twentieth of the images.
+- constant learning rate, linear to zero over the last quarter.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
 Parquet files that the README of the checkpoint names: columns `image` (bytes) and `label` (int).
@@ -45,12 +43,7 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 16,
     "num_class_embeds": NULL_LABEL + 1,
 }
-GUIDING: dict[str, Any] = UNET | {
-    "block_out_channels": (16, 48, 96, 96),
-    "time_embedding_dim": 128,
-    "attention_head_dim": 32,
-}
-IMAGES = {"pretraining": 6_000_000, "classifier": 500_000, "unet": 1_200_000, "guiding": 64_000}
+IMAGES = {"pretraining": 6_000_000, "classifier": 500_000, "unet": 1_200_000}
 DEFAULT_IMAGES = ",".join(f"{name}={count}" for name, count in IMAGES.items())
 
 
@@ -92,7 +85,7 @@ def export(folder: Path, part: str, network: Any, names: dict[str, str]) -> None
 
 
 def images_of(text: str) -> dict[str, int]:
-    """ "unet=1000,guiding=100" over the defaults.
+    """ "unet=1000,classifier=100" over the defaults.
 
     Raises:
         typer.BadParameter: anything else.
@@ -106,7 +99,7 @@ def images_of(text: str) -> dict[str, int]:
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and labels.json.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")],
-    part: Annotated[str, typer.Option(help="classifier, unet, guiding or all.")] = "all",
+    part: Annotated[str, typer.Option(help="classifier, unet or all.")] = "all",
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[
@@ -116,13 +109,13 @@ def main(
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Batch size; the classifier takes two such batches a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the UNets.")] = 5e-4,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the UNet.")] = 5e-4,
     seed: Annotated[int, typer.Option(help="Seed of weights, noise and order.")] = 0,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for GPUs.")] = False,
 ) -> None:
     """Train the bundled checkpoint; run again to go on."""
-    if part not in ("all", "classifier", "unet", "guiding"):
-        raise typer.BadParameter(f"--part {part}: classifier, unet, guiding or all.")
+    if part not in ("all", "classifier", "unet"):
+        raise typer.BadParameter(f"--part {part}: classifier, unet or all.")
     seen = images_of(images)
     from diffusers import UNet2DModel
 
@@ -135,18 +128,16 @@ def main(
         phases = (seen["pretraining"], seen["classifier"])
         trained = train_classifier(data, out, names, phases, size, batch, seed, compile_model)
         export(out, "classifier", trained, names)
-    if part != "classifier":
-        photographs, labels = (part.to(device) for part in load_images(data, "train", ids, size))  # all Batches share them
-    for name, config in (("unet", UNET), ("guiding", GUIDING)):
-        if part in ("all", name):
-            torch.manual_seed(seed)
-            unet = UNet2DModel(sample_size=size, **config)
-            if start and name == "unet":
-                unet.load_state_dict(UNet2DModel.from_pretrained(start).state_dict())
-            loss = unet_loss(Batches(photographs, labels, batch, seed, device), dropout=0.15)
-            state, steps = out / f"{name}.state", seen[name] // batch
-            train(unet.to(device), loss, state, steps, batch, learning_rate, 0.01, compile_model)
-            export(out, "unet" if name == "unet" else "unet_weak", unet, names)
+    if part in ("all", "unet"):
+        photographs, labels = (each.to(device) for each in load_images(data, "train", ids, size))
+        torch.manual_seed(seed)
+        unet = UNet2DModel(sample_size=size, **UNET)
+        if start:
+            unet.load_state_dict(UNet2DModel.from_pretrained(start).state_dict())
+        loss = unet_loss(Batches(photographs, labels, batch, seed, device), dropout=0.15)
+        steps = seen["unet"] // batch
+        train(unet.to(device), loss, out / "unet.state", steps, batch, learning_rate, 0.01, compile_model)
+        export(out, "unet", unet, names)
 
 
 if __name__ == "__main__":
