@@ -197,7 +197,7 @@ def _open_guiding(ref: str, model: Checkpoint, size: tuple[int, int] | None, acc
     if ref == BUNDLED_GUIDE:
         folder = model.guiding_folder
         if folder is None:
-            raise UsageError(f"--guide-model {ref}: {model.ref} has no guiding network in its folder. {NAME_ONE}")
+            raise UsageError(f"--guide-model {ref}: {model.ref} has no guiding network in its folder. {NAME_ONE}.")
         alone = model.with_network(f"{model.ref.partition('@')[0]}/{folder.name}", folder, model.revision)
         if alone is None:
             raise CheckpointError(f"{folder} holds no network like that of {model.ref}.")

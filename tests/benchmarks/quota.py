@@ -57,7 +57,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     except OSError as error:
         print(f"no cgroup with a CPU quota can be made here: {error}", file=sys.stderr)
         return
-    measured = f"a sweep under a quota of {options.processors:g} processors, by itself {count} thread"
+    measured = f"a sweep under a CPU quota of {options.processors:g}, by itself {count} thread"
     for index, other in ((1, "two threads asleep"), (2, "two threads spinning")):
         yield timed(measured, [(each[0], each[index]) for each in found], other, f"{os.cpu_count()} cores")
 

@@ -114,7 +114,8 @@ def paired(
     ours, theirs = (f"{statistics.median(column):,.{digits}f} {unit}" for column in zip(*pairs, strict=True))
     median, least, most = ratios_of(pairs)
     many = f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair"
-    return Row(measured, ours, f"{other}: {theirs}", f"{median:.2f}", f"{least:.2f} to {most:.2f}", f"{many}, {conditions}")
+    rest = ", ".join(filter(None, (many, conditions)))
+    return Row(measured, ours, f"{other}: {theirs}", f"{median:.2f}", f"{least:.2f} to {most:.2f}", rest)
 
 
 def timed(measured: str, pairs: Sequence[tuple[Took, Took]], other: str, conditions: str) -> Row:
