@@ -18,11 +18,10 @@ from guidegen.models.noise_schedule import is_flow
 from guidegen.models.python_ref import LARGEST_EDGE
 from guidegen.models.weight_files import DEFAULT_ACCESS, Access, refuse_special
 from guidegen.python_file import split_python_ref
-from guidegen.scores.interfaces import Mixture
 
 if TYPE_CHECKING:
     from guidegen.models.networks import LoadOptions
-    from guidegen.scores.interfaces import Weights
+    from guidegen.scores.interfaces import Mixture, Weights
     from guidegen.spec.settings import Settings
 
 _LIBRARIES = ("diffusers", "transformers")
