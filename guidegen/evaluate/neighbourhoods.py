@@ -174,7 +174,7 @@ def _balls(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
     Only the pairs within the largest of an image's radii are looked at again for each of them.
     """
     found = torch.zeros(len(distance), radii.shape[1], dtype=torch.int32)
-    for pairs in (distance <= largest).nonzero().split(_PAIRS):
+    for pairs in torch.split((distance <= largest).nonzero(), _PAIRS):
         point, image = pairs.T
         found.index_add_(0, point, (distance[point, image][:, None] <= radii[image]).int())
     return found
