@@ -195,6 +195,36 @@ def test_edm2_reads_its_pickles_and_edms_npz(drawn: Path, npz: Npz, tmp_path: Pa
     assert "dinov2_frechet_distance" not in row["metrics"]
 
 
+def test_references_of_other_sizes_are_resized_by_the_protocol(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of twice the size, each pixel four times, have the features of their mean over four."""
+    plain = reader("Inception-v3", {"pool": POOL}, True, HEAD)
+    pooled = replace(plain, network=lambda pixels: plain.network(torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 8)))
+    monkeypatch.setattr(protocols, "open_inception", lambda *_: pooled)
+    small = pictures(2, 30)
+    large = small.repeat(2, 1).repeat(2, 2)
+    np.savez(tmp_path / "small.npz", arr_0=small)
+    np.savez(tmp_path / "large.npz", arr_0=large)
+    (tmp_path / "both").mkdir()
+    for i in range(30):
+        Image.fromarray((small if i % 2 else large)[i]).save(tmp_path / "both" / f"{i:02}.png")
+
+    def distance(name: str, protocol: str) -> float:
+        measure(drawn, tmp_path / name, protocol, quiet=False)
+        (row,), _ = read_metrics(open_drawn(drawn))
+        return float(row["metrics"]["frechet_distance"]["value"])
+
+    expected = distance("small.npz", "fidelity")
+    assert "resizes each" not in capfd.readouterr().err
+    assert distance("large.npz", "fidelity") == pytest.approx(expected, rel=1e-5)
+    assert "large.npz has images of 16x16, the run of 8x8: the protocol resizes each" in capfd.readouterr().err
+    assert distance("both", "clean-fid") == pytest.approx(distance("small.npz", "clean-fid"), rel=1e-5)
+    with pytest.raises(UsageError, match="images of 8x8 and of 16x16, and --protocol fidelity takes one size"):
+        measure(drawn, tmp_path / "both", "fidelity")
+    measure(drawn, tmp_path / "both", "fidelity", resize="box")
+
+
 @pytest.mark.parametrize(
     ("protocol", "parts", "word"),
     [

@@ -52,7 +52,7 @@ class EvaluateFlags:
             "--resize",
             metavar="FILTER",
             help="Resize images of another size to that of the run after a centre crop: box, bilinear, hamming, bicubic, "
-            "lanczos or nearest. Without it they are an error.",
+            "lanczos or nearest. Without it they are an error, and --protocol resizes each as it does the run's.",
             rich_help_panel=_AGAINST,
         ),
     ] = None

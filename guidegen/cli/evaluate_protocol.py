@@ -117,6 +117,10 @@ def measure_by_protocol(drawn: Sequence[Drawn], flags: EvaluateFlags) -> tuple[P
         ]
     if not flags.quiet:
         _notes(protocol, readers, pairs)
+        if resized := target.sizes - {size}:
+            found = "{1}x{0}".format(*next(iter(resized))) if len(resized) == 1 else "other sizes"
+            own = f"the run of {size[1]}x{size[0]}"
+            console.note(f"note: {target.source} has images of {found}, {own}: the protocol resizes each")
         missing = [layer for layer in protocol.layers if layer not in target.distances]
         for layer in missing:
             console.note(f"note: {flags.reference} has no statistics of {layer}, so that distance is left out")

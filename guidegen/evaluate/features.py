@@ -249,14 +249,14 @@ def _on_device(network: nn.Module, device: torch.device, model: ImageModel) -> C
 
 
 def iterate(images: Iterable[tuple[Pixels, Any]], batch: int) -> Iterator[tuple[Pixels, list[Any]]]:
-    """Images one by one -> stacks (B, H, W, 3) and their labels."""
+    """Images one by one -> stacks (B, H, W, 3) of one size each, and their labels."""
     stack: list[Pixels] = []
     labels: list[Any] = []
     for image, label in images:
-        stack.append(image)
-        labels.append(label)
-        if len(stack) == batch:
+        if stack and (len(stack) == batch or image.shape != stack[0].shape):
             yield np.stack(stack), labels
             stack, labels = [], []
+        stack.append(image)
+        labels.append(label)
     if stack:
         yield np.stack(stack), labels

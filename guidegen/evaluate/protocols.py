@@ -35,6 +35,7 @@ class Protocol:
         score: images of each split of the Inception Score; 0: ten splits of shuffled images; None: no score.
         neighbours: whether precision and recall are of it, which need the images of the reference.
         made_with: the tools whose reference files fit.
+        any_size: whether its images may be of several sizes.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Protocol:
     score: int | None = None
     neighbours: bool = False
     made_with: str = ""
+    any_size: bool = False
 
 
 PROTOCOLS = {
@@ -74,8 +76,17 @@ PROTOCOLS = {
             "clean-fid, mode clean (Parmar et al. 2022)",
             resizing="clean-fid",
             made_with="mu and sigma of clean-fid",
+            any_size=True,
         ),
-        Protocol("cmmd", "CMMD (Jayasumana et al. 2024)", networks=("clip",), required=(), layers=(), made_with="images"),
+        Protocol(
+            "cmmd",
+            "CMMD (Jayasumana et al. 2024)",
+            networks=("clip",),
+            required=(),
+            layers=(),
+            made_with="images",
+            any_size=True,
+        ),
     )
 }
 
@@ -118,6 +129,7 @@ class Target:
         neighbourhoods: of the reference's images; None without.
         images: how many those are.
         clip: the distance of CLIP's features; None elsewhere.
+        sizes: (height, width) of the images that were read; none of a file of statistics.
     """
 
     source: str
@@ -129,6 +141,7 @@ class Target:
     images: int = 0
     clip: scores.ClipDistance | None = None
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    sizes: frozenset[tuple[int, int]] = frozenset()
 
 
 def check_kind(protocol: Protocol | None, path: Path, found: Statistics | None, inception: bool) -> None:

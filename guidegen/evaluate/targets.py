@@ -12,7 +12,7 @@ from torch import Tensor
 from guidegen.errors import UsageError
 from guidegen.evaluate import arrays
 from guidegen.evaluate.distances import FrechetDistance
-from guidegen.evaluate.features import iterate
+from guidegen.evaluate.features import Pixels, iterate
 from guidegen.evaluate.moments import Sums
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods, squared_distances_fp16
 from guidegen.evaluate.protocols import Protocol, Target, check_kind
@@ -32,19 +32,19 @@ def read_target(
     batch: int,
     on_image: Callable[[int], None],
 ) -> Target:
-    """The reference of a protocol: all of its images, whatever their labels.
+    """The reference of a protocol: all of its images, whatever their labels, each resized by the protocol alone.
 
     Args:
         path: a file of statistics, or images of any kind.
         protocol: how to measure.
         readers: its networks.
         size: (height, width) of the images that are measured.
-        resize: for images of another size.
+        resize: brings its images to that size first; None leaves them as they are.
         batch: images at once.
         on_image: called with the number of images that were read.
 
     Raises:
-        UsageError: a file of another kind, images of another size, or too few.
+        UsageError: a file of another kind, images of several sizes where the protocol takes one, or too few.
     """
     found = read_statistics(path)
     check_kind(protocol, path, found, False)
@@ -52,9 +52,9 @@ def read_target(
         _check_networks(found, readers)
     pool = _saved_pool(found) if protocol.neighbours else None
     sums: Mapping[str, Sums] = {}
-    kept, seen = pool, ""
+    kept, seen, sizes = pool, "", frozenset[tuple[int, int]]()
     if found is None or (protocol.neighbours and pool is None):
-        sums, kept, seen = _read_images(path, protocol, readers, size, resize, batch, on_image)
+        sums, kept, seen, sizes = _read_images(path, protocol, readers, size, resize, batch, on_image)
     moments = found.moments if found else {name: one.moments() for name, one in sums.items()}
     distances = {layer: FrechetDistance(moments[layer]) for layer in protocol.layers if layer in moments}
     identity = found.identity if found else digest(seen, *(reader.identity for reader in readers))
@@ -69,6 +69,7 @@ def read_target(
         len(kept) if kept is not None else 0,
         ClipDistance(kept) if "clip" in protocol.networks and kept is not None else None,
         moments,
+        sizes,
     )
 
 
@@ -116,8 +117,12 @@ def save_target(
     if target.neighbourhoods is None:
         write_statistics(path, target.moments, about)
         return
-    images = (fit(image, size, resize) for image, _ in open_source(reference, {}).images(None))
+    images = (_fitted(image, size, resize) for image, _ in open_source(reference, {}).images(None))
     write_statistics(path, target.moments, about, target.neighbourhoods.reference.numpy(), images)
+
+
+def _fitted(image: Pixels, size: tuple[int, int], resize: str | None) -> Pixels:
+    return image if resize is None else fit(image, size, resize)
 
 
 def _saved_pool(found: Statistics | None) -> Tensor | None:
@@ -135,14 +140,22 @@ def _read_images(
     resize: str | None,
     batch: int,
     on_image: Callable[[int], None],
-) -> tuple[Mapping[str, Sums], Tensor | None, str]:
-    """Sums by layer; features for the neighbours and for CMMD; a hash of the images."""
+) -> tuple[Mapping[str, Sums], Tensor | None, str, frozenset[tuple[int, int]]]:
+    """Sums by layer; features for the neighbours and for CMMD; a hash of the images; their sizes."""
     source, seen = open_source(path, {}), hashlib.sha256()
     sums: dict[str, Sums] = {}
     kept: list[Tensor] = []
-    images = ((fit(image, size, resize), label) for image, label in source.images(None))
+    sizes: set[tuple[int, int]] = set()
+    images = ((_fitted(image, size, resize), label) for image, label in source.images(None))
     for pixels, labels in iterate(images, batch):
         seen.update(pixels.tobytes())
+        sizes.add(pixels.shape[1:3])
+        if len(sizes) > 1 and not protocol.any_size:
+            found = " and of ".join(f"{wide}x{high}" for high, wide in sorted(sizes))
+            raise UsageError(
+                f"--reference {source.name} has images of {found}, and --protocol {protocol.name} takes one size: give "
+                "--resize with a filter to bring them to the run's."
+            )
         for reader in readers:
             made = torch.from_numpy(reader(pixels))
             if not made.isfinite().all():
@@ -157,4 +170,4 @@ def _read_images(
     count = next((one.count for one in sums.values()), sum(map(len, kept)))
     if count < MIN_IMAGES:
         raise UsageError(f"--reference {source.name} has {count} images, and the metrics need {MIN_IMAGES} at least.")
-    return sums, torch.cat(kept) if kept else None, seen.hexdigest()
+    return sums, torch.cat(kept) if kept else None, seen.hexdigest(), frozenset(sizes)
