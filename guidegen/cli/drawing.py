@@ -304,8 +304,7 @@ def about_run(job: Job, command: Command) -> dict[str, Any]:
     return {
         "guidegen": __version__,
         **command.as_json(),
-        "source": job.source,
-        **({"convention": convention} if (convention := job.models.checkpoint.convention) else {}),
+        **job.origin,
         "checkpoint": identity(job.models.checkpoint),
         "classifier": job.models.classifier and classifiers(job.models.classifier),
         **({"guide_model": identity(guide.checkpoint)} if guide and guide.checkpoint else {}),

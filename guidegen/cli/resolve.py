@@ -104,9 +104,10 @@ class Job:
         return grid.title_of(asdict(self.settings), [axis for axis, _ in self.plan.by])
 
     @property
-    def source(self) -> dict[str, Any]:
-        """The options that name the networks, as files keep them."""
-        return source_of(self.flags, self.models).as_json()
+    def origin(self) -> dict[str, Any]:
+        """What files keep of the networks: the options that name them, and what w is where a pipeline's own loop draws."""
+        convention = self.models.checkpoint.convention
+        return {"source": source_of(self.flags, self.models).as_json()} | ({"convention": convention} if convention else {})
 
     def by_variant(self, cells: Cells) -> Iterator[tuple[Setup, Cells]]:
         """The cells of each variant that has any, with its setup."""
@@ -116,8 +117,7 @@ class Job:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a file of the whole plan carries: a picture names its cells, the others the lists they come from."""
-        about: dict[str, Any] = {"settings": asdict(self.settings), "source": self.source}
-        about |= {"convention": convention} if (convention := self.models.checkpoint.convention) else {}
+        about: dict[str, Any] = {"settings": asdict(self.settings), **self.origin}
         if self.output.is_file and self.output.one_image:
             grid_of = {"plan": self.plan.as_json()} if self.plan.grid else {}
             scale = {"scale": self.flags.scale} if self.flags.scale else {}

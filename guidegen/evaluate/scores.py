@@ -114,9 +114,8 @@ def extrapolated(
     """At infinitely many images: a line in 1/N through those of subsets (Chong & Forsyth 2020, arXiv 1911.07023).
 
     Of 15 nested random subsets with their share of every label, from a fifth of the images, and of no fewer than the
-    features are wide, to all. The line's
-    end is a weighted sum of their distances, in which an image counts by the subsets that it is in: the standard error is
-    of the influence of each image, weighed so.
+    features are wide, to all. The line's end is a weighted sum of their distances, in which an image counts by the
+    subsets that it is in: the standard error is of the influence of each image, weighed so.
 
     Returns:
         The distance and its standard error; None of too few images for it.
