@@ -94,6 +94,11 @@ Features = Tensor | Stored
 """(N, D), in memory or on disk."""
 
 
+def rows_of(features: Features, index: Sequence[int]) -> Features:
+    """Some of the rows; of features on disk they stay there."""
+    return features.of(index) if isinstance(features, Stored) else features[index]
+
+
 class FeatureCache:
     """What one network makes of a run's images, in `RUN/features/ID-PART.npy`.
 

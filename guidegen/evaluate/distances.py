@@ -11,12 +11,14 @@ from torch import Tensor
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features
 from guidegen.evaluate.moments import Moments, Sums, square_root, trace_of_root
+from guidegen.evaluate.standard_errors import Subsamples
 
 _FEWEST = 4  # images of a quarter of a sample
 _IMAGES_A_FEATURE = 4.5  # so that the covariance of a quarter of them is not near to singular
 _SPLITS = 4  # for the part of a variance that is of second order
 _KERNEL_SUBSET_SIZE = 1000
 _KERNEL_DRAWS = 20_000
+_BLOCK = 1024
 
 
 class FrechetDistance:
@@ -40,22 +42,27 @@ class FrechetDistance:
         traces = moments.covariance.trace() + self.reference.covariance.trace() - 2 * cross
         return float((moments.mean - self.reference.mean).square().sum() + traces)
 
-    def of_subsamples(self, features: Features, subsamples: Sequence[Tensor]) -> list[float]:
-        """The distance of each subsample of features (N, D).
+    def of_few(self, features: Tensor) -> float:
+        """The same, faster, of features (N, D) that are fewer than they are wide, or not many more.
 
-        The trace of the root is the sum of the singular values of X₁Σ₂^½ over (n − 1)^½, X₁ centred: of the smaller side.
+        The trace of the root is the sum of the singular values of X₁Σ₂^½ over (N − 1)^½, X₁ centred: of the smaller side.
         """
+        x = features.double()
+        return self._of_rotated(x, x @ self._root)
+
+    def _of_rotated(self, x: Tensor, rotated: Tensor) -> float:
+        mean, count = x.mean(0), len(x) - 1
+        y = rotated - rotated.mean(0)
+        roots = torch.linalg.eigvalsh(y.T @ y if y.shape[1] < len(y) else y @ y.T).clamp_min(0).sqrt()
+        traces = ((x - mean).square().sum() - 2 * roots.sum() * count**0.5) / count + self._root.square().sum()
+        return float((mean - self.reference.mean).square().sum() + traces)
+
+    def of_subsamples(self, features: Features, subsamples: Subsamples) -> list[float]:
+        """The distance of each subsample of features (N, D)."""
         everything = features[:].double()
         rotated = everything @ self._root
-        found = []
-        for index in subsamples:
-            x, y = everything[index], rotated[index]
-            mean, count = x.mean(0), len(index) - 1
-            y = y - y.mean(0)
-            roots = torch.linalg.eigvalsh(y.T @ y if y.shape[1] < len(y) else y @ y.T).clamp_min(0).sqrt()
-            traces = ((x - mean).square().sum() - 2 * roots.sum() * count**0.5) / count + self._root.square().sum()
-            found.append(float((mean - self.reference.mean).square().sum() + traces))
-        return found
+        chosen = map(subsamples.members_of, range(len(subsamples)))
+        return [self._of_rotated(everything[some], rotated[some]) for some in chosen]
 
     def measure(self, features: Features, labels: Sequence[Any], splits: int) -> tuple[float, float | None]:
         """The distance of features (N, D) and its standard error; without splits there is none.
@@ -125,7 +132,7 @@ class KernelDistance:
         """The distance of features (N, D), N at least 2."""
         return self._over_subsets(features)[0]
 
-    def measure(self, features: Features, subsamples: Sequence[Tensor]) -> tuple[float, float | None]:
+    def measure(self, features: Features, subsamples: Subsamples) -> tuple[float, float | None]:
         """The distance, and its standard error; with it that of the random subsets, where one is not all images."""
         value, of_subsets = self._over_subsets(features)
         error = standard_errors.of_subsamples(self._of_subsamples(features, subsamples))
@@ -144,23 +151,19 @@ class KernelDistance:
         error = float(found.std(correction=0)) / subsets**0.5 if size < len(features) else 0.0
         return float(found.mean()), error
 
-    def _of_subsamples(self, features: Features, subsamples: Sequence[Tensor]) -> list[float]:
+    def _of_subsamples(self, features: Features, subsamples: Subsamples) -> list[float]:
         """The distance of each subsample to the whole reference, but for what is the same in all."""
-        if not subsamples:
-            return []
-        chosen = torch.zeros(len(features), len(subsamples), dtype=torch.float64)
-        for i, index in enumerate(subsamples):
-            chosen[index, i] = 1
-        within = torch.zeros(len(subsamples), dtype=torch.float64)
-        across = torch.zeros_like(within)
-        for part, mine in zip(blocks(features), blocks(chosen), strict=True):
-            x = part.double()
+        within, across, count = torch.zeros(3, len(subsamples), dtype=torch.float64)
+        for start in range(0, len(features) if len(subsamples) else 0, _BLOCK):
+            x = features[start : start + _BLOCK].double()
+            mine = subsamples.members(slice(start, start + _BLOCK)).double()
             diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
-            among = sum(_kernel(x, other) @ theirs for other, theirs in zip(blocks(features), blocks(chosen), strict=True))
-            within += (mine * (among - mine * diagonal[:, None])).sum(0)
-            to_reference = sum(_kernel(x, other).sum(1) for other in blocks(self._reference))
-            across += mine.T @ to_reference / len(self._reference)
-        count = chosen.sum(0)
+            within += (mine * (_kernel(x, x) @ mine - mine * diagonal[:, None])).sum(0)
+            for after in range(start + _BLOCK, len(features), _BLOCK):  # each of these pairs stands for two
+                theirs = subsamples.members(slice(after, after + _BLOCK)).double()
+                within += 2 * (mine * (_kernel(x, features[after : after + _BLOCK]) @ theirs)).sum(0)
+            across += mine.T @ sum(_kernel(x, other).sum(1) for other in blocks(self._reference)) / len(self._reference)
+            count += mine.sum(0)
         return (within / (count * (count - 1)) - 2 * across / count).tolist()  # type: ignore[no-any-return]
 
 
@@ -168,6 +171,6 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
 
 
-def blocks(x: Features, size: int = 1024) -> Iterator[Tensor]:
+def blocks(x: Features, size: int = _BLOCK) -> Iterator[Tensor]:
     """(N, ...) in parts, so that a matrix of distances to them fits into memory."""
     return (x[start : start + size] for start in range(0, len(x), size))

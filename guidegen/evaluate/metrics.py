@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from guidegen.errors import UsageError
 from guidegen.evaluate import standard_errors
-from guidegen.evaluate.cache import Features, Stored
+from guidegen.evaluate.cache import Features, rows_of
 from guidegen.evaluate.distances import FrechetDistance, KernelDistance
+from guidegen.evaluate.diversity import DIVERSITIES, mean_over_classes
 from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods, subsamples
 
 
@@ -117,46 +117,6 @@ def require(package: str, what: str) -> None:
         raise UsageError(f"{what} needs {package}, which is not installed: pip install {package.replace('_', '-')}")
 
 
-def vendi_score(features: Tensor) -> float:
-    """exp of the entropy of the eigenvalues of K/N, K cosine similarity (Friedman & Dieng 2023, arXiv 2210.02410).
-
-    From 1 (all alike) to N (nothing in common) for features (N, D). It grows with N as long as new images bring
-    something new: compare scores of equal N only (section 4 there; the value at N is a biased
-    estimate of that of the distribution, and too small). Of uᵀu/N, whose eigenvalues other than 0 are the same, where D < N.
-    """
-    unit = torch.nn.functional.normalize(features.double(), dim=1)
-    small = unit.T @ unit if unit.shape[1] < len(unit) else unit @ unit.T
-    eigenvalues = torch.linalg.eigvalsh(small / len(unit)).clamp_min(0)
-    return float(torch.special.entr(eigenvalues).sum().exp())
-
-
-def _vendi_scale(score: float, n: int, of: int) -> tuple[float, float, float]:
-    """ψ = (1/V − 1/n) / (1 − 1/n), or its logarithm, on which the score hardly depends on n, and dV/dψ or dV/d(ln ψ).
-
-    Of a few images with little in common V is n − Σ cos²/2 over ordered pairs, to second order, and ψ half the mean
-    squared cosine of a pair; of many it is 1/V. Of fewer than 6 images in all (`of`) ψ is itself: it comes too near to 0.
-    From 16 on the second order weighs 0.8, for what the third gives back: found by Monte Carlo over features
-    8 to 192 wide with and without a common direction, where the error is then within 15 % of the true one.
-    """
-    psi = (1 / score - 1 / n) / (1 - 1 / n)
-    if of < 6:
-        return psi, -(score**2) * (1 - 1 / n), 1.0
-    return math.log(max(psi, 1e-12)), -score * (1 - score / n), 1.0 if of < 16 else 0.8
-
-
-def pairwise_distance(features: Tensor) -> float:
-    """Mean cosine distance, 0 to 2, between two different ones of (N, D), N at least 2; unbiased in N."""
-    unit = torch.nn.functional.normalize(features.double(), dim=1)
-    n = len(unit)
-    return float((n * n - unit.sum(0).square().sum()) / (n * (n - 1)))
-
-
-def mean_over_classes(score: Callable[[Tensor], float], features: Features, labels: Sequence[Any]) -> float | None:
-    """Mean of `score` over the classes that have two images or more; None where there is none."""
-    scores = [score(features[index]) for index in standard_errors.indices_of(labels).values() if len(index) > 1]
-    return sum(scores) / len(scores) if scores else None
-
-
 @dataclass(frozen=True)
 class Measured:
     """Images as the networks see them.
@@ -177,7 +137,7 @@ class Measured:
 
     def __getitem__(self, index: list[int]) -> Measured:
         return Measured(
-            self.features.of(index) if isinstance(self.features, Stored) else self.features[index],
+            rows_of(self.features, index),
             [self.hashes[i] for i in index],
             [self.labels[i] for i in index],
             self.probability[index],
@@ -251,16 +211,12 @@ def _of_labels(images: Measured) -> Figures:
 
 
 def _within_classes(images: Measured, errors: bool) -> Figures:
-    classes = [index for index in standard_errors.indices_of(images.labels).values() if len(index) > 1]
-    sizes = [len(index) for index in classes]
-    parts = [(images.features[index], frozenset(images.hashes[i] for i in index)) for index in classes if errors]
+    classes = [images[index] for index in standard_errors.indices_of(images.labels).values() if len(index) > 1]
+    sizes = [len(one.labels) for one in classes]
+    parts = [(one.features, frozenset(one.hashes)) for one in classes]
     found: Figures = {}
-    for name, score, scale in (
-        ("vendi_score", vendi_score, _vendi_scale),
-        ("pairwise_distance", pairwise_distance, standard_errors.as_it_is),
-    ):
-        value = mean_over_classes(score, images.features, images.labels)
-        error = standard_errors.of_classes(parts, score, scale)
-        one = figure(value, error, sum(sizes))
-        found[name] = one and one | {"per_class": [min(sizes), max(sizes)]}
+    for diversity in DIVERSITIES:
+        value = mean_over_classes(diversity.score, images.features, images.labels)
+        one = figure(value, diversity.error(parts) if errors else None, sum(sizes))
+        found[diversity.name] = one and one | {"per_class": [min(sizes), max(sizes)]}
     return found

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features
 from guidegen.evaluate.distances import blocks
+from guidegen.evaluate.standard_errors import Subsamples
 
 PRECISION_NEIGHBOURS = 3
 COVERAGE_NEIGHBOURS = 5
 MIN_IMAGES = COVERAGE_NEIGHBOURS + 1
-_ROWS, _COLUMNS = 256, 8192  # of a matrix of distances
+_ROWS, _COLUMNS = 1024, 2048  # of a matrix of distances
 _PAIRS = 16_384  # of an image and a point of the reference, that are looked at together
 _NEAREST = 64  # kept of each image, to find its nearest ones in any half-sample or quarter-sample among
 
@@ -51,10 +52,10 @@ def _squared_norms_fp16(x: Tensor) -> Tensor:
     return halves[:, 0] + halves[:, 1]
 
 
-def subsamples(labels: Sequence[Any], splits: int) -> list[Tensor]:
+def subsamples(labels: Sequence[Any], splits: int) -> Subsamples:
     """As `standard_errors.subsamples`; none of so few images that those of a quarter have no third neighbour."""
     enough = len(labels) >= standard_errors.LEAST * (PRECISION_NEIGHBOURS + 1)
-    return standard_errors.subsamples(labels, splits) if enough else []
+    return standard_errors.subsamples(labels, splits if enough else 0)
 
 
 class Neighbourhoods:
@@ -75,101 +76,102 @@ class Neighbourhoods:
 
     def __call__(self, features: Features) -> dict[str, float]:
         """The four of features (N, D), N at least `MIN_IMAGES`; all but density are within [0, 1]."""
-        return {name: value for name, (value, _) in self.measure(features, [None] * len(features), ()).items()}
+        return {name: value for name, (value, _) in self.measure(features, [None] * len(features)).items()}
 
     def measure(
-        self, features: Features, labels: Sequence[Any], subsamples: Sequence[Tensor]
+        self, features: Features, labels: Sequence[Any], subsamples: Subsamples | None = None
     ) -> dict[str, tuple[float, float | None]]:
         """The four, each with its standard error.
 
         Args:
             features: (N, D), N at least `MIN_IMAGES`.
             labels: of the images.
-            subsamples: of `standard_errors.subsamples`, for the error of recall; without any it has none.
+            subsamples: of the images, for the error of recall; without any it has none.
         """
-        radii = _radii(features, subsamples, self._distances)
-        largest = radii.amax(1)
         count, points = len(features), len(self.reference)
-        precise = torch.zeros(count, dtype=torch.bool)
-        inside_of, alone = torch.zeros(2, count, dtype=torch.int64)
+        if subsamples is None:
+            subsamples = Subsamples(torch.zeros(count, 0, dtype=torch.uint8))
+        precise, inside_of = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)
         names = torch.randint(-(2**62), 2**62, (count,), generator=torch.Generator().manual_seed(0))
-        covers, sets, recalled = [], [], torch.zeros(radii.shape[1], dtype=torch.int64)
-        for part, precision_radius, coverage_radius in zip(
-            *(blocks(x, _ROWS) for x in (self.reference, self._precision_radius, self._coverage_radius)), strict=True
-        ):
-            inside = torch.empty(len(part), count, dtype=torch.bool)
-            balls = torch.zeros(len(part), radii.shape[1], dtype=torch.int32)
-            for i, other in enumerate(blocks(features, _COLUMNS)):
-                columns, distance = slice(i * _COLUMNS, i * _COLUMNS + len(other)), self._distances(part, other)
-                precise[columns] |= (distance <= precision_radius[:, None]).any(0)
-                inside[:, columns] = distance <= coverage_radius[:, None]
-                balls += _balls(distance, largest[columns], radii[columns])
-            inside_of += inside.sum(0)
-            covers.append(inside.sum(1))
-            alone += inside[covers[-1] == 1].sum(0)
-            sets.append(torch.where(inside, names, 0).sum(1))
-            recalled += (balls > 0).sum(0)
-        covered = torch.cat(covers)
-        recall, *of_subsamples = (recalled.double() / points).tolist()
+        covers, sets, last = torch.zeros(3, points, dtype=torch.int64)
+        recalled = torch.zeros(points, 1 + len(subsamples), dtype=torch.bool)
+        for start in range(0, count, _ROWS):
+            images = slice(start, start + _ROWS)
+            mine, radii = features[images], _radii(features, images, subsamples, self._distances)
+            largest = radii.amax(1)
+            for first in range(0, points, _COLUMNS):
+                some = slice(first, first + _COLUMNS)
+                distance = self._distances(self.reference[some], mine)
+                precise[images] |= (distance <= self._precision_radius[some, None]).any(0)
+                inside = distance <= self._coverage_radius[some, None]
+                inside_of[images] += inside.sum(0)
+                covers[some] += inside.sum(1)
+                sets[some] += torch.where(inside, names[images], 0).sum(1)
+                last[some] = torch.where(inside.any(1), start + inside.int().argmax(1), last[some])
+                recalled[some] |= _in_balls(distance, largest, radii)
+        recall, *of_subsamples = recalled.double().mean(0).tolist()
+        alone = last[covers == 1].bincount(minlength=count)
         error = partial(standard_errors.of_mean, labels=labels, images=range(count))
         return {
             "precision": (float(precise.double().mean()), error(precise.double())),
             "recall": (recall, standard_errors.of_subsamples(of_subsamples)),
             "density": (int(inside_of.sum()) / (COVERAGE_NEIGHBOURS * count), error(inside_of / COVERAGE_NEIGHBOURS)),
             "coverage": (
-                float((covered > 0).double().mean()),
-                standard_errors.of_union(covered, alone, torch.cat(sets), labels),
+                float((covers > 0).double().mean()),
+                standard_errors.of_union(covers, alone, sets, labels),
             ),
         }
 
 
 def neighbour_distances(features: Features, ranks: Sequence[int], distances: Distances = distances_fp64) -> Tensor:
     """Distances (N, len(ranks)) of each of (N, D) to its nearest other ones of these ranks, 1 the nearest."""
-    return _nearest(features, max(ranks) + 1, distances)[0][:, list(ranks)]  # itself comes first, at 0
+    nearest = [_nearest(part, features, max(ranks) + 1, distances)[0] for part in blocks(features, _ROWS)]
+    return torch.cat(nearest)[:, list(ranks)]  # itself comes first, at 0
 
 
-def _nearest(features: Features, kept: int, distances: Distances) -> tuple[Tensor, Tensor]:
-    """Distances and indices (N, kept) of the nearest ones of each, itself among them, the nearest first."""
-    found = []
-    for part in blocks(features):
-        best: tuple[Tensor, Tensor] | None = None
-        for i, other in enumerate(blocks(features, _COLUMNS)):
-            distance = distances(part, other)
-            near, where = distance.topk(min(kept, len(other)), largest=False)
-            where = where + i * _COLUMNS
-            if best is not None:
-                near, where = torch.cat([best[0], near], 1), torch.cat([best[1], where], 1)
-                near, order = near.topk(min(kept, near.shape[1]), largest=False)
-                where = where.gather(1, order)
-            best = near, where
-        assert best is not None
-        found.append(best)
-    return torch.cat([near for near, _ in found]), torch.cat([where for _, where in found])
+def _nearest(
+    part: Tensor, features: Features, kept: int, distances: Distances, among: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Distances and indices (n, kept) of the nearest of features (N, D) to (n, D), the nearest first.
+
+    `among` (N,) bool: which of them to look at, None for all.
+    """
+    near, where = torch.empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64)
+    for start in range(0, len(features), _COLUMNS):
+        distance = distances(part, features[start : start + _COLUMNS])
+        if among is not None:
+            distance[:, ~among[start : start + _COLUMNS]] = torch.inf
+        new, index = distance.topk(min(kept, distance.shape[1]), largest=False)
+        near, where = torch.cat([near.to(new.dtype), new], 1), torch.cat([where, index + start], 1)
+        near, order = near.topk(min(kept, near.shape[1]), largest=False)
+        where = where.gather(1, order)
+    return near, where
 
 
-def _radii(features: Features, subsamples: Sequence[Tensor], distances: Distances = distances_fp64) -> Tensor:
-    """Distances (N, 1 + R) of each image to its third nearest other one, and so in each of R subsamples, -1 out of it.
+def _radii(features: Features, images: slice, subsamples: Subsamples, distances: Distances = distances_fp64) -> Tensor:
+    """Distances (n, 1 + R) of some images to their third nearest other ones, and so in each of R subsamples, -1 out of it.
 
     Found among the nearest ones in the whole, and for the few that have too few of them there, anew.
     """
-    kept = min(_NEAREST if subsamples else PRECISION_NEIGHBOURS + 1, len(features))
-    nearest, where = _nearest(features, kept, distances)
-    found = torch.full((len(features), 1 + len(subsamples)), -1.0, dtype=nearest.dtype)
+    mine, own = features[images], subsamples.members(images)
+    kept = min(_NEAREST if len(subsamples) else PRECISION_NEIGHBOURS + 1, len(features))
+    nearest, where = _nearest(mine, features, kept, distances)
+    found = torch.full((len(mine), 1 + len(subsamples)), -1.0, dtype=nearest.dtype)
     found[:, 0] = nearest[:, PRECISION_NEIGHBOURS]
-    for i, index in enumerate(subsamples, 1):
-        chosen = torch.zeros(len(features), dtype=torch.bool)
-        chosen[index] = True
-        rank = chosen[where[index]].cumsum(1)  # itself is the first
-        radius = nearest[index].gather(1, (rank <= PRECISION_NEIGHBOURS).sum(1, keepdim=True).clamp_max(kept - 1))[:, 0]
-        short = rank[:, -1] <= PRECISION_NEIGHBOURS
-        for part in torch.split(short.nonzero()[:, 0], 256):
-            radius[part] = distances(features[index[part]], features[index]).kthvalue(PRECISION_NEIGHBOURS + 1).values
-        found[index, i] = radius
+    short = torch.zeros_like(own)
+    for rows in torch.split(torch.arange(len(mine)), 64):
+        rank = subsamples.members(where[rows].flatten()).view(len(rows), kept, -1).cumsum(1)  # itself is the first
+        position = (rank <= PRECISION_NEIGHBOURS).sum(1).clamp_max(kept - 1)
+        found[rows, 1:] = torch.where(own[rows], nearest[rows].gather(1, position), -1)
+        short[rows] = own[rows] & (rank[:, -1] <= PRECISION_NEIGHBOURS)
+    for which in short.any(0).nonzero()[:, 0].tolist():
+        rows, among = short[:, which], subsamples.members_of(which)
+        found[rows, 1 + which] = _nearest(mine[rows], features, PRECISION_NEIGHBOURS + 1, distances, among)[0][:, -1]
     return found
 
 
-def _balls(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
-    """In how many of the images' balls each point is (m, R), for each set of radii (N, R), of distances (m, N).
+def _in_balls(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
+    """Whether points are in any of the images' balls (m, R), for each set of radii (n, R), of distances (m, n).
 
     Only the pairs within the largest of an image's radii are looked at again for each of them.
     """
@@ -177,4 +179,4 @@ def _balls(distance: Tensor, largest: Tensor, radii: Tensor) -> Tensor:
     for pairs in torch.split((distance <= largest).nonzero(), _PAIRS):
         point, image = pairs.T
         found.index_add_(0, point, (distance[point, image][:, None] <= radii[image]).int())
-    return found
+    return found > 0

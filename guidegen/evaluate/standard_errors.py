@@ -13,16 +13,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from guidegen.evaluate.cache import Features
+
 LEAST = 4
 """Images of a class or parts of a sample that a variance is taken of."""
 _UNITS = 16
-_PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
+_HALVES = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
+_OF_A_SPLIT = torch.tensor([[i in half for half in _HALVES] + [i == k for k in range(4)] for i in range(4)])
 _SMOOTHING = 4
 
 
@@ -127,13 +131,38 @@ def balanced_order(labels: Sequence[Hashable]) -> Tensor:
     return rank.argsort()
 
 
-def subsamples(labels: Sequence[Hashable], splits: int) -> list[Tensor]:
-    """Indices of half-samples and quarter-samples: for each random split 3 times 2 half-samples, then its 4 quarters."""
-    found = []
-    for four in quarters(labels, splits):
-        found += [torch.cat([four[i] for i in half]) for pairing in _PAIRINGS for half in pairing]
-        found += four
-    return found
+@dataclass(frozen=True)
+class Subsamples:
+    """Half-samples and quarter-samples of N images: of each random split 3 times 2 half-samples, then its 4 quarters.
+
+    Attributes:
+        quarter: (N, S) uint8: which of its 4 quarters an image is in, for each split.
+        sets: (4, 10) bool: which quarters the subsamples of a split are of.
+    """
+
+    quarter: Tensor
+    sets: Tensor = _OF_A_SPLIT
+
+    def __len__(self) -> int:
+        return self.quarter.shape[1] * self.sets.shape[1]
+
+    def members(self, index: Tensor | slice) -> Tensor:
+        """Whether images are in each subsample, bool (n, len(self))."""
+        return self.sets[self.quarter[index].int()].flatten(1)
+
+    def members_of(self, subsample: int) -> Tensor:
+        """Which of all images are in one of them, bool (N,)."""
+        split, which = divmod(subsample, self.sets.shape[1])
+        return self.sets[:, which][self.quarter[:, split].int()]
+
+
+def subsamples(labels: Sequence[Hashable], splits: int) -> Subsamples:
+    """Half-samples and quarter-samples that each have their share of every label."""
+    quarter = torch.zeros(len(labels), splits, dtype=torch.uint8)
+    for split, four in enumerate(quarters(labels, splits)):
+        for i, index in enumerate(four):
+            quarter[index, split] = i
+    return Subsamples(quarter)
 
 
 def of_subsamples(values: Sequence[float]) -> float | None:
@@ -162,7 +191,10 @@ def as_it_is(score: float, n: int, of: int) -> tuple[float, float, float]:
 
 
 def of_classes(
-    classes: Sequence[tuple[Tensor, Hashable]], score: Callable[[Tensor], float], scale: Scale = as_it_is
+    classes: Sequence[tuple[Features, Hashable]],
+    score: Callable[[Tensor], float],
+    scale: Scale = as_it_is,
+    of_many: Callable[[Features], float | None] = lambda features: None,
 ) -> float | None:
     """Of the mean over classes of a score: the jackknife of each class, corrected for what comes from two images at once.
 
@@ -177,6 +209,7 @@ def of_classes(
         score: of features.
         scale: takes a score, its n and that of the whole class to a scale on which it does not depend on n; with it
             the derivative of the score by that scale, and how much the correction weighs.
+        of_many: the variance of the score of a class that is large enough for it without a jackknife, else None.
 
     Returns:
         None where a class has fewer than 4 images.
@@ -187,10 +220,14 @@ def of_classes(
     weights = Counter(key for _, key in classes)
     variance = least = most = 0.0
     for key, features in distinct.items():
-        units = min(len(features), _UNITS)
-        first, second = (_left_out(features, units, some, score, scale) for some in (1, 2))
-        _, slope, weight = scale(score(features), len(features), len(features))
-        factor = (slope * weights[key] / len(classes)) ** 2
+        share = weights[key] / len(classes)
+        if (known := of_many(features)) is not None:
+            variance, least, most = (of + share**2 * known for of in (variance, least, most))
+            continue
+        units, held = min(len(features), _UNITS), features[:]
+        first, second = (_left_out(held, units, some, score, scale) for some in (1, 2))
+        _, slope, weight = scale(score(held), len(held), len(held))
+        factor = (slope * share) ** 2
         plain = (units - 1) * first
         corrected = (units - 2) * (plain - (units - 3) / 2 * second)
         variance += factor * (weight * corrected + (1 - weight) * plain)

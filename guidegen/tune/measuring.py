@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from guidegen.errors import UsageError
-from guidegen.evaluate.cache import FeatureCache
+from guidegen.evaluate.cache import FeatureCache, Features
 from guidegen.evaluate.distances import FrechetDistance, KernelDistance
+from guidegen.evaluate.diversity import DIVERSITIES, mean_over_classes
 from guidegen.evaluate.features import (
     EvaluationClassifier,
     Pixels,
@@ -25,7 +26,7 @@ from guidegen.evaluate.features import (
     read_rows_with,
 )
 from guidegen.evaluate.measuring import open_reference
-from guidegen.evaluate.metrics import METRICS, mean_over_classes, pairwise_distance, vendi_score
+from guidegen.evaluate.metrics import METRICS
 from guidegen.evaluate.neighbourhoods import Neighbourhoods
 from guidegen.evaluate.reference import Reference, subject_of
 from guidegen.models.weight_files import Access
@@ -171,9 +172,7 @@ def _against(reference: Tensor, metrics: Collection[str]) -> dict[str, Callable[
     found: dict[str, Callable[[_Images], float]] = {}
     if "frechet_distance" in metrics:
         frechet = FrechetDistance(reference)
-        found["frechet_distance"] = lambda images: frechet.of_subsamples(
-            images.features, [torch.arange(len(images.features))]
-        )[0]
+        found["frechet_distance"] = lambda images: frechet.of_few(images.features)
     if "kernel_distance" in metrics:
         kernel = KernelDistance(reference)
         found["kernel_distance"] = lambda images: kernel(images.features)
@@ -194,7 +193,7 @@ def _mean_known(values: Tensor) -> float:
     return float(values[values.isfinite()].double().mean())
 
 
-def _within(score: Callable[[Tensor], float]) -> Callable[[_Images], float]:
+def _within(score: Callable[[Features], float]) -> Callable[[_Images], float]:
     def measure(images: _Images) -> float:
         found = mean_over_classes(score, images.features, images.labels)
         return float("nan") if found is None else found
@@ -205,8 +204,7 @@ def _within(score: Callable[[Tensor], float]) -> Callable[[_Images], float]:
 _PLAIN: Mapping[str, Callable[[_Images], float]] = {
     "accuracy": lambda images: _mean_known(images.correct),
     "confidence": lambda images: _mean_known(images.probability),
-    "vendi_score": _within(vendi_score),
-    "pairwise_distance": _within(pairwise_distance),
+    **{diversity.name: _within(diversity.score) for diversity in DIVERSITIES},
     CALLS: lambda images: float(images.calls.double().mean()),
 }
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidegen.evaluate import distances, metrics, neighbourhoods, scores, standard_errors
+from guidegen.evaluate import distances, diversity, metrics, neighbourhoods, scores, standard_errors
 from guidegen.evaluate.metrics import Measured
 
 
@@ -61,7 +61,7 @@ def ratios(case: Case, names: Sequence[str], truly: int, reported: int) -> dict[
         elif "precision" not in names:
             break
         else:  # what takes no subsamples, so that their own noise does not count
-            found = {n: error for n, (_, error) in meter._neighbourhoods.measure(images.features, images.labels, ()).items()}
+            found = {n: error for n, (_, error) in meter._neighbourhoods.measure(images.features, images.labels).items()}
         for name in names:
             if found.get(name) is not None:
                 errors[name].append(found[name])
@@ -70,16 +70,16 @@ def ratios(case: Case, names: Sequence[str], truly: int, reported: int) -> dict[
 
 def fast(meter: Any, images: Measured, names: Sequence[str]) -> dict[str, float]:
     """The metrics without the detour over torchmetrics, which takes its time; the next test holds it to that."""
-    everything = [torch.arange(len(images.labels))]
+    everything = standard_errors.Subsamples(torch.zeros(len(images.labels), 1, dtype=torch.uint8), torch.ones(1, 1).bool())
     found = {
-        "frechet_distance": meter._frechet.of_subsamples(images.features, everything)[0],
+        "frechet_distance": meter._frechet.of_few(images.features),
         "kernel_distance": meter._kernel._of_subsamples(images.features.double(), everything)[0],
         "accuracy": float(images.correct.mean()),
         "confidence": float(images.probability.mean()),
     }
-    for name, score in (("vendi_score", metrics.vendi_score), ("pairwise_distance", metrics.pairwise_distance)):
+    for name, score in (("vendi_score", diversity.vendi_score), ("pairwise_distance", diversity.pairwise_distance)):
         if name in names:
-            found[name] = metrics.mean_over_classes(score, images.features, images.labels) or 0.0
+            found[name] = diversity.mean_over_classes(score, images.features, images.labels) or 0.0
     if {"recall", "coverage"} & {*names}:
         found |= meter._neighbourhoods(images.features)
     return {name: found[name] for name in names}
@@ -97,6 +97,8 @@ CASES = [
     (Case(10, 16, 16, 100, shift=0.8), WITHIN),
     (Case(20, 4, 64, 100, shift=0.3), WITHIN),
     (Case(6, 24, 8, 100, shift=0.0), WITHIN),  # of no direction more than another
+    (Case(1, 200, 16, 100, shift=0.0), WITHIN),  # from here on of so many images that no jackknife is needed
+    (Case(2, 200, 8, 100, shift=0.8), WITHIN),
 ]
 
 
@@ -125,41 +127,56 @@ def test_the_error_of_an_extrapolated_distance_is_the_true_one(case: Case) -> No
     assert float(errors.mean() / values.std()) == pytest.approx(1, abs=0.15)
 
 
-def test_subsamples_are_measured_as_the_metrics_measure_them() -> None:
+def test_subsamples_are_measured_as_the_metrics_measure_them(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(4, 16, 24, 100)
     (images,) = case.samples(1)
-    reference = case.reference()
+    reference, features = case.reference(), images.features
     subsamples = standard_errors.subsamples(images.labels, 2)
+    indices = [subsamples.members_of(i).nonzero()[:, 0] for i in range(len(subsamples))]
+    assert torch.equal(subsamples.members(slice(None)).sum(0), torch.tensor([len(index) for index in indices]))
     frechet, kernel = distances.FrechetDistance(reference), distances.KernelDistance(reference)
-    own = frechet.of_subsamples(images.features, subsamples)
-    assert own == pytest.approx([frechet(images.features[index]) for index in subsamples], rel=1e-5)
+    own = frechet.of_subsamples(features, subsamples)
+    assert own == pytest.approx([frechet(features[index]) for index in indices], rel=1e-5)
     # with as many reference images as there are, a subset is everything
     half = distances.KernelDistance(reference[:32])
-    offset = [
-        half(images.features[i]) - k
-        for i, k in zip(subsamples[:6], half._of_subsamples(images.features.double(), subsamples[:6]), strict=True)
-    ]
-    assert offset == pytest.approx([offset[0]] * 6, rel=1e-9)
-    assert kernel.measure(images.features, subsamples)[0] == kernel(images.features)
+    kernels = half._of_subsamples(features.double(), subsamples)
+    offset = [half(features[index]) - k for index, k in zip(indices, kernels, strict=True) if len(index) == 32]
+    assert offset == pytest.approx([offset[0]] * 12, rel=1e-9)
+    assert kernel.measure(features, subsamples)[0] == kernel(features)
+    monkeypatch.setattr(distances, "_BLOCK", 10)
+    assert half._of_subsamples(features.double(), subsamples) == pytest.approx(kernels, rel=1e-12)
     measure = neighbourhoods.Neighbourhoods(reference)
-    for index, radius in zip(subsamples, neighbourhoods._radii(images.features, subsamples)[:, 1:].T, strict=True):
-        torch.testing.assert_close(radius[index], neighbourhoods.neighbour_distances(images.features[index], (3,))[:, 0])
-    assert measure(images.features) == {
-        name: value for name, (value, _) in measure.measure(images.features, images.labels, subsamples).items()
+    assert measure(features) == {
+        name: value for name, (value, _) in measure.measure(features, images.labels, subsamples).items()
     }
+
+
+@pytest.mark.parametrize("kept", [4, 5, 8, 64])
+def test_radii_in_subsamples_are_those_of_the_subsamples_alone(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """However few of the nearest images of the whole are looked at first, and in whatever blocks."""
+    (images,) = Case(4, 16, 24, 100).samples(1)
+    features, subsamples = images.features, standard_errors.subsamples(images.labels, 2)
+    monkeypatch.setattr(neighbourhoods, "_NEAREST", kept)
+    monkeypatch.setattr(neighbourhoods, "_COLUMNS", 10)
+    found = torch.cat([neighbourhoods._radii(features, slice(i, i + 20), subsamples) for i in range(0, 64, 20)])
+    torch.testing.assert_close(found[:, 0], neighbourhoods.neighbour_distances(features, (3,))[:, 0])
+    for which, radius in enumerate(found[:, 1:].T):
+        chosen = subsamples.members_of(which)
+        torch.testing.assert_close(radius[chosen], neighbourhoods.neighbour_distances(features[chosen], (3,))[:, 0])
+        assert (radius[~chosen] == -1).all()
 
 
 def test_subsamples_keep_the_balance_of_the_labels() -> None:
     labels = list("abcd") * 5
     found = standard_errors.subsamples(labels, 3)
     assert len(found) == 30
-    for i, index in enumerate(found):
-        quarter = i % 10 >= 6
+    for i in range(30):
+        index, quarter = found.members_of(i).nonzero()[:, 0], i % 10 >= 6
         assert len(set(index.tolist())) == len(index) == (5 if quarter else 10)
         counts = [sum(labels[j] == one for j in index.tolist()) for one in "abcd"]
         assert all(abs(count - (1.25 if quarter else 2.5)) < 1 for count in counts)
-    for first, second in zip(found[0:6:2], found[1:6:2], strict=True):
-        assert sorted([*first.tolist(), *second.tolist()]) == list(range(20))
+    for i in (0, 2, 4):
+        assert torch.equal(found.members_of(i), ~found.members_of(i + 1))
 
 
 def test_of_means_in_closed_form() -> None:
@@ -177,7 +194,7 @@ def test_of_means_in_closed_form() -> None:
 
 def test_classes_of_the_same_images_are_no_more_than_one() -> None:
     (images,) = Case(1, 8, 6, 20).samples(1)
-    score = metrics.pairwise_distance
+    score = diversity.pairwise_distance
     once = standard_errors.of_classes([(images.features, "x")], score)
     assert once is not None
     assert standard_errors.of_classes([(images.features, "x")] * 5, score) == pytest.approx(once)
@@ -193,8 +210,8 @@ def test_pairwise_distance_has_the_unbiased_variance() -> None:
     d = (1 - unit @ unit.T).tolist()
     n = range(6)
     apart = [d[i][j] * d[k][m] for i in n for j in n for k in n for m in n if len({i, j, k, m}) == 4]
-    variance = metrics.pairwise_distance(images.features) ** 2 - sum(apart) / len(apart)
-    found = standard_errors.of_classes([(images.features, 0)], metrics.pairwise_distance)
+    variance = diversity.pairwise_distance(images.features) ** 2 - sum(apart) / len(apart)
+    found = standard_errors.of_classes([(images.features, 0)], diversity.pairwise_distance)
     assert found == pytest.approx(math.sqrt(variance), rel=1e-4)
 
 
