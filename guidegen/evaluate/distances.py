@@ -18,7 +18,7 @@ _IMAGES_A_FEATURE = 4.5  # so that the covariance of a quarter of them is not ne
 _SPLITS = 4  # for the part of a variance that is of second order
 _KERNEL_SUBSET_SIZE = 1000
 _KERNEL_DRAWS = 20_000
-_BLOCK = 1024
+BLOCK = 1024
 
 
 class FrechetDistance:
@@ -92,11 +92,12 @@ class FrechetDistance:
         values, vectors = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
         inverse = torch.where(values > values.max() * 1e-12, values.clamp_min(1e-300).rsqrt(), 0)
         transport = self._root @ (vectors * inverse @ vectors.T) @ self._root
-        found = []
-        for part in blocks(features):
-            x = part.double() - moments.mean
-            found.append(2 * x @ (moments.mean - self.reference.mean) + x.square().sum(1) - ((x @ transport) * x).sum(1))
-        return torch.cat(found)
+        found = torch.empty(len(features), dtype=torch.float64)  # at once: what each block keeps scatters the heap
+        for start in range(0, len(features), BLOCK):
+            x = features[start : start + BLOCK].double() - moments.mean
+            linear = 2 * x @ (moments.mean - self.reference.mean)
+            found[start : start + BLOCK] = linear + x.square().sum(1) - ((x @ transport) * x).sum(1)
+        return found
 
     def _second_order(self, features: Features, influence: Tensor, labels: Sequence[Any], splits: int) -> float:
         """The part of the variance that comes from two images at once, which the variance of the influence counts twice.
@@ -154,14 +155,14 @@ class KernelDistance:
     def _of_subsamples(self, features: Features, subsamples: Subsamples) -> list[float]:
         """The distance of each subsample to the whole reference, but for what is the same in all."""
         within, across, count = torch.zeros(3, len(subsamples), dtype=torch.float64)
-        for start in range(0, len(features) if len(subsamples) else 0, _BLOCK):
-            x = features[start : start + _BLOCK].double()
-            mine = subsamples.members(slice(start, start + _BLOCK)).double()
+        for start in range(0, len(features) if len(subsamples) else 0, BLOCK):
+            x = features[start : start + BLOCK].double()
+            mine = subsamples.members(slice(start, start + BLOCK)).double()
             diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
             within += (mine * (_kernel(x, x) @ mine - mine * diagonal[:, None])).sum(0)
-            for after in range(start + _BLOCK, len(features), _BLOCK):  # each of these pairs stands for two
-                theirs = subsamples.members(slice(after, after + _BLOCK)).double()
-                within += 2 * (mine * (_kernel(x, features[after : after + _BLOCK]) @ theirs)).sum(0)
+            for after in range(start + BLOCK, len(features), BLOCK):  # each of these pairs stands for two
+                theirs = subsamples.members(slice(after, after + BLOCK)).double()
+                within += 2 * (mine * (_kernel(x, features[after : after + BLOCK]) @ theirs)).sum(0)
             across += mine.T @ sum(_kernel(x, other).sum(1) for other in blocks(self._reference)) / len(self._reference)
             count += mine.sum(0)
         return (within / (count * (count - 1)) - 2 * across / count).tolist()  # type: ignore[no-any-return]
@@ -171,6 +172,6 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
 
 
-def blocks(x: Features, size: int = _BLOCK) -> Iterator[Tensor]:
+def blocks(x: Features, size: int = BLOCK) -> Iterator[Tensor]:
     """(N, ...) in parts, so that a matrix of distances to them fits into memory."""
     return (x[start : start + size] for start in range(0, len(x), size))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features, rows_of
-from guidegen.evaluate.distances import blocks
+from guidegen.evaluate.distances import BLOCK, blocks
 
 _MANY, _MANY_A_FEATURE = 200, 4.5
 """Images from which on the variance by influence is within 10 % of the true one, found by Monte Carlo."""
@@ -71,25 +71,25 @@ def _vendi_variance(features: Features) -> float:
 
     With M = QΛQᵀ the second moment of the unit vectors u and y = Qᵀu, the entropy's derivative by the weight of one is
     a = −Σ yᵢ² ln λᵢ but for a constant, and by those of two 1 − zᵀLz, zᵢ = yᵢyᵢ', Lᵢⱼ = (ln λᵢ − ln λⱼ) / (λᵢ − λⱼ); of its
-    exponential, that and aa'. Pairs are those of each image with the next in a random order.
+    exponential, that and aa'. Pairs are of neighbours in a random order.
     """
     values, vectors = torch.linalg.eigh(_second_moment(features))
     values = values.clamp_min(values.max() * 1e-12)
     logarithms = values.log()
     gap = values[:, None] - values
     slopes = torch.where(gap.abs() > 1e-6 * values, (logarithms[:, None] - logarithms) / gap, 1 / values)
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-    influence, of_pairs = [], []
-    for part in blocks(order):
+    entropy, count = torch.special.entr(values).sum(), len(features)
+    influence, of_pairs = torch.empty(2, count, dtype=torch.float64)  # at once: what each block keeps scatters the heap
+    order, start = torch.randperm(count, generator=torch.Generator().manual_seed(0)), 0
+    for part in order.tensor_split(-(-count // BLOCK)):
+        here, start = slice(start, start + len(part)), start + len(part)
         y = _unit(features[part]) @ vectors
-        influence.append(-y.square() @ logarithms)
-        z = y[1:] * y[:-1]
-        of_pairs.append(1 - ((z @ slopes) * z).sum(1))
-    centred = [one - torch.cat(influence).mean() for one in influence]
-    pairs = torch.cat([two + a[1:] * a[:-1] for two, a in zip(of_pairs, centred, strict=True)])
-    first = float(torch.cat(centred).var()) / len(features)
-    second = float(pairs.square().mean()) / (2 * len(features) ** 2)
-    return _exp_entropy(values) ** 2 * max(first - second, first / 2)
+        influence[here] = a = -y.square() @ logarithms - entropy
+        z = y * y.roll(1, 0)
+        of_pairs[here] = 1 - ((z @ slopes) * z).sum(1) + a * a.roll(1)
+    first = float(influence.var()) / count
+    second = float(of_pairs.square().mean()) / (2 * count**2)
+    return float(entropy.exp()) ** 2 * max(first - second, first / 2)
 
 
 def pairwise_distance(features: Features) -> float:
@@ -101,7 +101,9 @@ def pairwise_distance(features: Features) -> float:
 def _pairwise_variance(features: Features) -> float:
     """Of the mean cosine of each image with the others, less the part of two images at once, which that counts twice."""
     n, mean = len(features), _sum(features) / len(features)
-    cosines = torch.cat([_unit(part) @ mean for part in blocks(features)])
+    cosines = torch.empty(n, dtype=torch.float64)
+    for start in range(0, n, BLOCK):
+        cosines[start : start + BLOCK] = _unit(features[start : start + BLOCK]) @ mean
     first = 4 * float(cosines.var()) / n
     pairs = _second_moment(features).square().sum() - 2 * cosines.square().mean() + mean.square().sum() ** 2
     return max(first - 2 * float(pairs) / n**2, first / 2)

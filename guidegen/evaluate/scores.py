@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features
-from guidegen.evaluate.distances import FrechetDistance, blocks
+from guidegen.evaluate.distances import BLOCK, FrechetDistance, blocks
 from guidegen.evaluate.moments import Sums
 
 _SHUFFLE_SEED = 2020  # torch-fidelity's
@@ -97,14 +97,12 @@ class ClipDistance:
 
 def _kernel_means(features: Features, others: Features) -> tuple[Tensor, Tensor]:
     """Of each of (N, D) the mean of the kernel with the others, and of its square."""
-    found = []
-    for x in blocks(features):
-        means = torch.zeros(2, len(x), dtype=torch.float64)
+    found = torch.zeros(2, len(features), dtype=torch.float64)  # at once: what each block keeps scatters the heap
+    for x, means in zip(blocks(features), torch.split(found, BLOCK, 1), strict=True):
         for part in blocks(others, 4096):
             kernel = (-torch.cdist(x.double(), part.double()).square() / (2 * _BANDWIDTH**2)).exp()
             means += torch.stack([kernel.sum(1), kernel.square().sum(1)]) / len(others)
-        found.append(means)
-    mean, square = torch.cat(found, 1)
+    mean, square = found
     return mean, square
 
 

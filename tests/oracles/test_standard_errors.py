@@ -143,7 +143,7 @@ def test_subsamples_are_measured_as_the_metrics_measure_them(monkeypatch: pytest
     offset = [half(features[index]) - k for index, k in zip(indices, kernels, strict=True) if len(index) == 32]
     assert offset == pytest.approx([offset[0]] * 12, rel=1e-9)
     assert kernel.measure(features, subsamples)[0] == kernel(features)
-    monkeypatch.setattr(distances, "_BLOCK", 10)
+    monkeypatch.setattr(distances, "BLOCK", 10)
     assert half._of_subsamples(features.double(), subsamples) == pytest.approx(kernels, rel=1e-12)
     measure = neighbourhoods.Neighbourhoods(reference)
     assert measure(features) == {
