@@ -421,6 +421,24 @@ def test_clip_distance_is_that_of_its_paper() -> None:
     assert 0 < error < math.inf
 
 
+def test_two_images_are_enough_for_the_clip_distance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The example of its code has three, all alike: 2000 (1 − exp(−|x − y|²/200))."""
+    monkeypatch.setattr(protocols, "open_clip", lambda *_: reader("CLIP", {"clip": DINO}, True))
+    one = {name: pictures(seed, 1) for seed, name in enumerate(("real", "fake"))}
+    for name, picture in one.items():
+        np.savez(tmp_path / name, arr_0=picture.repeat(2, 0))
+    flags = EvaluateFlags(tmp_path / "real.npz", protocol="cmmd", curves=False, json_rows=True, quiet=True)
+    evaluate([tmp_path / "fake.npz"], flags)
+    found = json.loads(capfd.readouterr().out)["metrics"]["clip_distance"]
+    apart = features_of(one["real"], DINO).astype(float) - features_of(one["fake"], DINO)
+    assert found["value"] == pytest.approx(2000 * (1 - math.exp(-np.square(apart).sum() / 200)), rel=1e-5)
+    np.savez(tmp_path / "single", arr_0=one["fake"])
+    with pytest.raises(UsageError, match="has 1 images, and the metrics need 2"):
+        evaluate([tmp_path / "single.npz"], flags)
+
+
 @pytest.mark.parametrize("shift", [0.5, 0.0])  # the latter of the reference's own distribution
 def test_the_standard_error_of_the_clip_distance_is_the_true_one(shift: float) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -13,6 +13,7 @@ from guidegen.cli.asked import with_seed
 from guidegen.cli.command import command_of, make_command
 from guidegen.cli.drawing import carry_out
 from guidegen.cli.dry_run import print_costs
+from guidegen.cli.evaluate_protocol import fewest_images
 from guidegen.cli.flags import COMMON, SampleOptions, SweepOptions
 from guidegen.cli.help import HelpAll, with_short_help
 from guidegen.cli.resolve import Job, plan_job
@@ -63,7 +64,7 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     job = plan_job(flags)
     afterwards.check(job.output, job.models.checkpoint.size, flags)
     if afterwards.evaluate is not None:
-        check_images(job)
+        check_images(job, afterwards.protocol)
     if flags.dry_run:
         print_costs(job)
         return
@@ -72,16 +73,15 @@ def draw(flags: SampleOptions, afterwards: Afterwards, check: Callable[[Job], Jo
     afterwards.carry_out(job.output, job.title, flags)
 
 
-def check_images(job: Job) -> None:
+def check_images(job: Job, protocol: str | None) -> None:
     """Refuses, before it is drawn, a run of which `--evaluate` cannot be done."""
-    from guidegen.evaluate.neighbourhoods import MIN_IMAGES
-
     if job.shard is not None:
         raise UsageError("--evaluate needs the images of all shards: run guidegen evaluate when they are drawn.")
     plan = job.plan
     images = plan.samples // max(1, len(plan.variants()))
-    if images < MIN_IMAGES and not (job.output.path / "run.json").exists():  # which may hold others
+    fewest = fewest_images(protocol)
+    if images < fewest and not (job.output.path / "run.json").exists():  # which may hold others
         raise UsageError(
-            f"--evaluate needs at least {MIN_IMAGES} images at each weight, and these are {images}: draw more with --num or "
+            f"--evaluate needs at least {fewest} images at each weight, and these are {images}: draw more with --num or "
             "--label."
         )

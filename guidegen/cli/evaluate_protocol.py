@@ -31,6 +31,13 @@ def _protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def fewest_images(protocol: str | None) -> int:
+    """How many images can be measured at each weight: by a protocol, or in the free form."""
+    from guidegen.evaluate.neighbourhoods import MIN_IMAGES
+
+    return _protocol(protocol).fewest if protocol else MIN_IMAGES
+
+
 def check_protocol(flags: EvaluateFlags) -> None:
     """Refuses, before a network is opened, flags and a reference that do not go with the protocol.
 
@@ -125,8 +132,8 @@ def measure_by_protocol(drawn: Sequence[Drawn], flags: EvaluateFlags) -> tuple[P
         for layer in missing:
             console.note(f"note: {flags.reference} has no statistics of {layer}, so that distance is left out")
     count = f"{target.count:,} images" if target.count else "a number of images that it does not say"
-    images = f", and {target.images:,} images" if target.images else ""
-    return pairs, f"--protocol {protocol.name}, as {protocol.about}; {target.source}: statistics of {count}{images}"
+    parts = [f"statistics of {count}"] * bool(target.distances) + [f"{target.images:,} images"] * bool(target.images)
+    return pairs, f"--protocol {protocol.name}, as {protocol.about}; {target.source}: {', and '.join(parts)}"
 
 
 def _notes(protocol: Protocol, readers: Sequence[PublishedReader], pairs: Pairs) -> None:

@@ -184,7 +184,7 @@ def _plan(flags: SampleOptions, afterwards: Afterwards, shards: int) -> Job:
     asked_shard(replace(flags, shard=f"0/{shards}"), job.output)
     afterwards.check(job.output, job.models.checkpoint.size, here)
     if afterwards.evaluate is not None:
-        check_images(job)
+        check_images(job, afterwards.protocol)
     folder, settings = job.output.path, job.settings
     if flags.dtype == "auto" and (folder / "run.json").is_file():
         settings = replace(settings, dtype=read_run(folder)["settings"]["dtype"])

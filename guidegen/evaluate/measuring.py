@@ -82,13 +82,13 @@ def read_features(
     return caches
 
 
-def _groups(drawn: Drawn) -> Iterator[tuple[tuple[Any, ...], Sequence[Row]]]:
+def _groups(drawn: Drawn, fewest: int = MIN_IMAGES) -> Iterator[tuple[tuple[Any, ...], Sequence[Row]]]:
     groups = drawn.groups()
     for key, rows in groups.items():
-        if len(rows) < MIN_IMAGES:
+        if len(rows) < fewest:
             where = f" at {describe(drawn.axes, key)}" if key else ""
             raise UsageError(
-                f"{drawn.folder} has {len(rows)} images{where}, and the metrics need {MIN_IMAGES} at least: "
+                f"{drawn.folder} has {len(rows)} images{where}, and the metrics need {fewest} at least: "
                 "draw more seeds or labels."
             )
     yield from groups.items()
@@ -162,9 +162,9 @@ def measure_protocol(
         extrapolate: also the Fréchet distances at infinitely many images.
 
     Raises:
-        UsageError: a group of fewer than `MIN_IMAGES` images.
+        UsageError: a group of fewer images than the protocol can measure.
     """
-    groups = list(_groups(drawn))
+    groups = list(_groups(drawn, protocol.fewest))
     caches = read_features(drawn, readers, batch, on_image)
     found = []
     for key, rows in groups:

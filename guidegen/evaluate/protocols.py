@@ -15,7 +15,7 @@ from guidegen.evaluate.cache import Stored
 from guidegen.evaluate.distances import FrechetDistance
 from guidegen.evaluate.metrics import Figures, figure
 from guidegen.evaluate.moments import Moments
-from guidegen.evaluate.neighbourhoods import Neighbourhoods, subsamples
+from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods, subsamples
 from guidegen.evaluate.published import PublishedReader, open_clip, open_dinov2, open_inception
 from guidegen.evaluate.statistics import Statistics
 from guidegen.models.weight_files import Access
@@ -36,6 +36,7 @@ class Protocol:
         neighbours: whether precision and recall are of it, which need the images of the reference.
         made_with: the tools whose reference files fit.
         any_size: whether its images may be of several sizes.
+        fewest: images that it can measure.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Protocol:
     neighbours: bool = False
     made_with: str = ""
     any_size: bool = False
+    fewest: int = MIN_IMAGES
 
 
 PROTOCOLS = {
@@ -86,6 +88,7 @@ PROTOCOLS = {
             layers=(),
             made_with="images",
             any_size=True,
+            fewest=2,
         ),
     )
 }

@@ -215,7 +215,7 @@ def open_dinov2(ref: str | None, device: torch.device, access: Access = DEFAULT_
     given = ref or DINOV2
     model = open_image_model(given, True, access)
     if model.config.get("model_type") != "dinov2":
-        raise CheckpointError(f"--dinov2 {given} is no DINOv2, found model_type {model.config.get('model_type')!r}.")
+        raise CheckpointError(f"--vit {given} is no DINOv2, found model_type {model.config.get('model_type')!r}.")
     network = load_model(AutoModel, model.folder, device, access)
     _interpolate_positions(network, 224)
     vit = _ViT(network, partial(_whole, 224), _MEAN, _STD).to(device).eval()
@@ -251,7 +251,7 @@ def open_clip(ref: str | None, device: torch.device, access: Access = DEFAULT_AC
     model = open_image_model(given, True, access)
     size = (model.config.get("vision_config") or {}).get("image_size") or 224
     if model.config.get("model_type") != "clip":
-        raise CheckpointError(f"--clip {given} is no CLIP, found model_type {model.config.get('model_type')!r}.")
+        raise CheckpointError(f"--vit {given} is no CLIP, found model_type {model.config.get('model_type')!r}.")
     network = load_model(CLIPVisionModelWithProjection, model.folder, device, access)
     vit = _ViT(network, partial(_centre, size), _CLIP_MEAN, _CLIP_STD).to(device).eval()
     weights = model.sha256(access)

@@ -14,7 +14,7 @@ from guidegen.evaluate import arrays
 from guidegen.evaluate.distances import FrechetDistance
 from guidegen.evaluate.features import Pixels, iterate
 from guidegen.evaluate.moments import Sums
-from guidegen.evaluate.neighbourhoods import MIN_IMAGES, Neighbourhoods, squared_distances_fp16
+from guidegen.evaluate.neighbourhoods import Neighbourhoods, squared_distances_fp16
 from guidegen.evaluate.protocols import Protocol, Target, check_kind
 from guidegen.evaluate.published import PublishedReader
 from guidegen.evaluate.reference import fit, open_source
@@ -168,6 +168,6 @@ def _read_images(
                 kept.append(made[:, next(iter(reader.layers.values()))])
         on_image(len(labels))
     count = next((one.count for one in sums.values()), sum(map(len, kept)))
-    if count < MIN_IMAGES:
-        raise UsageError(f"--reference {source.name} has {count} images, and the metrics need {MIN_IMAGES} at least.")
+    if count < protocol.fewest:
+        raise UsageError(f"--reference {source.name} has {count} images, and the metrics need {protocol.fewest} at least.")
     return sums, torch.cat(kept) if kept else None, seen.hexdigest(), frozenset(sizes)
