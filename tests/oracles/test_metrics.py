@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guidegen.evaluate import distances, diversity, metrics, neighbourhoods
+from guidegen.evaluate.cache import FeatureCache
 
 N, M, D = 40, 60, 8
 
@@ -169,6 +172,23 @@ def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbourhoods, "_ROWS", 7)
     monkeypatch.setattr(neighbourhoods, "_COLUMNS", 7)
     assert neighbourhoods.Neighbourhoods(real)(fake) == whole
+
+
+def test_on_disk_as_in_memory(tmp_path: Path) -> None:
+    """With classes of few images and of many, which are measured in other ways."""
+    fake = cloud(1, 260, 8, shift=0.8)
+    labels = ["many"] * 210 + ["few"] * 50
+    cache = FeatureCache(tmp_path / "features", "0" * 64)
+    files = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(260)]
+    for some in (slice(100, 260), slice(0, 100)):
+        cache.write({file: ("0" * 32, row.numpy()) for file, row in zip(files[some], fake[some], strict=True)})
+    known = torch.rand(260, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    meter = metrics.Meter(cloud(0, M, 8))
+    kept, stored = (
+        meter.measure(metrics.Measured(features, files, labels, known, known), 2) for features in (fake, cache.stored(files))
+    )
+    assert kept == stored
+    assert all(figure and figure["spread"] for figure in kept.values())
 
 
 def test_vendi_score_in_closed_form() -> None:
