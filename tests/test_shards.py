@@ -471,13 +471,16 @@ def test_second_signal_ends_at_once(with_null: Path, tmp_path: Path) -> None:
     while not (tmp_path / "run/manifest.jsonl").exists():
         assert time.monotonic() < end
         time.sleep(0.01)
-    began = time.monotonic()
-    for _ in range(2):
+    sent, ended = 0, 0
+    while not ended:
         time.sleep(0.2)
-        os.kill(pid, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
-    assert time.monotonic() - began < 2, "a batch takes longer"
-    assert rows_of(tmp_path / "run/manifest.jsonl") == []
+        os.kill(pid, signal.SIGTERM)  # two that are pending at once are one
+        sent += 1
+        time.sleep(0.2)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    assert sent > 1
+    assert os.waitstatus_to_exitcode(status) == 143
+    assert rows_of(tmp_path / "run/manifest.jsonl") == [], "the batch, which takes seconds, was waited for"
 
 
 FULL = """
