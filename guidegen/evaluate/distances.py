@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ _SPLITS = 4  # for the part of a variance that is of second order
 _KERNEL_SUBSET_SIZE = 1000
 _KERNEL_DRAWS = 20_000
 BLOCK = 1024
+"""Images of which a matrix of distances to as many others fits into memory."""
 
 
 class FrechetDistance:
@@ -92,12 +93,13 @@ class FrechetDistance:
         values, vectors = torch.linalg.eigh(self._root @ moments.covariance @ self._root)
         inverse = torch.where(values > values.max() * 1e-12, values.clamp_min(1e-300).rsqrt(), 0)
         transport = self._root @ (vectors * inverse @ vectors.T) @ self._root
-        found = torch.empty(len(features), dtype=torch.float64)  # at once: what each block keeps scatters the heap
-        for start in range(0, len(features), BLOCK):
-            x = features[start : start + BLOCK].double() - moments.mean
-            linear = 2 * x @ (moments.mean - self.reference.mean)
-            found[start : start + BLOCK] = linear + x.square().sum(1) - ((x @ transport) * x).sum(1)
-        return found
+
+        def of_block(part: Tensor) -> Tensor:
+            x = part.double() - moments.mean
+            linear: Tensor = 2 * x @ (moments.mean - self.reference.mean)
+            return linear + x.square().sum(1) - ((x @ transport) * x).sum(1)
+
+        return of_each(features, of_block)
 
     def _second_order(self, features: Features, influence: Tensor, labels: Sequence[Any], splits: int) -> float:
         """The part of the variance that comes from two images at once, which the variance of the influence counts twice.
@@ -154,8 +156,10 @@ class KernelDistance:
 
     def _of_subsamples(self, features: Features, subsamples: Subsamples) -> list[float]:
         """The distance of each subsample to the whole reference, but for what is the same in all."""
+        if not len(subsamples):
+            return []
         within, across, count = torch.zeros(3, len(subsamples), dtype=torch.float64)
-        for start in range(0, len(features) if len(subsamples) else 0, BLOCK):
+        for start in range(0, len(features), BLOCK):
             x = features[start : start + BLOCK].double()
             mine = subsamples.members(slice(start, start + BLOCK)).double()
             diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
@@ -175,3 +179,14 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 def blocks(x: Features, size: int = BLOCK) -> Iterator[Tensor]:
     """(N, ...) in parts, so that a matrix of distances to them fits into memory."""
     return (x[start : start + size] for start in range(0, len(x), size))
+
+
+def of_each(features: Features, of_block: Callable[[Tensor], Tensor]) -> Tensor:
+    """A figure of each of (N, D), (N,) in fp64, from those of (n, D).
+
+    In one array from the start: what is kept of each block scatters the heap.
+    """
+    found = torch.empty(len(features), dtype=torch.float64)
+    for start, part in zip(range(0, len(features), BLOCK), blocks(features), strict=True):
+        found[start : start + BLOCK] = of_block(part)
+    return found

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from guidegen.evaluate import standard_errors
 from guidegen.evaluate.cache import Features, rows_of
-from guidegen.evaluate.distances import BLOCK, blocks
+from guidegen.evaluate.distances import BLOCK, blocks, of_each
+from guidegen.evaluate.moments import Sums
 
 _MANY, _MANY_A_FEATURE = 200, 4.5
 """Images from which on the variance by influence is within 10 % of the true one, found by Monte Carlo."""
@@ -22,15 +23,12 @@ def _unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.double(), dim=1)
 
 
-def _sum(features: Features) -> Tensor:
-    """Of features of unit length, (D,)."""
-    return sum((_unit(part).sum(0) for part in blocks(features)), torch.zeros(1, dtype=torch.float64))
-
-
-def _second_moment(features: Features) -> Tensor:
-    """Of features of unit length, (D, D)."""
-    products = (unit.T @ unit for unit in map(_unit, blocks(features)))
-    return sum(products, torch.zeros(1, dtype=torch.float64)) / len(features)
+def _sums(features: Features) -> Sums:
+    """Of features of unit length."""
+    sums = Sums(features.shape[1])
+    for part in blocks(features):
+        sums.update(_unit(part))
+    return sums
 
 
 def vendi_score(features: Features) -> float:
@@ -41,7 +39,7 @@ def vendi_score(features: Features) -> float:
     estimate of that of the distribution, and too small). Of uᵀu/N, whose eigenvalues other than 0 are the same, where D < N.
     """
     if features.shape[1] < len(features):
-        matrix = _second_moment(features)
+        matrix = _sums(features).second / len(features)
     else:
         unit = _unit(features[:])
         matrix = unit @ unit.T / len(unit)
@@ -73,7 +71,7 @@ def _vendi_variance(features: Features) -> float:
     a = −Σ yᵢ² ln λᵢ but for a constant, and by those of two 1 − zᵀLz, zᵢ = yᵢyᵢ', Lᵢⱼ = (ln λᵢ − ln λⱼ) / (λᵢ − λⱼ); of its
     exponential, that and aa'. Pairs are of neighbours in a random order.
     """
-    values, vectors = torch.linalg.eigh(_second_moment(features))
+    values, vectors = torch.linalg.eigh(_sums(features).second / len(features))
     values = values.clamp_min(values.max() * 1e-12)
     logarithms = values.log()
     gap = values[:, None] - values
@@ -94,18 +92,19 @@ def _vendi_variance(features: Features) -> float:
 
 def pairwise_distance(features: Features) -> float:
     """Mean cosine distance, 0 to 2, between two different ones of (N, D), N at least 2; unbiased in N."""
-    n = len(features)
-    return float((n * n - _sum(features).square().sum()) / (n * (n - 1)))
+    n, total = len(features), torch.zeros(features.shape[1], dtype=torch.float64)
+    for part in blocks(features):
+        total += _unit(part).sum(0)
+    return float((n * n - total.square().sum()) / (n * (n - 1)))
 
 
 def _pairwise_variance(features: Features) -> float:
     """Of the mean cosine of each image with the others, less the part of two images at once, which that counts twice."""
-    n, mean = len(features), _sum(features) / len(features)
-    cosines = torch.empty(n, dtype=torch.float64)
-    for start in range(0, n, BLOCK):
-        cosines[start : start + BLOCK] = _unit(features[start : start + BLOCK]) @ mean
+    n, sums = len(features), _sums(features)
+    mean = sums.first / n
+    cosines = of_each(features, lambda part: _unit(part) @ mean)
     first = 4 * float(cosines.var()) / n
-    pairs = _second_moment(features).square().sum() - 2 * cosines.square().mean() + mean.square().sum() ** 2
+    pairs = (sums.second / n).square().sum() - 2 * cosines.square().mean() + mean.square().sum() ** 2
     return max(first - 2 * float(pairs) / n**2, first / 2)
 
 

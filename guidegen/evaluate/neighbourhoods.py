@@ -90,7 +90,7 @@ class Neighbourhoods:
         """
         count, points = len(features), len(self.reference)
         if subsamples is None:
-            subsamples = Subsamples(torch.zeros(count, 0, dtype=torch.uint8))
+            subsamples = standard_errors.subsamples(labels, 0)
         precise, inside_of = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)
         names = torch.randint(-(2**62), 2**62, (count,), generator=torch.Generator().manual_seed(0))
         covers, sets, last = torch.zeros(3, points, dtype=torch.int64)
