@@ -96,8 +96,9 @@ class FrechetDistance:
 
         def of_block(part: Tensor) -> Tensor:
             x = part.double() - moments.mean
-            linear: Tensor = 2 * x @ (moments.mean - self.reference.mean)
-            return linear + x.square().sum(1) - ((x @ transport) * x).sum(1)
+            linear = 2 * x @ (moments.mean - self.reference.mean)
+            quadratic: Tensor = x.square().sum(1) - ((x @ transport) * x).sum(1)
+            return linear + quadratic
 
         return of_each(features, of_block)
 
