@@ -151,7 +151,9 @@ def test_the_networks_in_fp32_are_read_again(device: torch.device) -> None:
     again = half.in_fp32()
     assert half.in_fp32().classifier is again.classifier, "they are read once"
     cells = cells_of("both", 2)
-    assert torch.equal(again.draw(cells)[0], sampler("both", "fp32", device).draw(cells)[0])
+    # sums on a GPU differ between two runs of one sampler: by up to 0.002 on an H100
+    apart = 0.01 if device.type == "cuda" else 0.0
+    torch.testing.assert_close(again.draw(cells)[0], sampler("both", "fp32", device).draw(cells)[0], atol=apart, rtol=0.0)
 
 
 def test_auto_is_fp16_on_cuda_alone(device: torch.device) -> None:
@@ -169,13 +171,12 @@ def room_for(count: int, whole: Sampler) -> Iterator[Sampler]:
     whole.draw(cells_of(whole.setup.settings.mode, count))
     peak = torch.cuda.max_memory_reserved(whole.device)
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(
-        1.05 * peak / torch.cuda.get_device_properties(whole.device).total_memory, whole.device
-    )
+    total = torch.cuda.get_device_properties(whole.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.05 * peak / total)  # of the current device: "cuda" has no index
     try:
         yield whole
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, whole.device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize("mode", ["cfg", "classifier"])

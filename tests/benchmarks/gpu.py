@@ -685,7 +685,7 @@ def recovered(subject: Subject, mode: str, sampler: Sampler, largest: int, peaks
     if cuda:
         torch.cuda.empty_cache()
         whole = torch.cuda.get_device_properties(sampler.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, 1.1 * peaks[half] * 2**30 / whole), sampler.device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 1.1 * peaks[half] * 2**30 / whole))
     else:
         sampler = capped(sampler, half)
     try:
@@ -693,7 +693,7 @@ def recovered(subject: Subject, mode: str, sampler: Sampler, largest: int, peaks
             rows = list(draw(sampler, subject.cells(mode, largest), run, str, largest, batches.append))
     finally:
         if cuda:
-            torch.cuda.set_per_process_memory_fraction(1.0, sampler.device)
+            torch.cuda.set_per_process_memory_fraction(1.0)
     return sum(row["status"] == "ok" for _, row in rows), list(dict.fromkeys(batches))
 
 
