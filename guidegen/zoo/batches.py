@@ -15,8 +15,11 @@ LOG_SIGMA = (-0.6, 1.3)  # P_mean and P_std of log(sigma/alpha), for images of s
 LATENT_LOG_SIGMA = (LOG_SIGMA[0] + math.log(2), LOG_SIGMA[1])  # the same share of noise in latents of std 1
 
 
-def decode_file(path: Path, classes: Sequence[int], size: int) -> tuple[Any, Any]:
-    """Images of `classes` in one file as uint8 arrays (N, size, size, 3), and their labels (N,)."""
+def decode_file(path: Path, classes: Sequence[int], size: int, first: int = 0, count: int | None = None) -> tuple[Any, Any]:
+    """Images of `classes` in one file as uint8 arrays (N, size, size, 3), and their labels (N,).
+
+    Of the `count` rows from `first` on: several processes can share a file.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -27,7 +30,7 @@ def decode_file(path: Path, classes: Sequence[int], size: int) -> tuple[Any, Any
         image = Image.open(io.BytesIO(raw)).convert("RGB")
         return np.asarray(image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BOX))
 
-    table = pq.read_table(path, columns=["image", "label"])
+    table = pq.read_table(path, columns=["image", "label"]).slice(first, count)
     table = table.filter(pc.is_in(table["label"], value_set=pa.array(classes, pa.int32())))
     images = [decoded(raw) for raw in table["image"].to_pylist()]
     return np.stack(images) if images else np.empty((0, size, size, 3), np.uint8), table["label"].to_numpy()
