@@ -17,12 +17,18 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from guidegen.zoo.autoencoder import encode
 from guidegen.zoo.batches import Batches, drawn_by, load_images
 from guidegen.zoo.loop import train
 
 CLASSIFIER: dict[str, Any] = {
     "block_out_channels": (48, 96, 128, 192),
     "down_block_types": ("DownBlock2D",) * 4,
+    "layers_per_block": 1,
+}
+LATENT_CLASSIFIER: dict[str, Any] = {
+    "block_out_channels": (64, 128, 192),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
     "layers_per_block": 1,
 }
 REPEATS = 4  # how often a photograph of the checkpoint's labels stands among all
@@ -66,7 +72,8 @@ class LabelledBatches(Batches):
     def __call__(self, step: int) -> tuple[Tensor, ...]:
         """x_t, t and the probabilities (B, K) to learn, of one step."""
         x0, t, eps, index, generator = self.drawn(step)
-        x0 = random_colours(x0, 0.2, generator)
+        if not self.latent:
+            x0 = random_colours(x0, 0.2, generator)
         target = nn.functional.one_hot(self.columns[index], self.count).float()
         if self.cutmix:
             mask = random_boxes(len(x0), x0.shape[-1], generator)
@@ -78,7 +85,7 @@ class LabelledBatches(Batches):
 
 def classifier_loss(batches: LabelledBatches, columns: Sequence[int]) -> Callable[[nn.Module, int], Tensor]:
     """Cross-entropy of noised images over some columns of the network, which are those of `batches`."""
-    chosen = torch.tensor(columns)
+    chosen = torch.tensor(columns, device=batches.device)
 
     def loss(model: nn.Module, step: int) -> Tensor:
         x_t, t, target = batches(step)
@@ -110,9 +117,10 @@ def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 def logits_at(network: Any, batches: LabelledBatches, t: int, draw: torch.Generator) -> Tensor:
     """Logits (N, K) of all photographs of `batches` at timestep t, each with noise of its own."""
     parts = []
-    for x0 in batches.images.split(250):
+    for first in range(0, len(batches.labels), 250):
+        x0 = batches.plain(first, first + 250)
         level = torch.full((len(x0),), t, device=x0.device)
-        x_t = batches.noised(x0.float() / 127.5 - 1, level, torch.randn(x0.shape, generator=draw).to(x0.device))
+        x_t = batches.noised(x0, level, torch.randn(x0.shape, generator=draw).to(x0.device))
         parts.append(network(x_t, level).float().cpu())
     return torch.cat(parts)
 
@@ -132,6 +140,14 @@ def fit_logit_scales(network: Any, batches: LabelledBatches, levels: int = 21, d
     return scales
 
 
+def make_classifier(images: Tensor, names: dict[str, str]) -> Any:
+    """An untrained classifier of images as `Batches` takes them."""
+    from guidegen.models.classifiers.noisy import NoisyClassifier
+
+    config = CLASSIFIER if images.dtype == torch.uint8 else LATENT_CLASSIFIER
+    return NoisyClassifier(sample_size=images.shape[-1], in_channels=images.shape[-3], id2label=names, **config)
+
+
 def train_classifier(
     data: Path,
     out: Path,
@@ -141,21 +157,23 @@ def train_classifier(
     batch: int,
     seed: int,
     compile_model: bool,
+    autoencoder: Any = None,
 ) -> Any:
-    """The classifier of the labels `names`, after so many `images` of all labels and so many of these."""
-    from guidegen.models.classifiers.noisy import NoisyClassifier
+    """The classifier of the labels `names`, after so many `images` of all labels and so many of these.
 
+    With an autoencoder, of noised latents instead of noised photographs.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known, chosen = json.loads((data / "labels.json").read_text()), [int(label) for label in names]
     every = sorted(map(int, known))
     photographs, labels = (part.to(device) for part in load_images(data, "train", every, size))
+    if autoencoder is not None:
+        photographs = encode(autoencoder, photographs)
     ours = torch.isin(labels.cpu(), torch.tensor(chosen))
     (there,), (others,) = torch.where(ours), torch.where(~ours)
     held_out, rest = (there[index] for index in split_off(labels[there].cpu(), 0.1, seed))
     torch.manual_seed(seed)
-    network: Any = NoisyClassifier(sample_size=size, id2label={str(i): known[str(i)] for i in every}, **CLASSIFIER).to(
-        device
-    )
+    network = make_classifier(photographs, {str(i): known[str(i)] for i in every}).to(device)
 
     def phase(name: str, index: Tensor, ids: list[int], images: int, **settings: Any) -> None:
         batches = LabelledBatches(photographs[index], labels[index], batch, seed, device, ids, settings.pop("cutmix"))
@@ -165,7 +183,9 @@ def train_classifier(
         state = out / f"{name}.state"
         train(network, loss, state, steps, batch, 2e-3, 0.05, compile_model, draws=2, **settings)
 
-    phase("pretraining", torch.cat([others, *[rest] * REPEATS]), every, images[0], fall=0.0, cutmix=0.0)
+    phase(
+        "pretraining", torch.cat([others, *[rest] * (REPEATS if len(others) else 1)]), every, images[0], fall=0.0, cutmix=0.0
+    )
     phase("classifier", rest, chosen, images[1], fall=1.0, cutmix=0.5)
     network = with_columns(network, [every.index(label) for label in chosen], names).to(device)
     held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, chosen)

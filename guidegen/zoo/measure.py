@@ -23,7 +23,7 @@ from guidegen.models.classifiers.preprocessing import Preprocessing
 from guidegen.runs.manifest import read_rows
 from guidegen.runs.schema import read_run
 from guidegen.zoo import BUNDLED
-from guidegen.zoo.batches import load_images, random_flip, random_shift
+from guidegen.zoo.batches import load_images, random_flip, random_shift, scaled
 from guidegen.zoo.train import CLASSES
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
@@ -69,7 +69,7 @@ def columns_of(labels: Tensor) -> Tensor:
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 (B, 3, H, H) to [-1, 1], each image with a random flip and a random shift of up to four pixels."""
-    return random_shift(random_flip(images.float() / 127.5 - 1, generator), 4, generator)
+    return random_shift(random_flip(scaled(images), generator), 4, generator)
 
 
 def train_classifier(data: Path, epochs: int, batch: int = 32) -> ImageClassifier:
@@ -104,7 +104,7 @@ def make_ready(folder: Path, data: Path, epochs: int) -> None:
 @torch.no_grad()
 def probabilities(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """p(label | image) of uint8 images (B, 3, H, W), in fp32."""
-    return torch.cat([classifier(part.float() / 127.5 - 1).softmax(-1) for part in images.split(256)])
+    return torch.cat([classifier(scaled(part)).softmax(-1) for part in images.split(256)])
 
 
 def score_run(classifier: Callable[[Tensor], Tensor], run: Path) -> list[dict[str, Any]]:
