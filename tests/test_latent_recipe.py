@@ -26,7 +26,7 @@ from guidegen.zoo import train as recipe
 pa = pytest.importorskip("pyarrow")
 
 NAMES = {"1": "goldfish", "207": "golden retriever", "281": "tabby", "500": "x"}
-SEEN = "autoencoder=8,unet=8,pretraining=16,classifier=8"
+SEEN = "autoencoder=8,unet=8,pretraining=16,classifier=8,drawn=9,negatives=16"
 STEPS = 3
 
 

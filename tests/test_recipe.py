@@ -208,6 +208,30 @@ def test_some_columns_of_a_classifier() -> None:
     torch.testing.assert_close(some(x, t), network(x, t)[:, [3, 1]])
 
 
+def test_a_negative_class_begins_at_zero() -> None:
+    network, x, t = one_network().eval(), torch.randn(2, 3, 8, 8), torch.tensor([9, 9])
+    more = classifier.with_negative_class(network).eval()
+    assert more.config.negative_class
+    torch.testing.assert_close(more(x, t), torch.cat([network(x, t), torch.zeros(2, 1)], 1))
+
+
+def test_what_the_model_drew_is_told_from_photographs(data: Path, tmp_path: Path) -> None:
+    """The model draws black images; what is no label of a photograph has the last logit."""
+    drawn = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    labels = {"1": "goldfish", "207": "golden retriever"}
+    given = NoisyClassifier(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), id2label=labels)
+    network = classifier.train_negatives(given, data, tmp_path, drawn, 16 * 2 * 100, 8, 16, 0, False)
+    photographs, _ = batches.load_images(data, "train", [1, 207], 8)
+    with torch.no_grad():
+        p = [network(batches.scaled(some), torch.tensor([1])).softmax(1)[:, -1].mean() for some in (photographs, drawn)]
+    assert p[1] > p[0] + 0.4
+
+
+def test_the_classifier_alone_wants_a_unet_that_draws(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="has no UNet"):
+        recipe.main(data, tmp_path, part="classifier")
+
+
 def test_calibration_finds_the_temperature() -> None:
     """A network that sees the label of each image and is right as often as its logits say, times 2."""
     draw = torch.Generator().manual_seed(0)
@@ -237,7 +261,7 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     from guidegen.models.checkpoint import open_checkpoint, open_classifier
 
     out = tmp_path / "out"
-    seen = "unet=8,pretraining=16,classifier=8"
+    seen = "unet=8,pretraining=16,classifier=8,drawn=9,negatives=16"
     recipe.main(data, out, classes="1,207,281", size=8, images=seen, batch=4)
     checkpoint = open_checkpoint(str(out))
     assert (checkpoint.null_label, checkpoint.prediction_type) == (1000, "v_prediction")
@@ -245,6 +269,11 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     judge = open_classifier(checkpoint.bundled_classifier or "")
     assert judge.columns(checkpoint.labels) == {1: 0, 207: 1, 281: 2}
     assert not checkpoint.refusal("both", classifier=True)
+    noisy, clean = (open_classifier(checkpoint.bundled_classifier or "", input) for input in ("noisy", "denoised"))
+    x = torch.randn(2, 3, 8, 8)
+    logits = noisy.load("cpu")(x, torch.tensor([0, 0]))
+    assert logits.shape == (2, 4)  # the labels, and what the model drew
+    torch.testing.assert_close(clean.load("cpu")(x), logits[:, :3])
     assert set(DDIMPipeline.from_pretrained(out).components) == {"unet", "scheduler"}
 
 

@@ -4,6 +4,9 @@ It is trained on every class of the data first, then on the classes of the check
 held back to calibrate it. So few photographs would be learnt by heart, so each is seen shifted by up to an eighth of its
 side (He et al. 2016, 1512.03385, section 4.2) and in slightly other colours; half of them, when the classes of the
 checkpoint are trained, with a part of another (CutMix, Yun et al. 2019, 1905.04899).
+
+Images that it guides to show what it asks for and no one else sees: it is sure of their label, and its gradient has faded
+while they are still noisy. So it learns at last to tell what the model draws from photographs (`negative_class`).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ LATENT_CLASSIFIER: dict[str, Any] = {
     "layers_per_block": 1,
 }
 REPEATS = 4  # how often a photograph of the checkpoint's labels stands among all
+NEGATIVES = 0.6  # share of what the model drew among the images of the last phase
 
 
 def random_colours(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
@@ -104,6 +108,17 @@ def with_columns(network: Any, columns: Sequence[int], names: dict[str, str]) ->
     return made.eval()
 
 
+def with_negative_class(network: Any) -> Any:
+    """The classifier with one more logit, which is 0 to begin with."""
+    state = network.state_dict()
+    for name in ("head.weight", "head.bias"):
+        state[name] = torch.cat([state[name], torch.zeros_like(state[name][:1])])
+    config = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    made = type(network)(**config | {"negative_class": True, "logit_scales": None})
+    made.load_state_dict(state)
+    return made
+
+
 def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of a share of each label and of the others, at random."""
     draw, off = torch.Generator().manual_seed(seed), torch.zeros(len(labels), dtype=torch.bool)
@@ -115,13 +130,13 @@ def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def logits_at(network: Any, batches: LabelledBatches, t: int, draw: torch.Generator) -> Tensor:
-    """Logits (N, K) of all photographs of `batches` at timestep t, each with noise of its own."""
+    """Logits (N, K) of all photographs of `batches` at timestep t, for its K labels; each has noise of its own."""
     parts = []
     for first in range(0, len(batches.labels), 250):
         x0 = batches.plain(first, first + 250)
         level = torch.full((len(x0),), t, device=x0.device)
         x_t = batches.noised(x0, level, torch.randn(x0.shape, generator=draw).to(x0.device))
-        parts.append(network(x_t, level).float().cpu())
+        parts.append(network(x_t, level)[:, : batches.count].float().cpu())
     return torch.cat(parts)
 
 
@@ -189,5 +204,48 @@ def train_classifier(
     phase("classifier", rest, chosen, images[1], fall=1.0, cutmix=0.5)
     network = with_columns(network, [every.index(label) for label in chosen], names).to(device)
     held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, chosen)
+    network.calibrate(fit_logit_scales(network, held))
+    return network
+
+
+def train_negatives(
+    network: Any,
+    data: Path,
+    out: Path,
+    drawn: Tensor,
+    images: int,
+    size: int,
+    batch: int,
+    seed: int,
+    compile_model: bool,
+    autoencoder: Any = None,
+) -> Any:
+    """The classifier that tells its labels' photographs from what the model drew, too, after so many `images` of both.
+
+    Args:
+        network: the classifier of the labels.
+        data, out, size, batch, seed, compile_model, autoencoder: as in `train_classifier`.
+        drawn: uint8 (N, 3, H, W).
+        images: to see.
+    """
+    device, ids = "cuda" if torch.cuda.is_available() else "cpu", sorted(map(int, network.config.id2label))
+    photographs, labels = load_images(data, "train", ids, size)
+    held_out, rest = split_off(labels, 0.1, seed)
+    if autoencoder is not None:
+        photographs, drawn = encode(autoencoder, photographs), encode(autoencoder, drawn)
+    classes, negatives = [*ids, max(ids) + 1], round(NEGATIVES * batch)
+    of_model = torch.full((len(drawn),), classes[-1])
+    parts = (
+        LabelledBatches(photographs[rest], labels[rest], batch - negatives, seed, device, classes, 0.5),
+        LabelledBatches(drawn, of_model, negatives, seed + 1, device, classes),
+    )
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        x_t, t, target = (torch.cat(each) for each in zip(*(part(step) for part in parts), strict=True))
+        return nn.functional.cross_entropy(model(x_t, t).float(), target)
+
+    network, steps = with_negative_class(network).to(device), images // (2 * batch)
+    train(network, loss, out / "negatives.state", steps, batch, 5e-4, 0.05, compile_model, fall=0.7, draws=2)
+    held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, ids)
     network.calibrate(fit_logit_scales(network, held))
     return network

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from guidegen.spec.limits import SEEDS_OF_A_LABEL
+from guidegen.zoo.drawn import drawn_as, guidegen
 from guidegen.zoo.measure import make_ready
-from guidegen.zoo.tradeoff import drawn_as, guidegen
+from guidegen.zoo.train import CLASSES
 
 GRID = ("--mode", "cfg", "--label", "323,145,817", "--num", 2, "--w", "0,1,2,4,8")
 METHODS = {
@@ -36,7 +37,7 @@ def main(
     guidegen("grid", out / "grid", "-o", out / "grid.png")
     runs = [out / name for name in METHODS]
     for run in runs:
-        guidegen("sweep", "--mode", "cfg", *METHODS[run.name], *drawn_as(num, "bf16"), "-o", run)
+        guidegen("sweep", "--mode", "cfg", *METHODS[run.name], *drawn_as(CLASSES, num, "bf16"), "-o", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "--no-curves")
     shown = [part for label in SHOWN for part in ("--label", label)]

@@ -1,15 +1,11 @@
 """The trade-off of the bundled checkpoint, in one command: `python -m guidegen.zoo.tradeoff --data DIR --out DIR`.
 
 Sweeps both modes, measures them against held-out photographs with an evaluation classifier that never guided, and
-writes curves.svg, curves.png, table.md and report.html. Each label has different seeds: at a small w the
-images of one seed are nearly the same for every label, and near copies say nothing of diversity.
-A larger --num goes on from a smaller one.
+writes curves.svg, curves.png, table.md and report.html. A larger --num goes on from a smaller one.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,23 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from guidegen.evaluate.measure import open_drawn, read_metrics
+from guidegen.zoo.drawn import drawn_as, guidegen
 from guidegen.zoo.measure import make_ready
 from guidegen.zoo.train import CLASSES
 
 WEIGHTS = "0,0.5,1,1.5,2,3,4,6,8"
 MODES = "cfg,classifier"
-
-
-def guidegen(*args: object) -> None:
-    """Runs `guidegen ARGS` as a process, and exits with its exit code where it fails."""
-    result = subprocess.run([sys.executable, "-m", "guidegen", *map(str, args)])
-    if result.returncode:
-        raise typer.Exit(result.returncode)
-
-
-def drawn_as(num: int, dtype: str) -> tuple[object, ...]:
-    """Options of a sweep of `num` samples of each label, no two of one seed; those of a larger `num` begin with them."""
-    return ("--label", CLASSES, "--num", num, "--seeds-per-label", "--dtype", dtype, "--quiet")
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -61,13 +46,14 @@ def main(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the evaluation classifier.")] = 12,
     dtype: Annotated[str, typer.Option(help="Autocast of the networks: auto, fp32, bf16 or fp16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the first sample of each label.")] = 0,
 ) -> None:
     """Draws, measures and reports; what is finished is kept, so the same command goes on."""
     judge = judge or out / "judge"
     make_ready(judge, data, epochs)
     runs = [out / mode for mode in modes.split(",")]
     for run in runs:
-        guidegen("sweep", "--mode", run.name, "--w", w, *drawn_as(num, dtype), "-o", run)
+        guidegen("sweep", "--mode", run.name, "--w", w, *drawn_as(CLASSES, num, dtype, seed), "-o", run)
     reference = ("--reference", data / "val.parquet", "--resize", "box")
     guidegen("evaluate", *runs, *reference, "--features", judge, "--judge", judge, "-o", out)
     rows = [row for run in runs for row in read_metrics(open_drawn(run))[0]]

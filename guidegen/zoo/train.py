@@ -10,7 +10,8 @@ Trains the noise-aware classifier and the class-conditional UNet, and writes the
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
-  their side (He et al. 2016, 1512.03385, section 4.2);
+  their side (He et al. 2016, 1512.03385, section 4.2), and learns to tell
+  them from what the model draws (Kim et al. 2022, 2211.17091);
 - constant learning rate, linear to zero over the last quarter.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
@@ -30,7 +31,8 @@ from torch import Tensor, nn
 
 from guidegen.zoo.autoencoder import PART, encode, open_autoencoder, train_autoencoder
 from guidegen.zoo.batches import SCHEDULE, Batches, drawn_by, load_images
-from guidegen.zoo.classifier import REPEATS, train_classifier
+from guidegen.zoo.classifier import REPEATS, train_classifier, train_negatives
+from guidegen.zoo.drawn import draw_images
 from guidegen.zoo.loop import train
 
 NULL_LABEL = 1000
@@ -57,7 +59,16 @@ LATENT_UNET: dict[str, Any] = {
     "norm_num_groups": 16,
     "num_class_embeds": NULL_LABEL + 1,
 }
-IMAGES = {"autoencoder": 1_000_000, "pretraining": 6_000_000, "classifier": 500_000, "unet": 1_200_000}
+IMAGES = {
+    "autoencoder": 1_000_000,
+    "unet": 1_200_000,
+    "pretraining": 6_000_000,
+    "classifier": 500_000,
+    "drawn": 8_000,
+    "negatives": 500_000,
+}
+DRAWN_AT = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8)
+FIRST_DRAWN = 50_000  # seed; those of the card's table begin at 0
 DEFAULT_IMAGES = ",".join(f"{name}={count}" for name, count in IMAGES.items())
 
 
@@ -139,7 +150,11 @@ def main(
     classes: Annotated[str, typer.Option(help="Label ids, or 'all' for every class of the data.")] = CLASSES,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     images: Annotated[
-        str, typer.Option(help="Images that each part sees; the classifier of all labels of the data, then of its own.")
+        str,
+        typer.Option(
+            help="Images that each part sees: the classifier of all labels of the data, then of its own, then of those "
+            "and of so many that are drawn with it."
+        ),
     ] = DEFAULT_IMAGES,
     start: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of a trained UNet to begin from.")
@@ -157,6 +172,11 @@ def main(
             f"--part {part}: {'' if latent else 'with --latent autoencoder, else '}classifier, unet or all."
         )
     wanted, seen = parts if part == "all" else [part], images_of(images)
+    if wanted == ["classifier"] and seen["negatives"] and not (out / "unet").is_dir():
+        raise typer.BadParameter(
+            f"--part {part}: {out} has no UNet, which draws for the classifier. Train it first, or draw none with "
+            "--images negatives=0."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known = json.loads((data / "labels.json").read_text())
     ids = sorted(int(i) for i in (known if classes == "all" else classes.split(",")))
@@ -167,10 +187,6 @@ def main(
         made = train_autoencoder(photographs, labels, out, seen["autoencoder"], batch, seed, compile_model)
         export(out, PART, made, names, latent)
     autoencoder = open_autoencoder(out, device) if latent else None
-    if "classifier" in wanted:
-        phases = (seen["pretraining"], seen["classifier"])
-        trained = train_classifier(data, out, names, phases, size, batch, seed, compile_model, autoencoder)
-        export(out, "classifier", trained, names, latent)
     if "unet" in wanted:
         if latent:
             often = pool(labels)
@@ -181,6 +197,15 @@ def main(
         steps = seen["unet"] // batch
         train(unet.to(device), loss, out / "unet.state", steps, batch, learning_rate, 0.01, compile_model)
         export(out, "unet", unet, names, latent)
+    if "classifier" in wanted:
+        shared = (size, batch, seed, compile_model, autoencoder)
+        phases = (seen["pretraining"], seen["classifier"])
+        trained = train_classifier(data, out, names, phases, *shared)
+        export(out, "classifier", trained, names, latent)
+        if seen["negatives"]:
+            drawn = draw_images(out, out / "drawn", ids, DRAWN_AT, seen["drawn"], FIRST_DRAWN)
+            trained = train_negatives(trained.float(), data, out, drawn, seen["negatives"], *shared)
+            export(out, "classifier", trained, names, latent)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         logit_scales: what the logits are multiplied by, at timesteps evenly spaced from the first to the
             last of 1000 and linear between them: one over the temperature of Guo et al. 2017
             (arXiv 1706.04599), one for each noise level. None for ones.
+        negative_class: whether a last logit, after those of the labels, is of images that the guided model drew. The
+            softmax over all then holds log p(x_t | label) against what the model itself draws, which is what
+            corrects it: the discriminator of Kim et al. 2022 (arXiv 2211.17091) and the labels in one network, as the
+            K + 1 classes of Salimans et al. 2016 (1606.03498, section 5).
         id2label: label id (as text, JSON has no integer keys) -> name. Columns are in ascending order of the ids:
             JSON files sort them as texts, "10" before "2".
     """
@@ -77,6 +81,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         downsample_type: str = "conv",
         time_channels: int | None = None,
         pooling: str = "mean",
+        negative_class: bool = False,
     ):
         super().__init__()
         if not id2label:
@@ -126,13 +131,14 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
             set_heads(self, num_attention_heads)
         self.norm_out = nn.GroupNorm(norm_num_groups, channels)
         self.head_dropout = nn.Dropout(dropout)
+        logits = len(id2label) + negative_class
         if pooling == "attention":
             if attention_head_dim is None:
                 raise ValueError("NoisyClassifier needs attention_head_dim to pool by attention")
             positions = (sample_size >> (len(down_block_types) - 1)) ** 2
-            self.head: nn.Module = AttentionPool(channels, attention_head_dim, positions, len(id2label))
+            self.head: nn.Module = AttentionPool(channels, attention_head_dim, positions, logits)
         else:
-            self.head = nn.Linear(channels, len(id2label))
+            self.head = nn.Linear(channels, logits)
         self.calibrate(logit_scales or [1.0, 1.0])
 
     def calibrate(self, scales: list[float]) -> None:
@@ -148,7 +154,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         self.register_buffer("scales", torch.tensor(scales, device=device), persistent=False)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Logits (B, len(id2label)) of noisy images (B, C, H, W) at integer timesteps (B,)."""
+        """Logits (B, K) of noisy images (B, C, H, W) at integer timesteps (B,), any negative class last."""
         temb = self.time_proj(timestep.expand(sample.shape[0])).to(self.dtype)
         temb = self.time_embedding(temb)
         hidden = self.conv_in(sample)
@@ -167,15 +173,15 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
 
 
 class CleanClassifier(nn.Module):
-    """A noise-aware classifier read at t = 0, where images are clean: (B, C, H, W) -> logits (B, K)."""
+    """A noise-aware classifier read at t = 0, where images are clean: (B, C, H, W) -> logits (B, K) of its K labels."""
 
-    def __init__(self, network: Callable[..., torch.Tensor]):
+    def __init__(self, network: Callable[..., torch.Tensor], labels: int | None = None):
         super().__init__()
-        self.network = network
+        self.network, self.labels = network, labels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Un-normalised logits."""
-        return self.network(images, images.new_zeros(len(images)).long())
+        return self.network(images, images.new_zeros(len(images)).long())[:, : self.labels]
 
 
 class AttentionPool(nn.Module):

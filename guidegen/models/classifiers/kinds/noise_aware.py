@@ -51,4 +51,4 @@ class NoiseAware(ClassifierInfo):
         from guidegen.models.pretrained import load_model
 
         network = load_model(NoisyClassifier, self.folder, device, access, autocast)
-        return network if self.input == "noisy" else CleanClassifier(network)
+        return network if self.input == "noisy" else CleanClassifier(network, len(self.labels))
