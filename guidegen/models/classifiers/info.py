@@ -166,11 +166,16 @@ class ClassifierInfo(ImageModel):
     ) -> torch.nn.Module:
         """What `load_classifier` returns, with the same arguments."""
 
+    @property
+    def logits(self) -> int:
+        """Outputs of its last linear layer."""
+        return len(self.labels)
+
     def load_features(self, device: torch.device | str, access: Access = DEFAULT_ACCESS) -> torch.nn.Module:
         """The input of its last linear layer; it must have been opened for denoised input."""
         from guidegen.models.classifiers.networks import Penultimate
 
-        return Penultimate(self.load(device, access), len(self.labels))
+        return Penultimate(self.load(device, access), self.logits)
 
     def check_network(self) -> None:
         """Makes the network without its weights, where that shows whether its config is right.

@@ -34,6 +34,10 @@ class NoiseAware(ClassifierInfo):
     def channels(self) -> int:
         return int(self.config.get("in_channels", 3))
 
+    @property
+    def logits(self) -> int:
+        return len(self.labels) + bool(self.config.get("negative_class"))
+
     def check_network(self) -> None:
         from guidegen.models.classifiers.noisy import NoisyClassifier
         from guidegen.models.pretrained import empty_model
