@@ -10,8 +10,8 @@ Trains the noise-aware classifier and the class-conditional UNet, and writes the
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
-  their side (He et al. 2016, 1512.03385, section 4.2), and learns to tell
-  them from what the model draws (Kim et al. 2022, 2211.17091);
+  their side (He et al. 2016, 1512.03385, section 4.2), and learns to
+  tell them from what the model draws (Kim et al. 2022, 2211.17091);
 - constant learning rate, linear to zero over the last quarter.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
@@ -152,8 +152,8 @@ def main(
     images: Annotated[
         str,
         typer.Option(
-            help="Images that each part sees: the classifier of all labels of the data, then of its own, then of those "
-            "and of so many that are drawn with it."
+            help="Images that each part sees: the classifier of all labels of the data (pretraining), then of its own "
+            "(classifier), then of those beside what the UNet drew (negatives), which is so many images (drawn)."
         ),
     ] = DEFAULT_IMAGES,
     start: Annotated[
