@@ -143,6 +143,16 @@ def images_of(text: str) -> dict[str, int]:
     return IMAGES | {name: int(count) for name, count in given.items()}
 
 
+def wanted_parts(part: str, latent: bool) -> list[str]:
+    """The parts that `--part` names. Raises typer.BadParameter where there is no such part."""
+    parts = ["autoencoder", "classifier", "unet"] if latent else ["classifier", "unet"]
+    if part not in ("all", *parts):
+        raise typer.BadParameter(
+            f"--part {part}: {'' if latent else 'with --latent autoencoder, else '}classifier, unet or all."
+        )
+    return parts if part == "all" else [part]
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder with train*.parquet and labels.json.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")],
@@ -166,12 +176,8 @@ def main(
     latent: Annotated[bool, typer.Option("--latent", help="Draw latents of an autoencoder, which is a part, too.")] = False,
 ) -> None:
     """Train the bundled checkpoint; run again to go on."""
-    parts = ["autoencoder", "classifier", "unet"] if latent else ["classifier", "unet"]
-    if part not in ("all", *parts):
-        raise typer.BadParameter(
-            f"--part {part}: {'' if latent else 'with --latent autoencoder, else '}classifier, unet or all."
-        )
-    wanted, seen = parts if part == "all" else [part], images_of(images)
+    seen = images_of(images)
+    wanted = wanted_parts(part, latent)
     if wanted == ["classifier"] and seen["negatives"] and not (out / "unet").is_dir():
         raise typer.BadParameter(
             f"--part {part}: {out} has no UNet, which draws for the classifier. Train it first, or draw none with "
