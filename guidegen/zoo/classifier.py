@@ -100,21 +100,22 @@ def classifier_loss(batches: LabelledBatches, columns: Sequence[int]) -> Callabl
 
 def with_columns(network: Any, columns: Sequence[int], names: dict[str, str]) -> Any:
     """A classifier of some columns of another, with these names."""
-    state = network.state_dict()
-    for name in ("head.weight", "head.bias"):
-        state[name] = state[name][torch.tensor(columns)]
-    made = type(network).from_config({**network.config, "id2label": names})
-    made.load_state_dict(state)
-    return made.eval()
+    return _with_head(network, lambda head: head[torch.tensor(columns)], id2label=names).eval()
 
 
 def with_negative_class(network: Any) -> Any:
     """The classifier with one more logit, which is 0 to begin with."""
+    more = {"negative_class": True, "logit_scales": None}
+    return _with_head(network, lambda head: torch.cat([head, torch.zeros_like(head[:1])]), **more)
+
+
+def _with_head(network: Any, change: Callable[[Tensor], Tensor], **config: Any) -> Any:
+    """The classifier with a changed head, and with that in its config."""
     state = network.state_dict()
     for name in ("head.weight", "head.bias"):
-        state[name] = torch.cat([state[name], torch.zeros_like(state[name][:1])])
-    config = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    made = type(network)(**config | {"negative_class": True, "logit_scales": None})
+        state[name] = change(state[name])
+    kept = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    made = type(network)(**kept | config)  # from_config would leave out what was a default
     made.load_state_dict(state)
     return made
 

@@ -54,8 +54,9 @@ def draw_images(
 def read_images(run: Path) -> torch.Tensor:
     """The images of a run as uint8 (N, 3, H, W), in the order of seeds and weights."""
     import numpy as np
-    from PIL import Image
+
+    from guidegen.evaluate.features import read_image
 
     rows = sorted((row for row in read_rows(run) if row["status"] == "ok"), key=lambda row: (row["seed"], row["w"]))
-    images = np.stack([np.asarray(Image.open(run / row["file"]).convert("RGB")) for row in rows])
+    images = np.stack([read_image(run / row["file"]) for row in rows])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -47,17 +47,12 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 16,
     "num_class_embeds": NULL_LABEL + 1,
 }
-LATENT_UNET: dict[str, Any] = {
+LATENT_UNET: dict[str, Any] = UNET | {
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": (192, 192, 192),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "time_embedding_dim": 256,
-    "attention_head_dim": 64,
-    "norm_num_groups": 16,
-    "num_class_embeds": NULL_LABEL + 1,
 }
 IMAGES = {
     "autoencoder": 1_000_000,
