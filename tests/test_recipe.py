@@ -221,7 +221,7 @@ def test_what_the_model_drew_is_told_from_photographs(data: Path, tmp_path: Path
     labels = {"1": "goldfish", "207": "golden retriever"}
     torch.manual_seed(0)
     given = NoisyClassifier(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), id2label=labels)
-    network = classifier.train_negatives(given, data, tmp_path, drawn, 16 * 2 * 100, 8, 16, 0, False)
+    network = classifier.train_negatives(classifier.Training(data, tmp_path, 8, 16, 0), given, drawn, 16 * 2 * 100)
     network.calibrate([1.0, 1.0])  # of photographs without anything to learn the scales are 0
     photographs, _ = batches.load_images(data, "train", [1, 207], 8)
     with torch.no_grad():
@@ -307,7 +307,7 @@ def test_the_classifier_goes_on_from_either_phase(data: Path, tmp_path: Path) ->
     labels = {"1": "goldfish", "207": "golden retriever", "281": "tabby"}
 
     def train() -> Any:
-        return classifier.train_classifier(data, tmp_path, labels, (32, 16), 8, 4, 0, False).state_dict()
+        return classifier.train_classifier(classifier.Training(data, tmp_path, 8, 4, 0), labels, (32, 16)).state_dict()
 
     whole, again = train(), train()
     (tmp_path / "classifier.state").unlink()

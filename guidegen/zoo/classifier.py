@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ LATENT_CLASSIFIER: dict[str, Any] = {
     "layers_per_block": 1,
 }
 REPEATS = 4  # how often a photograph of the checkpoint's labels stands among all
+HELD_OUT = 0.1  # share of those photographs that calibrate
 NEGATIVES = 0.6  # share of what the model drew among the images of the last phase
 
 
@@ -164,89 +166,105 @@ def make_classifier(images: Tensor, names: dict[str, str]) -> Any:
     return NoisyClassifier(sample_size=images.shape[-1], in_channels=images.shape[-3], id2label=names, **config)
 
 
-def train_classifier(
-    data: Path,
-    out: Path,
-    names: dict[str, str],
-    images: tuple[int, int],
-    size: int,
-    batch: int,
-    seed: int,
-    compile_model: bool,
-    autoencoder: Any = None,
-) -> Any:
-    """The classifier of the labels `names`, after so many `images` of all labels and so many of these.
+@dataclass(frozen=True)
+class Training:
+    """What the phases of a classifier share.
 
-    With an autoencoder, of noised latents instead of noised photographs.
+    Attributes:
+        data: folder with train*.parquet and labels.json.
+        out: where the state of each phase goes.
+        size: height and width of the images.
+        batch: images of half a step.
+        seed: of weights, noise and order.
+        compile_model: whether to compile the network.
+        autoencoder: the classifier then reads noised latents, not noised images.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    known, chosen = json.loads((data / "labels.json").read_text()), [int(label) for label in names]
+
+    data: Path
+    out: Path
+    size: int
+    batch: int
+    seed: int
+    compile_model: bool = False
+    autoencoder: Any = None
+
+    @property
+    def device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def photographs(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """Those of some labels as `Batches` takes them, and their labels."""
+        images, labels = load_images(self.data, "train", ids, self.size)
+        return self.encoded(images), labels
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) as `Batches` takes them."""
+        return images if self.autoencoder is None else encode(self.autoencoder, images)
+
+    def batches(
+        self, images: Tensor, labels: Tensor, classes: Sequence[int], cutmix: float = 0.0, batch: int = 0
+    ) -> LabelledBatches:
+        return LabelledBatches(images, labels, batch or self.batch, self.seed, self.device, classes, cutmix)
+
+    def phase(self, name: str, network: Any, loss: Callable[[nn.Module, int], Tensor], images: int, **settings: Any) -> None:
+        """Trains the network on so many `images`; settings are those of `train`."""
+        state, steps = self.out / f"{name}.state", images // (2 * self.batch)
+        train(network, loss, state, steps, self.batch, decay=0.05, compile_model=self.compile_model, draws=2, **settings)
+
+    def calibrate(self, network: Any, images: Tensor, labels: Tensor, ids: Sequence[int]) -> None:
+        """Fits the scales of the logits to photographs that were not trained on."""
+        network.calibrate(fit_logit_scales(network, self.batches(images, labels, ids)))
+
+
+def train_classifier(training: Training, names: dict[str, str], images: tuple[int, int]) -> Any:
+    """The classifier of the labels `names`, after so many `images` of all labels and so many of these."""
+    known, chosen = json.loads((training.data / "labels.json").read_text()), [int(label) for label in names]
     every = sorted(map(int, known))
-    photographs, labels = (part.to(device) for part in load_images(data, "train", every, size))
-    if autoencoder is not None:
-        photographs = encode(autoencoder, photographs)
-    ours = torch.isin(labels.cpu(), torch.tensor(chosen))
+    photographs, labels = training.photographs(every)
+    ours = torch.isin(labels, torch.tensor(chosen))
     (there,), (others,) = torch.where(ours), torch.where(~ours)
-    held_out, rest = (there[index] for index in split_off(labels[there].cpu(), 0.1, seed))
-    torch.manual_seed(seed)
-    network = make_classifier(photographs, {str(i): known[str(i)] for i in every}).to(device)
+    held_out, rest = (there[index] for index in split_off(labels[there], HELD_OUT, training.seed))
+    torch.manual_seed(training.seed)
+    network = make_classifier(photographs, {str(i): known[str(i)] for i in every}).to(training.device)
 
-    def phase(name: str, index: Tensor, ids: list[int], images: int, **settings: Any) -> None:
-        batches = LabelledBatches(photographs[index], labels[index], batch, seed, device, ids, settings.pop("cutmix"))
+    def phase(name: str, index: Tensor, ids: list[int], images: int, cutmix: float, fall: float) -> None:
         typer.echo(f"{name}: {len(index)} photographs of {len(ids)} labels")
+        batches = training.batches(photographs[index], labels[index], ids, cutmix)
         loss = classifier_loss(batches, [every.index(label) for label in ids])
-        steps = images // (2 * batch)
-        state = out / f"{name}.state"
-        train(network, loss, state, steps, batch, 2e-3, 0.05, compile_model, draws=2, **settings)
+        training.phase(name, network, loss, images, peak=2e-3, fall=fall)
 
-    phase(
-        "pretraining", torch.cat([others, *[rest] * (REPEATS if len(others) else 1)]), every, images[0], fall=0.0, cutmix=0.0
-    )
-    phase("classifier", rest, chosen, images[1], fall=1.0, cutmix=0.5)
-    network = with_columns(network, [every.index(label) for label in chosen], names).to(device)
-    held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, chosen)
-    network.calibrate(fit_logit_scales(network, held))
+    repeats = REPEATS if len(others) else 1
+    phase("pretraining", torch.cat([others, *[rest] * repeats]), every, images[0], cutmix=0.0, fall=0.0)
+    phase("classifier", rest, chosen, images[1], cutmix=0.5, fall=1.0)
+    network = with_columns(network, [every.index(label) for label in chosen], names).to(training.device)
+    training.calibrate(network, photographs[held_out], labels[held_out], chosen)
     return network
 
 
-def train_negatives(
-    network: Any,
-    data: Path,
-    out: Path,
-    drawn: Tensor,
-    images: int,
-    size: int,
-    batch: int,
-    seed: int,
-    compile_model: bool,
-    autoencoder: Any = None,
-) -> Any:
+def train_negatives(training: Training, network: Any, drawn: Tensor, images: int) -> Any:
     """The classifier that tells its labels' photographs from what the model drew, too, after so many `images` of both.
 
     Args:
+        training: as of `train_classifier`.
         network: the classifier of the labels.
-        data, out, size, batch, seed, compile_model, autoencoder: as in `train_classifier`.
         drawn: uint8 (N, 3, H, W).
         images: to see.
     """
-    device, ids = "cuda" if torch.cuda.is_available() else "cpu", sorted(map(int, network.config.id2label))
-    photographs, labels = load_images(data, "train", ids, size)
-    held_out, rest = split_off(labels, 0.1, seed)
-    if autoencoder is not None:
-        photographs, drawn = encode(autoencoder, photographs), encode(autoencoder, drawn)
-    classes, negatives = [*ids, max(ids) + 1], round(NEGATIVES * batch)
+    ids = sorted(map(int, network.config.id2label))
+    photographs, labels = training.photographs(ids)
+    held_out, rest = split_off(labels, HELD_OUT, training.seed)
+    classes, negatives = [*ids, max(ids) + 1], round(NEGATIVES * training.batch)
     of_model = torch.full((len(drawn),), classes[-1])
     parts = (
-        LabelledBatches(photographs[rest], labels[rest], batch - negatives, seed, device, classes, 0.5),
-        LabelledBatches(drawn, of_model, negatives, seed + 1, device, classes),
+        training.batches(photographs[rest], labels[rest], classes, 0.5, training.batch - negatives),
+        replace(training, seed=training.seed + 1).batches(training.encoded(drawn), of_model, classes, batch=negatives),
     )
 
     def loss(model: nn.Module, step: int) -> Tensor:
         x_t, t, target = (torch.cat(each) for each in zip(*(part(step) for part in parts), strict=True))
         return nn.functional.cross_entropy(model(x_t, t).float(), target)
 
-    network, steps = with_negative_class(network).to(device), images // (2 * batch)
-    train(network, loss, out / "negatives.state", steps, batch, 5e-4, 0.05, compile_model, fall=0.7, draws=2)
-    held = LabelledBatches(photographs[held_out], labels[held_out], batch, seed, device, ids)
-    network.calibrate(fit_logit_scales(network, held))
+    network = with_negative_class(network).to(training.device)
+    training.phase("negatives", network, loss, images, peak=5e-4, fall=0.7)
+    training.calibrate(network, photographs[held_out], labels[held_out], ids)
     return network

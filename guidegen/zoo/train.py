@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from guidegen.zoo.autoencoder import PART, encode, open_autoencoder, train_autoencoder
 from guidegen.zoo.batches import SCHEDULE, Batches, drawn_by, load_images
-from guidegen.zoo.classifier import REPEATS, train_classifier, train_negatives
+from guidegen.zoo.classifier import REPEATS, Training, train_classifier, train_negatives
 from guidegen.zoo.drawn import draw_images
 from guidegen.zoo.loop import train
 
@@ -183,7 +183,8 @@ def main(
     ids = sorted(int(i) for i in (known if classes == "all" else classes.split(",")))
     names = {str(i): known[str(i)] for i in ids}
     out.mkdir(parents=True, exist_ok=True)
-    photographs, labels = (each.to(device) for each in load_images(data, "train", ids, size))
+    if wanted != ["classifier"]:  # which reads photographs of its own
+        photographs, labels = (each.to(device) for each in load_images(data, "train", ids, size))
     if "autoencoder" in wanted:
         made = train_autoencoder(photographs, labels, out, seen["autoencoder"], batch, seed, compile_model)
         export(out, PART, made, names, latent)
@@ -199,13 +200,12 @@ def main(
         train(unet.to(device), loss, out / "unet.state", steps, batch, learning_rate, 0.01, compile_model)
         export(out, "unet", unet, names, latent)
     if "classifier" in wanted:
-        shared = (size, batch, seed, compile_model, autoencoder)
-        phases = (seen["pretraining"], seen["classifier"])
-        trained = train_classifier(data, out, names, phases, *shared)
+        training = Training(data, out, size, batch, seed, compile_model, autoencoder)
+        trained = train_classifier(training, names, (seen["pretraining"], seen["classifier"]))
         export(out, "classifier", trained, names, latent)
         if seen["negatives"]:
             drawn = draw_images(out, out / "drawn", ids, DRAWN_AT, seen["drawn"], FIRST_DRAWN)
-            trained = train_negatives(trained.float(), data, out, drawn, seen["negatives"], *shared)
+            trained = train_negatives(training, trained.float(), drawn, seen["negatives"])
             export(out, "classifier", trained, names, latent)
 
 
