@@ -279,6 +279,34 @@ def test_one_command_makes_a_checkpoint_that_opens(data: Path, tmp_path: Path) -
     assert set(DDIMPipeline.from_pretrained(out).components) == {"unet", "scheduler"}
 
 
+@pytest.mark.usefixtures("small")
+def test_each_round_is_drawn_by_the_classifier_before(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is trained on what all of them drew, with the same photographs left out."""
+    seen: list[tuple[int, int, float]] = []
+
+    def draw_images(checkpoint: Path, run: Path, *settings: Any) -> torch.Tensor:
+        head = NoisyClassifier.from_pretrained(checkpoint / "classifier").head.bias
+        seen.append((settings[-1], len(head), head.sum().item()))
+        return torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+
+    def split_off(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert seed == 5
+        return split(labels, share, seed)
+
+    split = classifier.split_off
+    monkeypatch.setattr(recipe, "draw_images", draw_images)
+    monkeypatch.setattr(classifier, "split_off", split_off)
+    counts = "unet=4,pretraining=8,classifier=8,drawn=4,negatives=32"
+    recipe.main(data, tmp_path, classes="1,207,281", size=8, images=counts, batch=4, seed=5)
+    assert [(first, logits) for first, logits, _ in seen] == [(20_000, 3), (40_000, 4), (60_000, 4)]
+    assert len({total for _, _, total in seen}) == 3
+    again = NoisyClassifier.from_pretrained(tmp_path / "classifier").state_dict()
+    recipe.main(data, tmp_path, classes="1,207,281", size=8, images=counts, batch=4, seed=5)
+    assert seen[3:] == seen[:3]
+    for name, weight in NoisyClassifier.from_pretrained(tmp_path / "classifier").state_dict().items():
+        assert torch.equal(weight, again[name]), name
+
+
 @pytest.mark.parametrize("text", ["unet", "unet=-1", "unet=1e3", "vae=3", ""])
 def test_images_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="NAME=N"):

@@ -6,7 +6,8 @@ side (He et al. 2016, 1512.03385, section 4.2) and in slightly other colours; ha
 checkpoint are trained, with a part of another (CutMix, Yun et al. 2019, 1905.04899).
 
 Images that it guides to show what it asks for and no one else sees: it is sure of their label, and its gradient has faded
-while they are still noisy. So it learns at last to tell what the model draws from photographs (`negative_class`).
+while they are still noisy. So it learns at last to tell what the model draws from photographs (`negative_class`). It would
+learn those images by heart, too, if they were not shifted, coloured and mixed like photographs, and with them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ LATENT_CLASSIFIER: dict[str, Any] = {
 }
 REPEATS = 4  # how often a photograph of the checkpoint's labels stands among all
 HELD_OUT = 0.1  # share of those photographs that calibrate
-NEGATIVES = 0.6  # share of what the model drew among the images of the last phase
 
 
 def random_colours(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
@@ -201,10 +201,8 @@ class Training:
         """uint8 (N, 3, H, W) as `Batches` takes them."""
         return images if self.autoencoder is None else encode(self.autoencoder, images)
 
-    def batches(
-        self, images: Tensor, labels: Tensor, classes: Sequence[int], cutmix: float = 0.0, batch: int = 0
-    ) -> LabelledBatches:
-        return LabelledBatches(images, labels, batch or self.batch, self.seed, self.device, classes, cutmix)
+    def batches(self, images: Tensor, labels: Tensor, classes: Sequence[int], cutmix: float = 0.0) -> LabelledBatches:
+        return LabelledBatches(images, labels, self.batch, self.seed, self.device, classes, cutmix)
 
     def phase(self, name: str, network: Any, loss: Callable[[nn.Module, int], Tensor], images: int, **settings: Any) -> None:
         """Trains the network on so many `images`; settings are those of `train`."""
@@ -241,30 +239,27 @@ def train_classifier(training: Training, names: dict[str, str], images: tuple[in
     return network
 
 
-def train_negatives(training: Training, network: Any, drawn: Tensor, images: int) -> Any:
+def train_negatives(training: Training, network: Any, drawn: Tensor, images: int, number: int = 1) -> Any:
     """The classifier that tells its labels' photographs from what the model drew, too, after so many `images` of both.
 
     Args:
         training: as of `train_classifier`.
-        network: the classifier of the labels.
+        network: the classifier of the labels, or of an earlier round.
         drawn: uint8 (N, 3, H, W).
         images: to see.
+        number: of the round, from 1 on: each has a state and draws of its own.
     """
     ids = sorted(map(int, network.config.id2label))
     photographs, labels = training.photographs(ids)
     held_out, rest = split_off(labels, HELD_OUT, training.seed)
-    classes, negatives = [*ids, max(ids) + 1], round(NEGATIVES * training.batch)
-    of_model = torch.full((len(drawn),), classes[-1])
-    parts = (
-        training.batches(photographs[rest], labels[rest], classes, 0.5, training.batch - negatives),
-        replace(training, seed=training.seed + 1).batches(training.encoded(drawn), of_model, classes, batch=negatives),
-    )
-
-    def loss(model: nn.Module, step: int) -> Tensor:
-        x_t, t, target = (torch.cat(each) for each in zip(*(part(step) for part in parts), strict=True))
-        return nn.functional.cross_entropy(model(x_t, t).float(), target)
-
-    network = with_negative_class(network).to(training.device)
-    training.phase("negatives", network, loss, images, peak=5e-4, fall=0.7)
+    classes = [*ids, max(ids) + 1]
+    mixed = torch.cat([photographs[rest], training.encoded(drawn)])
+    of_mixed = torch.cat([labels[rest], torch.full((len(drawn),), classes[-1])])
+    batches = replace(training, seed=training.seed + number).batches(mixed, of_mixed, classes, cutmix=0.5)
+    loss = classifier_loss(batches, range(len(classes)))
+    if not network.config.negative_class:
+        network = with_negative_class(network)
+    network = network.to(training.device)
+    training.phase(f"negatives-{number}", network, loss, images, peak=5e-4, fall=0.7)
     training.calibrate(network, photographs[held_out], labels[held_out], ids)
     return network

@@ -10,8 +10,8 @@ Trains the noise-aware classifier and the class-conditional UNet, and writes the
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
-  their side (He et al. 2016, 1512.03385, section 4.2), and learns to
-  tell them from what the model draws (Kim et al. 2022, 2211.17091);
+  their side (He et al. 2016, 1512.03385, section 4.2), and learns to tell them from what the model
+  draws (Kim et al. 2022, 2211.17091), in rounds, the next of images that it guided itself;
 - constant learning rate, linear to zero over the last quarter.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
@@ -60,10 +60,11 @@ IMAGES = {
     "pretraining": 6_000_000,
     "classifier": 500_000,
     "drawn": 8_000,
-    "negatives": 500_000,
+    "negatives": 700_000,
 }
-DRAWN_AT = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8)
-FIRST_DRAWN = 50_000  # seed; those of the card's table begin at 0
+ROUNDS = 3  # of drawing with the classifier so far and training it on all that was drawn
+DRAWN_AT = (0, 1, 2, 3, 4, 6)
+FIRST_DRAWN = 20_000  # seed of the first round; those of the card's table begin at 0 and 1000
 DEFAULT_IMAGES = ",".join(f"{name}={count}" for name, count in IMAGES.items())
 
 
@@ -158,7 +159,7 @@ def main(
         str,
         typer.Option(
             help="Images that each part sees: the classifier of all labels of the data (pretraining), then of its own "
-            "(classifier), then of those beside what the UNet drew (negatives), which is so many images (drawn)."
+            f"(classifier), then in {ROUNDS} rounds of those beside what the UNet drew (negatives), so many images (drawn)."
         ),
     ] = DEFAULT_IMAGES,
     start: Annotated[
@@ -203,9 +204,11 @@ def main(
         training = Training(data, out, size, batch, seed, compile_model, autoencoder)
         trained = train_classifier(training, names, (seen["pretraining"], seen["classifier"]))
         export(out, "classifier", trained, names, latent)
-        if seen["negatives"]:
-            drawn = draw_images(out, out / "drawn", ids, DRAWN_AT, seen["drawn"], FIRST_DRAWN)
-            trained = train_negatives(training, trained.float(), drawn, seen["negatives"])
+        drawn: list[Tensor] = []
+        for number in range(1, (ROUNDS if seen["negatives"] else 0) + 1):
+            run, first = out / f"drawn-{number}", number * FIRST_DRAWN
+            drawn.append(draw_images(out, run, ids, DRAWN_AT, seen["drawn"], first))
+            trained = train_negatives(training, trained.float(), torch.cat(drawn), seen["negatives"], number)
             export(out, "classifier", trained, names, latent)
 
 
