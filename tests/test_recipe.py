@@ -221,12 +221,12 @@ def test_what_the_model_drew_is_told_from_photographs(data: Path, tmp_path: Path
     labels = {"1": "goldfish", "207": "golden retriever"}
     torch.manual_seed(0)
     given = NoisyClassifier(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), id2label=labels)
-    network = classifier.train_negatives(classifier.Training(data, tmp_path, 8, 16, 0), given, drawn, 16 * 2 * 100)
+    network = classifier.train_negatives(classifier.Training(data, tmp_path, 8, 16, 0), given, drawn, 16 * 2 * 200)
     network.calibrate([1.0, 1.0])  # of photographs without anything to learn the scales are 0
     photographs, _ = batches.load_images(data, "train", [1, 207], 8)
     with torch.no_grad():
         p = [network(batches.scaled(some), torch.tensor([1])).softmax(1)[:, -1].mean() for some in (photographs, drawn)]
-    assert p[1] > p[0] + 0.1
+    assert p[1] > p[0] + 0.4
 
 
 def test_the_classifier_alone_wants_a_unet_that_draws(data: Path, tmp_path: Path) -> None:
