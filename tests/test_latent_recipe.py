@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 import typer
 from conftest import settings_of
+from photographs import NAMES, write_photographs
 from PIL import Image
 from setups import open_sampler
 from torch import nn
@@ -25,26 +24,8 @@ from guidegen.zoo import train as recipe
 
 pa = pytest.importorskip("pyarrow")
 
-NAMES = {"1": "goldfish", "207": "golden retriever", "281": "tabby", "500": "x"}
-SEEN = "autoencoder=8,unet=8,pretraining=16,classifier=8,drawn=9,negatives=16"
+SEEN = "autoencoder=8,unet=8,pretraining=16,classifier=8,drawn=9,negatives=16,scores=8"
 STEPS = 3
-
-
-def write_photographs(folder: Path) -> Path:
-    """Four labels, ten 64x64 JPEGs each, of smooth colours."""
-    import pyarrow.parquet as pq
-
-    draw, images = np.random.default_rng(0), []
-    for _ in range(40):
-        buffer = io.BytesIO()
-        colours = Image.fromarray(draw.integers(0, 255, (4, 4, 3), dtype=np.uint8), "RGB")
-        colours.resize((64, 64), Image.Resampling.BICUBIC).save(buffer, "JPEG")
-        images.append(buffer.getvalue())
-    labels = pa.array([int(label) for label in NAMES] * 10, pa.int32())
-    folder.mkdir()
-    pq.write_table(pa.table({"image": images, "label": labels}), folder / "train-0.parquet")
-    (folder / "labels.json").write_text(json.dumps(NAMES))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +40,11 @@ def small() -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs") / "data")
+    """Four labels, ten photographs each, of smooth colours."""
+    draw = np.random.default_rng(0)
+    colours = (Image.fromarray(draw.integers(0, 255, (4, 4, 3), dtype=np.uint8)) for _ in range(40))
+    images = [each.resize((64, 64), Image.Resampling.BICUBIC) for each in colours]
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "data", images)
 
 
 @pytest.fixture(scope="module")

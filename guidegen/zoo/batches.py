@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 SCHEDULE: dict[str, Any] = {"num_train_timesteps": 1000, "beta_schedule": "linear"}
+NULL_LABEL = 1000
 LOG_SIGMA = (-0.6, 1.3)  # P_mean and P_std of log(sigma/alpha), for images of std 1/2
 LATENT_LOG_SIGMA = (LOG_SIGMA[0] + math.log(2), LOG_SIGMA[1])  # the same share of noise in latents of std 1
 

@@ -3,18 +3,15 @@
 It is trained on every class of the data first, then on the classes of the checkpoint, of which some photographs are
 held back to calibrate it. So few photographs would be learnt by heart, so each is seen shifted by up to an eighth of its
 side (He et al. 2016, 1512.03385, section 4.2) and in slightly other colours; half of them, when the classes of the
-checkpoint are trained, with a part of another (CutMix, Yun et al. 2019, 1905.04899).
-
-Images that it guides to show what it asks for and no one else sees: it is sure of their label, and its gradient has faded
-while they are still noisy. So it learns at last to tell what the model draws from photographs (`negative_class`). It would
-learn those images by heart, too, if they were not shifted, coloured and mixed like photographs, and with them.
+checkpoint are trained, with a part of another (CutMix, Yun et al. 2019, 1905.04899). What it learns more to guide with is
+in `guidegen.zoo.guiding`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +55,13 @@ def random_boxes(batch: int, size: int, generator: torch.Generator) -> Tensor:
     return (down[:, :, None] & right[:, None, :])[:, None]
 
 
+def columns_by_label(classes: Sequence[int]) -> Tensor:
+    """For each label up to the largest, its place among `classes`; -1 where it has none."""
+    columns = torch.full((max(classes) + 1,), -1)
+    columns[torch.tensor(classes)] = torch.arange(len(classes))
+    return columns
+
+
 class LabelledBatches(Batches):
     """Batches for a classifier.
 
@@ -71,9 +75,8 @@ class LabelledBatches(Batches):
         self, images: Tensor, labels: Tensor, batch: int, seed: int, device: str, classes: Sequence[int], cutmix: float = 0.0
     ):
         super().__init__(images, labels, batch, seed, device, shift=images.shape[-1] // 8)
-        column = torch.full((max(classes) + 1,), -1)
-        column[torch.tensor(classes)] = torch.arange(len(classes))
-        self.columns, self.count, self.cutmix = column.to(device)[self.labels], len(classes), cutmix
+        self.columns = columns_by_label(classes).to(device)[self.labels]
+        self.count, self.cutmix = len(classes), cutmix
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
         """x_t, t and the probabilities (B, K) to learn, of one step."""
@@ -201,17 +204,34 @@ class Training:
         """uint8 (N, 3, H, W) as `Batches` takes them."""
         return images if self.autoencoder is None else encode(self.autoencoder, images)
 
-    def batches(self, images: Tensor, labels: Tensor, classes: Sequence[int], cutmix: float = 0.0) -> LabelledBatches:
-        return LabelledBatches(images, labels, self.batch, self.seed, self.device, classes, cutmix)
+    def batches(
+        self, images: Tensor, labels: Tensor, classes: Sequence[int], cutmix: float = 0.0, number: int = 0
+    ) -> LabelledBatches:
+        """Batches of the phase of that number."""
+        return LabelledBatches(images, labels, self.batch, self.seed + number, self.device, classes, cutmix)
 
     def phase(self, name: str, network: Any, loss: Callable[[nn.Module, int], Tensor], images: int, **settings: Any) -> None:
         """Trains the network on so many `images`; settings are those of `train`."""
         state, steps = self.out / f"{name}.state", images // (2 * self.batch)
         train(network, loss, state, steps, self.batch, decay=0.05, compile_model=self.compile_model, draws=2, **settings)
 
-    def calibrate(self, network: Any, images: Tensor, labels: Tensor, ids: Sequence[int]) -> None:
-        """Fits the scales of the logits to photographs that were not trained on."""
-        network.calibrate(fit_logit_scales(network, self.batches(images, labels, ids)))
+    def split(self, ids: list[int]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Photographs and labels of some labels: those that calibrate, and the others."""
+        images, labels = self.photographs(ids)
+        held_out, rest = split_off(labels, HELD_OUT, self.seed)
+        return (images[held_out], labels[held_out]), (images[rest], labels[rest])
+
+    def calibrate(self, network: Any) -> None:
+        """Fits the scales of the logits to photographs of its labels that were not trained on."""
+        ids = labels_of(network)
+        held_out, _ = self.split(ids)
+        network.calibrate([1.0, 1.0])
+        network.calibrate(fit_logit_scales(network, self.batches(*held_out, ids)))
+
+
+def labels_of(network: Any) -> list[int]:
+    """Ids of the labels of a classifier, in the order of its columns."""
+    return sorted(map(int, network.config.id2label))
 
 
 def train_classifier(training: Training, names: dict[str, str], images: tuple[int, int]) -> Any:
@@ -221,7 +241,7 @@ def train_classifier(training: Training, names: dict[str, str], images: tuple[in
     photographs, labels = training.photographs(every)
     ours = torch.isin(labels, torch.tensor(chosen))
     (there,), (others,) = torch.where(ours), torch.where(~ours)
-    held_out, rest = (there[index] for index in split_off(labels[there], HELD_OUT, training.seed))
+    rest = there[split_off(labels[there], HELD_OUT, training.seed)[1]]
     torch.manual_seed(training.seed)
     network = make_classifier(photographs, {str(i): known[str(i)] for i in every}).to(training.device)
 
@@ -235,31 +255,5 @@ def train_classifier(training: Training, names: dict[str, str], images: tuple[in
     phase("pretraining", torch.cat([others, *[rest] * repeats]), every, images[0], cutmix=0.0, fall=0.0)
     phase("classifier", rest, chosen, images[1], cutmix=0.5, fall=1.0)
     network = with_columns(network, [every.index(label) for label in chosen], names).to(training.device)
-    training.calibrate(network, photographs[held_out], labels[held_out], chosen)
-    return network
-
-
-def train_negatives(training: Training, network: Any, drawn: Tensor, images: int, number: int = 1) -> Any:
-    """The classifier that tells its labels' photographs from what the model drew, too, after so many `images` of both.
-
-    Args:
-        training: as of `train_classifier`.
-        network: the classifier of the labels, or of an earlier round.
-        drawn: uint8 (N, 3, H, W).
-        images: to see.
-        number: of the round, from 1 on: each has a state and draws of its own.
-    """
-    ids = sorted(map(int, network.config.id2label))
-    photographs, labels = training.photographs(ids)
-    held_out, rest = split_off(labels, HELD_OUT, training.seed)
-    classes = [*ids, max(ids) + 1]
-    mixed = torch.cat([photographs[rest], training.encoded(drawn)])
-    of_mixed = torch.cat([labels[rest], torch.full((len(drawn),), classes[-1])])
-    batches = replace(training, seed=training.seed + number).batches(mixed, of_mixed, classes, cutmix=0.5)
-    loss = classifier_loss(batches, range(len(classes)))
-    if not network.config.negative_class:
-        network = with_negative_class(network)
-    network = network.to(training.device)
-    training.phase(f"negatives-{number}", network, loss, images, peak=5e-4, fall=0.7)
-    training.calibrate(network, photographs[held_out], labels[held_out], ids)
+    training.calibrate(network)
     return network

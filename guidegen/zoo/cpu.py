@@ -17,28 +17,44 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        x = images.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C), a view
-        mean = _group_means(_pixel_means(x), groups)
-        variance = (_group_means(_pixel_means(x * x), groups) - mean * mean).clamp(min=0)
-        inverse = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.groups, ctx.size = groups, images.shape[2:]
+        x = _rows(images)
+        mean, inverse = _statistics(x, groups, eps)
+        ctx.save_for_backward(images, weight, mean, inverse)
+        ctx.groups, ctx.eps = groups, eps
         gain = inverse * weight
-        y = torch.addcmul(_row(bias - mean * gain, x), x, _row(gain, x))
-        return y.unflatten(1, ctx.size).permute(0, 3, 1, 2)
+        return _images(torch.addcmul(_row(bias - mean * gain, x), x, _row(gain, x)), images)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        g = gradients[0].permute(0, 2, 3, 1).flatten(1, 2)
+        images, weight, mean, inverse = ctx.saved_tensors
+        x, g = _rows(images), _rows(gradients[0])
+        if torch.is_grad_enabled():  # a second derivative has to know what the statistics are of
+            mean, inverse = _statistics(x, ctx.groups, ctx.eps)
         of_bias = _pixel_means(g)
         of_weight = (_pixel_means(g * x) - mean * of_bias) * inverse
         first, second = (_group_means(part * weight, ctx.groups) for part in (of_bias, of_weight))
         # inverse (g weight - first - y second), with y = (x - mean) inverse
         constant = _row(inverse * (mean * inverse * second - first), x)
         dx = torch.addcmul(constant, x, _row(-inverse * inverse * second, x))
-        dx = torch.addcmul(dx, g, _row(inverse * weight, x)).unflatten(1, ctx.size).permute(0, 3, 1, 2)
-        return dx, of_weight.sum(0) * x.shape[1], of_bias.sum(0) * x.shape[1], None, None
+        dx = torch.addcmul(dx, g, _row(inverse * weight, x))
+        return _images(dx, images), of_weight.sum(0) * x.shape[1], of_bias.sum(0) * x.shape[1], None, None
+
+
+def _rows(images: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, HW, C): a view, where channels are last in memory."""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _images(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_rows`."""
+    return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Means and inverse deviations (B, C) of each channel's group."""
+    mean = _group_means(_pixel_means(x), groups)
+    variance = (_group_means(_pixel_means(x * x), groups) - mean * mean).clamp(min=0)
+    return mean, (variance + eps).rsqrt()
 
 
 def _pixel_means(x: Tensor) -> Tensor:
@@ -64,10 +80,16 @@ def _forward(self: nn.GroupNorm, x: Tensor) -> Tensor:
 
 def speed_up(model: nn.Module) -> None:
     """Makes the norms and attention of `model` compute what they did, faster for bf16 images in channels-last order."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor
-
     for part in model.modules():
         if isinstance(part, nn.GroupNorm):
             part.forward = MethodType(_forward, part)  # type: ignore[method-assign]
-        elif isinstance(part, Attention):
-            part.set_processor(AttnProcessor())  # matrix products: the gradient of fused attention was slower
+    unfuse_attention(model)
+
+
+def unfuse_attention(model: nn.Module) -> None:
+    """Makes the attention of `model` matrix products: fused, it has no second derivatives, and slow first ones on a CPU."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    for part in model.modules():
+        if isinstance(part, Attention):
+            part.set_processor(AttnProcessor())

@@ -31,8 +31,8 @@ def drawn_as(labels: str, num: int, dtype: str, seed: int = 0) -> tuple[object, 
 
 def draw_images(
     checkpoint: Path, out: Path, labels: Sequence[int], weights: Sequence[float], images: int, seed: int
-) -> torch.Tensor:
-    """About so many `images` of a checkpoint by classifier guidance, uint8 (N, 3, H, W): of each label, at each w.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """About so many `images` of a checkpoint by classifier guidance, of each label, at each w; as `read_images` gives them.
 
     Args:
         checkpoint: its folder.
@@ -51,12 +51,12 @@ def draw_images(
     return read_images(out)
 
 
-def read_images(run: Path) -> torch.Tensor:
-    """The images of a run as uint8 (N, 3, H, W), in the order of seeds and weights."""
+def read_images(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images of a run as uint8 (N, 3, H, W), in the order of seeds and weights, and their labels (N,)."""
     import numpy as np
 
     from guidegen.evaluate.features import read_image
 
     rows = sorted((row for row in read_rows(run) if row["status"] == "ok"), key=lambda row: (row["seed"], row["w"]))
-    images = np.stack([read_image(run / row["file"]) for row in rows])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(np.stack([read_image(run / row["file"]) for row in rows]))
+    return images.permute(0, 3, 1, 2).contiguous(), torch.tensor([row["label"] for row in rows])

@@ -10,8 +10,10 @@ Trains the noise-aware classifier and the class-conditional UNet, and writes the
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
-  their side (He et al. 2016, 1512.03385, section 4.2), and learns to tell them from what the model
-  draws (Kim et al. 2022, 2211.17091), in rounds, the next of images that it guided itself;
+  their side (He et al. 2016, 1512.03385, section 4.2), learns to tell them from what the model draws
+  (Kim et al. 2022, 2211.17091), in rounds, the next of images that it guided itself, whose weights are
+  averaged (Izmailov et al. 2018, 1803.05407), and at last to have the score's gradient (Chao et al. 2022,
+  2203.14206);
 - constant learning rate, linear to zero over the last quarter.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +33,11 @@ import typer
 from torch import Tensor, nn
 
 from guidegen.zoo.autoencoder import PART, encode, open_autoencoder, train_autoencoder
-from guidegen.zoo.batches import SCHEDULE, Batches, drawn_by, load_images
-from guidegen.zoo.classifier import REPEATS, Training, train_classifier, train_negatives
-from guidegen.zoo.drawn import draw_images
+from guidegen.zoo.batches import NULL_LABEL, SCHEDULE, Batches, drawn_by, load_images
+from guidegen.zoo.classifier import REPEATS, Training, train_classifier
+from guidegen.zoo.guiding import ROUNDS, train_to_guide
 from guidegen.zoo.loop import train
 
-NULL_LABEL = 1000
 CLASSES = "1,105,107,145,207,281,291,294,301,323,387,437,779,817,945,950,963,970,973,978"
 UNET: dict[str, Any] = {
     "block_out_channels": (32, 96, 192, 256),
@@ -61,10 +63,8 @@ IMAGES = {
     "classifier": 500_000,
     "drawn": 8_000,
     "negatives": 700_000,
+    "scores": 170_000,
 }
-ROUNDS = 3  # of drawing with the classifier so far and training it on all that was drawn
-DRAWN_AT = (0, 1, 2, 3, 4, 6)
-FIRST_DRAWN = 20_000  # seed of the first round; those of the card's table begin at 0 and 1000
 DEFAULT_IMAGES = ",".join(f"{name}={count}" for name, count in IMAGES.items())
 
 
@@ -114,7 +114,7 @@ def export(folder: Path, part: str, network: Any, names: dict[str, str], latent:
         set_alpha_to_one=True,
     )
     scheduler.save_pretrained(folder / "scheduler")
-    network.half().to(memory_format=torch.contiguous_format).save_pretrained(folder / part)
+    deepcopy(network).half().to(memory_format=torch.contiguous_format).save_pretrained(folder / part)
     index = {
         "_class_name": "LDMPipeline" if latent else "DDIMPipeline",
         **({PART: ["diffusers", "AutoencoderKL"]} if latent else {}),
@@ -159,7 +159,8 @@ def main(
         str,
         typer.Option(
             help="Images that each part sees: the classifier of all labels of the data (pretraining), then of its own "
-            f"(classifier), then in {ROUNDS} rounds of those beside what the UNet drew (negatives), so many images (drawn)."
+            f"(classifier), then in {ROUNDS} rounds of those beside what the UNet drew (negatives), so many images (drawn), "
+            "then of both, on which it matches the UNet's scores (scores)."
         ),
     ] = DEFAULT_IMAGES,
     start: Annotated[
@@ -204,12 +205,8 @@ def main(
         training = Training(data, out, size, batch, seed, compile_model, autoencoder)
         trained = train_classifier(training, names, (seen["pretraining"], seen["classifier"]))
         export(out, "classifier", trained, names, latent)
-        drawn: list[Tensor] = []
-        for number in range(1, (ROUNDS if seen["negatives"] else 0) + 1):
-            run, first = out / f"drawn-{number}", number * FIRST_DRAWN
-            drawn.append(draw_images(out, run, ids, DRAWN_AT, seen["drawn"], first))
-            trained = train_negatives(training, trained.float(), torch.cat(drawn), seen["negatives"], number)
-            export(out, "classifier", trained, names, latent)
+        if seen["negatives"]:
+            train_to_guide(training, trained, seen, lambda network: export(out, "classifier", network, names, latent))
 
 
 if __name__ == "__main__":
