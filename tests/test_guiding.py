@@ -53,7 +53,7 @@ def noised() -> batches.Batches:
 
 
 def test_an_exact_classifier_has_the_score_of_the_labels(noised: batches.Batches) -> None:
-    """By Bayes' rule; the sum of squares of an inexact one is about one."""
+    """By Bayes' rule, to the digits of fp32."""
     exact = Mixture()
     loss = guiding.score_loss(noised, exact.unet, [1, 3])
     assert loss(exact.logits, 0).item() < 1e-4

@@ -238,22 +238,20 @@ def train_classifier(training: Training, names: dict[str, str], images: tuple[in
     """The classifier of the labels `names`, after so many `images` of all labels and so many of these."""
     known, chosen = json.loads((training.data / "labels.json").read_text()), [int(label) for label in names]
     every = sorted(map(int, known))
-    photographs, labels = training.photographs(every)
-    ours = torch.isin(labels, torch.tensor(chosen))
-    (there,), (others,) = torch.where(ours), torch.where(~ours)
-    rest = there[split_off(labels[there], HELD_OUT, training.seed)[1]]
+    others, (_, ours) = [label for label in every if label not in chosen], training.split(chosen)
     torch.manual_seed(training.seed)
-    network = make_classifier(photographs, {str(i): known[str(i)] for i in every}).to(training.device)
+    network = make_classifier(ours[0], {str(i): known[str(i)] for i in every}).to(training.device)
 
-    def phase(name: str, index: Tensor, ids: list[int], images: int, cutmix: float, fall: float) -> None:
-        typer.echo(f"{name}: {len(index)} photographs of {len(ids)} labels")
-        batches = training.batches(photographs[index], labels[index], ids, cutmix)
-        loss = classifier_loss(batches, [every.index(label) for label in ids])
+    def phase(
+        name: str, parts: list[tuple[Tensor, Tensor]], ids: list[int], images: int, cutmix: float, fall: float
+    ) -> None:
+        pool, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        typer.echo(f"{name}: {len(pool)} photographs of {len(ids)} labels")
+        loss = classifier_loss(training.batches(pool, labels, ids, cutmix), [every.index(label) for label in ids])
         training.phase(name, network, loss, images, peak=2e-3, fall=fall)
 
-    repeats = REPEATS if len(others) else 1
-    phase("pretraining", torch.cat([others, *[rest] * repeats]), every, images[0], cutmix=0.0, fall=0.0)
-    phase("classifier", rest, chosen, images[1], cutmix=0.5, fall=1.0)
+    phase("pretraining", [training.photographs(others), *[ours] * REPEATS] if others else [ours], every, images[0], 0.0, 0.0)
+    phase("classifier", [ours], chosen, images[1], cutmix=0.5, fall=1.0)
     network = with_columns(network, [every.index(label) for label in chosen], names).to(training.device)
     training.calibrate(network)
     return network

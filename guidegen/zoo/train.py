@@ -10,10 +10,10 @@ Trains the noise-aware classifier and the class-conditional UNet, and writes the
   spends the budget where the picture is decided; one draw in ten is uniform over the timesteps;
 - label dropout 15 % (Ho & Salimans 2022, 2207.12598); horizontal flips; EMA with warm-up;
 - the classifier, which would learn so few photographs by heart, sees them shifted by up to an eighth of
-  their side (He et al. 2016, 1512.03385, section 4.2), learns to tell them from what the model draws
-  (Kim et al. 2022, 2211.17091), in rounds, the next of images that it guided itself, whose weights are
-  averaged (Izmailov et al. 2018, 1803.05407), and at last to have the score's gradient (Chao et al. 2022,
-  2203.14206);
+  their side (He et al. 2016, 1512.03385, section 4.2), and learns to tell them from what the model
+  draws (Kim et al. 2022, 2211.17091), in rounds, the next of images that it guided itself; the weights
+  of the rounds are averaged (Izmailov et al. 2018, 1803.05407); at last its gradient is matched to what
+  the label adds to the UNet's scores (Chao et al. 2022, 2203.14206);
 - constant learning rate, linear to zero over the last quarter.
 
 State is saved every few minutes: the same command goes on where it stopped. The data are the
