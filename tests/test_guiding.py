@@ -74,7 +74,7 @@ def test_scores_are_matched(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """To a network that labels do not steer: the gradient fades, which it does not by the other loss alone."""
     shrink(monkeypatch)
     ids = [int(label) for label in LABELS]
-    training = classifier.Training(data, tmp_path, 8, 8, 0)
+    training = classifier.Training(data, tmp_path, ids, 8, 8, 0)
     torch.manual_seed(0)
     unet = recipe.make_unet(8, latent=False)
     torch.nn.init.zeros_(unet.class_embedding.weight)
@@ -97,7 +97,7 @@ def test_what_the_model_drew_is_told_from_photographs(data: Path, tmp_path: Path
     labels = {"1": "goldfish", "207": "golden retriever"}
     torch.manual_seed(0)
     given = small_classifier(labels)
-    network = guiding.train_negatives(classifier.Training(data, tmp_path, 8, 16, 0), given, drawn, 16 * 2 * 200)
+    network = guiding.train_negatives(classifier.Training(data, tmp_path, [1, 207], 8, 16, 0), given, drawn, 16 * 2 * 200)
     network.calibrate([1.0, 1.0])  # of photographs without anything to learn the scales are 0
     photographs, _ = batches.load_images(data, "train", [1, 207], 8)
     with torch.no_grad():
@@ -106,12 +106,11 @@ def test_what_the_model_drew_is_told_from_photographs(data: Path, tmp_path: Path
 
 
 def test_the_mean_classifier_is_calibrated_whatever_the_others_were(data: Path, tmp_path: Path) -> None:
-    training = classifier.Training(data, tmp_path, 8, 4, 0)
-    labels = {"1": "goldfish", "207": "golden retriever", "281": "tabby"}
+    training = classifier.Training(data, tmp_path, [1, 207, 281], 8, 4, 0)
 
     def network(seed: int, scales: list[float] | None = None) -> Any:
         torch.manual_seed(seed)
-        return small_classifier(labels, logit_scales=scales)
+        return small_classifier(LABELS, logit_scales=scales)
 
     means = [guiding.mean_classifier(training, [network(1), network(2, scales)]) for scales in (None, [0.3, 0.1])]
     first, second = network(1).state_dict(), network(2).state_dict()

@@ -272,7 +272,9 @@ def test_the_classifier_goes_on_from_either_phase(data: Path, tmp_path: Path) ->
     labels = {"1": "goldfish", "207": "golden retriever", "281": "tabby"}
 
     def train() -> Any:
-        return classifier.train_classifier(classifier.Training(data, tmp_path, 8, 4, 0), labels, (32, 16)).state_dict()
+        return classifier.train_classifier(
+            classifier.Training(data, tmp_path, [1, 207, 281], 8, 4, 0), labels, (32, 16)
+        ).state_dict()
 
     whole, again = train(), train()
     (tmp_path / "classifier.state").unlink()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ class Training:
     Attributes:
         data: folder with train*.parquet and labels.json.
         out: where the state of each phase goes.
+        ids: the labels of the classifier, in ascending order.
         size: height and width of the images.
         batch: images of half a step.
         seed: of weights, noise and order.
@@ -185,6 +187,7 @@ class Training:
 
     data: Path
     out: Path
+    ids: list[int]
     size: int
     batch: int
     seed: int
@@ -215,30 +218,25 @@ class Training:
         state, steps = self.out / f"{name}.state", images // (2 * self.batch)
         train(network, loss, state, steps, self.batch, decay=0.05, compile_model=self.compile_model, draws=2, **settings)
 
-    def split(self, ids: list[int]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Photographs and labels of some labels: those that calibrate, and the others."""
-        images, labels = self.photographs(ids)
+    @cached_property
+    def split(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Photographs of `ids` and their labels: those that calibrate, and the others."""
+        images, labels = self.photographs(self.ids)
         held_out, rest = split_off(labels, HELD_OUT, self.seed)
         return (images[held_out], labels[held_out]), (images[rest], labels[rest])
 
     def calibrate(self, network: Any) -> None:
-        """Fits the scales of the logits to photographs of its labels that were not trained on."""
-        ids = labels_of(network)
-        held_out, _ = self.split(ids)
+        """Fits the scales of the logits to photographs that were not trained on."""
+        held_out, _ = self.split
         network.calibrate([1.0, 1.0])
-        network.calibrate(fit_logit_scales(network, self.batches(*held_out, ids)))
-
-
-def labels_of(network: Any) -> list[int]:
-    """Ids of the labels of a classifier, in the order of its columns."""
-    return sorted(map(int, network.config.id2label))
+        network.calibrate(fit_logit_scales(network, self.batches(*held_out, self.ids)))
 
 
 def train_classifier(training: Training, names: dict[str, str], images: tuple[int, int]) -> Any:
-    """The classifier of the labels `names`, after so many `images` of all labels and so many of these."""
-    known, chosen = json.loads((training.data / "labels.json").read_text()), [int(label) for label in names]
+    """The classifier of the labels with these `names`, after so many `images` of all labels and so many of its own."""
+    known, chosen = json.loads((training.data / "labels.json").read_text()), training.ids
     every = sorted(map(int, known))
-    others, (_, ours) = [label for label in every if label not in chosen], training.split(chosen)
+    others, (_, ours) = [label for label in every if label not in chosen], training.split
     torch.manual_seed(training.seed)
     network = make_classifier(ours[0], {str(i): known[str(i)] for i in every}).to(training.device)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from guidegen.zoo.batches import NULL_LABEL, Batches
-from guidegen.zoo.classifier import Training, classifier_loss, columns_by_label, labels_of, with_negative_class
+from guidegen.zoo.classifier import Training, classifier_loss, columns_by_label, with_negative_class
 from guidegen.zoo.cpu import speed_up, unfuse_attention
 from guidegen.zoo.drawn import draw_images
 
@@ -42,7 +42,7 @@ def train_to_guide(training: Training, network: Any, seen: dict[str, int], write
     images, labels = list[Tensor](), list[Tensor]()
     for number in range(1, ROUNDS + 1):
         run, first = training.out / f"drawn-{number}", number * FIRST_DRAWN
-        drawn = draw_images(training.out, run, labels_of(network), DRAWN_AT, seen["drawn"], first)
+        drawn = draw_images(training.out, run, training.ids, DRAWN_AT, seen["drawn"], first)
         images.append(training.encoded(drawn[0]))
         labels.append(drawn[1])
         networks.append(train_negatives(training, networks[-1], torch.cat(images), seen["negatives"], number))
@@ -54,12 +54,14 @@ def train_to_guide(training: Training, network: Any, seen: dict[str, int], write
         write(mean_classifier(training, [mean, matched]))
 
 
-def negatives_loss(training: Training, ids: list[int], drawn: Tensor, number: int) -> Callable[[nn.Module, int], Tensor]:
+def negatives_loss(
+    training: Training, photographs: tuple[Tensor, Tensor], drawn: Tensor, number: int
+) -> Callable[[nn.Module, int], Tensor]:
     """Cross-entropy over the labels' photographs, and what the UNet drew as one label more, of both mixed by CutMix."""
-    _, (photographs, labels) = training.split(ids)
-    classes = [*ids, max(ids) + 1]
+    images, labels = photographs
+    classes = [*training.ids, max(training.ids) + 1]
     of_drawn = torch.full((len(drawn),), classes[-1])
-    batches = training.batches(torch.cat([photographs, drawn]), torch.cat([labels, of_drawn]), classes, 0.5, number)
+    batches = training.batches(torch.cat([images, drawn]), torch.cat([labels, of_drawn]), classes, 0.5, number)
     return classifier_loss(batches, range(len(classes)))
 
 
@@ -75,7 +77,8 @@ def train_negatives(training: Training, network: Any, drawn: Tensor, images: int
     """
     network = deepcopy(network) if network.config.negative_class else with_negative_class(network).to(training.device)
     network.calibrate([1.0, 1.0])
-    loss = negatives_loss(training, labels_of(network), drawn, number)
+    _, photographs = training.split
+    loss = negatives_loss(training, photographs, drawn, number)
     training.phase(f"negatives-{number}", network, loss, images, peak=5e-4, fall=0.7)
     training.calibrate(network)
     return network
@@ -133,18 +136,17 @@ def match_scores(training: Training, network: Any, drawn: tuple[Tensor, Tensor],
     """
     from diffusers import UNet2DModel
 
-    network, ids = deepcopy(network), labels_of(network)
+    network, (_, photographs) = deepcopy(network), training.split
     unet = UNet2DModel.from_pretrained(training.out / "unet", torch_dtype=torch.float32).requires_grad_(False)
     unet = unet.to(training.device, memory_format=torch.channels_last)
     if training.device == "cpu":
         speed_up(unet)
     unfuse_attention(network)
     half = replace(training, batch=max(1, training.batch // 2), compile_model=False)
-    told = negatives_loss(half, ids, drawn[0], ROUNDS + 1)
-    _, photographs = training.split(ids)
+    told = negatives_loss(half, photographs, drawn[0], ROUNDS + 1)
     pool, labels = (torch.cat(pair) for pair in zip(photographs, drawn, strict=True))
     batches = Batches(pool, labels, half.batch, training.seed + ROUNDS + 2, training.device, shift=pool.shape[-1] // 8)
-    matched = score_loss(batches, unet, ids)
+    matched = score_loss(batches, unet, training.ids)
     half.phase("scores", network, lambda model, step: told(model, step) + matched(model, step), images, peak=5e-4, fall=0.7)
     training.calibrate(network)
     return network

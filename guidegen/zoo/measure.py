@@ -24,6 +24,7 @@ from guidegen.runs.manifest import read_rows
 from guidegen.runs.schema import read_run
 from guidegen.zoo import BUNDLED
 from guidegen.zoo.batches import load_images, random_flip, random_shift, scaled
+from guidegen.zoo.classifier import columns_by_label
 from guidegen.zoo.train import CLASSES
 
 _COLUMNS = [int(label) for label in CLASSES.split(",")]
@@ -62,9 +63,7 @@ def save_classifier(classifier: ImageClassifier, folder: Path) -> None:
 
 def columns_of(labels: Tensor) -> Tensor:
     """Label ids (B,) to columns of the evaluation classifier (B,)."""
-    table = torch.full((max(_COLUMNS) + 1,), -1)
-    table[torch.tensor(_COLUMNS)] = torch.arange(len(_COLUMNS))
-    return table[labels]
+    return columns_by_label(_COLUMNS)[labels]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

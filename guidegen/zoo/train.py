@@ -202,7 +202,7 @@ def main(
         train(unet.to(device), loss, out / "unet.state", steps, batch, learning_rate, 0.01, compile_model)
         export(out, "unet", unet, names, latent)
     if "classifier" in wanted:
-        training = Training(data, out, size, batch, seed, compile_model, autoencoder)
+        training = Training(data, out, ids, size, batch, seed, compile_model, autoencoder)
         trained = train_classifier(training, names, (seen["pretraining"], seen["classifier"]))
         export(out, "classifier", trained, names, latent)
         if seen["negatives"]:
